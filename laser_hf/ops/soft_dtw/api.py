@@ -1,0 +1,185 @@
+"""`soft_dtw`, its normalised form and its expected alignment; checks arguments and picks the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .reference import ReferenceSoftDTW
+
+# name -> function(cost, lengths_x, lengths_y, gamma) -> (batch,). Faster backends join here.
+_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {"reference": ReferenceSoftDTW.apply}
+
+
+class SoftDTWBackendError(ValueError):
+    """An unknown soft-DTW backend, or one that cannot run on the given tensors."""
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names that `backend=` accepts besides "auto"."""
+    return tuple(_BACKENDS)
+
+
+def _pick_backend(name: str) -> Callable[..., torch.Tensor]:
+    if name == "auto":
+        return _BACKENDS["reference"]
+    try:
+        return _BACKENDS[name]
+    except KeyError:
+        known = ", ".join(("auto", *_BACKENDS))
+        raise SoftDTWBackendError(f"unknown soft-DTW backend {name!r}; choose one of: {known}") from None
+
+
+def check_lengths(
+    lengths: torch.Tensor | None, batch: int, longest: int, device: torch.device, name: str
+) -> torch.Tensor:
+    """Return int64 `lengths` (batch,) on `device`; `None` means that nothing is padded.
+
+    Raises `ValueError` on a wrong shape and, for tensors that are not on an accelerator (where looking would
+    stall the queue), on values outside 1..longest.
+    """
+    if lengths is None:
+        return torch.full((batch,), longest, dtype=torch.int64, device=device)
+    lengths = torch.as_tensor(lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"{name} must have shape ({batch},), got {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and batch and (lengths.min() < 1 or lengths.max() > longest):
+        raise ValueError(f"{name} must lie between 1 and {longest}, got {lengths.tolist()}")
+    return lengths.to(device=device, dtype=torch.int64)
+
+
+def _check_gamma(gamma: float) -> float:
+    gamma = float(gamma)
+    if not 0.0 < gamma < float("inf"):
+        raise ValueError(f"gamma must be a positive finite number, got {gamma}")
+    return gamma
+
+
+def soft_dtw(
+    cost: torch.Tensor,
+    lengths_x: torch.Tensor | None = None,
+    lengths_y: torch.Tensor | None = None,
+    gamma: float = 0.1,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Soft-DTW value of each cost matrix of a ragged batch (Cuturi & Blondel 2017, Eq. 1).
+
+    Args:
+        cost: local costs, `(batch, m, n)`, float32 or float64, any device. Entries beyond the lengths are
+            ignored (they may even be NaN) and receive a gradient of exactly zero.
+        lengths_x: rows in use of each matrix, `(batch,)`, 1..m; `None` for all of them.
+        lengths_y: columns in use, `(batch,)`, 1..n.
+        gamma: smoothing; the softmin goes to the minimum as gamma goes to 0.
+        backend: "auto" or one of `available_backends()`.
+
+    Returns:
+        `(batch,)` in the dtype of `cost`. Differentiable once with respect to `cost`.
+
+    Raises:
+        ValueError: wrong shapes, an integer or half-precision cost, lengths out of range, gamma <= 0.
+        SoftDTWBackendError: unknown backend.
+    """
+    if cost.dim() != 3:
+        raise ValueError(f"cost must have shape (batch, m, n), got {tuple(cost.shape)}")
+    if cost.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"cost must be float32 or float64, got {cost.dtype}; cast it with .float() first")
+    batch, m, n = cost.shape
+    if m == 0 or n == 0:
+        raise ValueError(f"cost must have at least one row and one column, got {tuple(cost.shape)}")
+    gamma = _check_gamma(gamma)
+    lengths_x = check_lengths(lengths_x, batch, m, cost.device, "lengths_x")
+    lengths_y = check_lengths(lengths_y, batch, n, cost.device, "lengths_y")
+    compute = _pick_backend(backend)
+    if batch == 0:
+        return cost.sum(dim=(1, 2))
+    rows = torch.arange(m, device=cost.device) >= lengths_x.unsqueeze(1)
+    columns = torch.arange(n, device=cost.device) >= lengths_y.unsqueeze(1)
+    cost = cost.masked_fill(rows.unsqueeze(2) | columns.unsqueeze(1), 0.0)
+    return compute(cost, lengths_x, lengths_y, gamma)
+
+
+def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Squared distances `(batch, m, n)` between frames `(batch, m, d)` and `(batch, n, d)`.
+
+    Through one matrix product; the `m x n x d` expansion of the released code costs gigabytes.
+    """
+    return (
+        x.square().sum(-1).unsqueeze(2)
+        + y.square().sum(-1).unsqueeze(1)
+        - 2.0 * torch.bmm(x, y.transpose(1, 2))
+    )
+
+
+def _check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+    if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        raise ValueError(
+            "x and y must have shapes (batch, m, d) and (batch, n, d) with equal batch and d, got "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
+        )
+
+
+def soft_dtw_divergence(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lengths_x: torch.Tensor | None = None,
+    lengths_y: torch.Tensor | None = None,
+    gamma: float = 0.1,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Normalised soft-DTW, `xy - (xx + yy) / 2`, with squared Euclidean cost (LASER, Eq. 3).
+
+    Zero for `x == y`, and positive otherwise up to the bias of soft-DTW (Blondel et al., AISTATS 2021).
+
+    Args:
+        x: frames `(batch, m, d)`; `y`: frames `(batch, n, d)`. Padded frames never change a value or a gradient.
+        lengths_x, lengths_y: frames in use, `(batch,)`.
+        gamma, backend: as in `soft_dtw`.
+
+    Returns:
+        `(batch,)`, in the dtype of the frames.
+
+    Raises:
+        ValueError, SoftDTWBackendError: as `soft_dtw`, and frames whose shapes do not belong together.
+    """
+    _check_frames(x, y)
+    batch, m, _ = x.shape
+    n = y.shape[1]
+    lengths_x = check_lengths(lengths_x, batch, m, x.device, "lengths_x")
+    lengths_y = check_lengths(lengths_y, batch, n, y.device, "lengths_y")
+    # Zeroed padding, so that NaN or inf there cannot reach a valid gradient through the matrix products.
+    x = x.masked_fill((torch.arange(m, device=x.device) >= lengths_x.unsqueeze(1)).unsqueeze(2), 0.0)
+    y = y.masked_fill((torch.arange(n, device=y.device) >= lengths_y.unsqueeze(1)).unsqueeze(2), 0.0)
+    # One recursion over the three problems of every pair: the loop over diagonals is the cost, not the batch.
+    size = max(m, n)
+    x = torch.nn.functional.pad(x, (0, 0, 0, size - m))
+    y = torch.nn.functional.pad(y, (0, 0, 0, size - n))
+    values = soft_dtw(
+        squared_euclidean(torch.cat((x, x, y)), torch.cat((y, x, y))),
+        torch.cat((lengths_x, lengths_x, lengths_y)),
+        torch.cat((lengths_y, lengths_x, lengths_y)),
+        gamma,
+        backend,
+    )
+    xy, xx, yy = values.reshape(3, batch).unbind(0)
+    return xy - 0.5 * (xx + yy)
+
+
+def soft_dtw_alignment(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lengths_x: torch.Tensor | None = None,
+    lengths_y: torch.Tensor | None = None,
+    gamma: float = 0.1,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Expected alignment matrix `(batch, m, n)`: the gradient of soft-DTW by its cost (Cuturi & Blondel 2017).
+
+    Entry (i, j) is the probability that the alignment passes through the pair of frames (i, j). No graph.
+    """
+    _check_frames(x, y)
+    with torch.enable_grad():
+        cost = squared_euclidean(x.detach(), y.detach()).requires_grad_()
+        value = soft_dtw(cost, lengths_x, lengths_y, gamma, backend).sum()
+        (alignment,) = torch.autograd.grad(value, cost)
+    return alignment

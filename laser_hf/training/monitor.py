@@ -1,0 +1,83 @@
+"""Signs of representation collapse: how alike the frames of different moments are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+# Frames entering the statistics: enough for a stable spectrum, few enough for a singular value decomposition.
+MAX_FRAMES = 512
+
+
+def pick_frames(frames: torch.Tensor, lengths: torch.Tensor, count: int = MAX_FRAMES) -> torch.Tensor:
+    """At most `count` valid frames of a batch `(batch, frames, dim)`, evenly spaced, as `(count, dim)` float32.
+
+    Without random numbers, so that looking does not change a run.
+    """
+    inside = torch.arange(frames.shape[1], device=frames.device) < lengths.unsqueeze(1)
+    valid = frames.detach()[inside].float()
+    if len(valid) > count:
+        valid = valid[torch.linspace(0, len(valid) - 1, count, device=valid.device).long()]
+    return valid
+
+
+def mean_pairwise_cosine(frames: torch.Tensor) -> float:
+    """Mean cosine over all pairs of different frames of `(count, dim)`; 1 when all point the same way."""
+    unit = torch.nn.functional.normalize(frames.double(), dim=-1)
+    count = len(unit)
+    if count < 2:
+        return float("nan")
+    return ((unit.sum(0).square().sum() - count) / (count * (count - 1))).item()
+
+
+def effective_rank(frames: torch.Tensor) -> float:
+    """exp of the entropy of the normalised singular values of the centred `(count, dim)` (Roy & Vetterli 2007).
+
+    1 when all frames lie on a line through their mean, `min(count - 1, dim)` at most; 1 for constant frames.
+    """
+    if len(frames) < 2:
+        return float("nan")
+    centred = frames.double() - frames.double().mean(0)
+    singular = torch.linalg.svdvals(centred)
+    total = singular.sum()
+    if total <= 1e-12 * len(frames):
+        return 1.0
+    share = singular / total
+    share = share[share > 0]
+    return torch.exp(-(share * share.log()).sum()).item()
+
+
+@dataclass
+class CollapseMonitor:
+    """Decides from the projected unit-norm frames whether a run collapses.
+
+    It fires when the mean pairwise cosine exceeds `cosine_limit` (all frames point the same way), or when the
+    effective rank has fallen below `rank_fraction` of what the run started with. Both happen to soft-DTW without
+    its regulariser (LASER, Table 3). Statistics come from held-out frames where there are any, else from training.
+
+    Attributes:
+        start: first measurement of the run; the reference for the rank. Kept through a resume.
+        fired_at: step of the first alarm, or `None`.
+    """
+
+    cosine_limit: float = 0.95
+    rank_fraction: float = 0.5
+    start: dict[str, float] | None = None
+    fired_at: int | None = None
+    reason: str = field(default="", compare=False)
+
+    def check(self, step: int, cosine: float, rank: float) -> bool:
+        """Note one measurement; `True` if the collapse signs are there."""
+        if self.start is None:
+            self.start = {"step": step, "frame_cosine": cosine, "effective_rank": rank}
+        reasons = []
+        # A random projection of an anisotropic encoder may start beyond the limit: then only a rise counts.
+        if cosine > max(self.cosine_limit, self.start["frame_cosine"] + 0.01):
+            reasons.append(f"mean pairwise cosine {cosine:.3f} (limit {self.cosine_limit})")
+        if rank < self.rank_fraction * self.start["effective_rank"]:
+            reasons.append(f"effective rank {rank:.1f} (started at {self.start['effective_rank']:.1f})")
+        self.reason = " and ".join(reasons)
+        if reasons and self.fired_at is None:
+            self.fired_at = step
+        return bool(reasons)
