@@ -240,8 +240,9 @@ class SpeechEncoder(nn.Module):
         if not 1 <= trainable_layers <= self.num_layers:
             raise ValueError(f"trainable_layers must lie between 1 and {self.num_layers}, got {trainable_layers}")
         self.model.requires_grad_(False)
-        # Through its own method: it also stops the model from asking gradients of the waveform in train mode.
-        self.model.freeze_feature_encoder()
+        # Through its own method, which HubertModel does not pass on: it also stops the front-end from asking
+        # for gradients of the waveform in train mode, which would keep its graph.
+        self.model.feature_extractor._freeze_parameters()
         for layer in self.model.encoder.layers[-trainable_layers:]:
             layer.requires_grad_(True)
         if encoder_layer_norm:
@@ -304,9 +305,6 @@ def load_encoder(
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, token=token)
         _check_supported(config, name_or_path)
         base_config = copy.deepcopy(config)
-        unknown = [key for key in training_config or {} if not hasattr(config, key)]
-        if unknown:
-            raise EncoderError(f"a {config.model_type} config has no {', '.join(unknown)}")
         config.update(training_config or {})
         model = AutoModel.from_pretrained(
             name_or_path, config=config, revision=revision, token=token, dtype=torch.float32
@@ -326,5 +324,4 @@ def load_encoder(
             not do_normalize,
             do_normalize,
         )
-    model.eval()
-    return SpeechEncoder(model, base_config, do_normalize, getattr(config, "_commit_hash", None))
+    return SpeechEncoder(model, base_config, do_normalize, getattr(config, "_commit_hash", None)).eval()

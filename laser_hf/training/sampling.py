@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from datasets import IterableDataset
+
+from ..data import PairTransform, shuffled_stream, with_pairs
 
 
 def micro_batches_per_update(pairs_per_update: int, per_device: int, world_size: int) -> int:
@@ -72,8 +77,8 @@ class PairBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         if self.shuffle:
-            generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-            order = torch.randperm(self.count, generator=generator).tolist()
+            generator = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch]))
+            order = generator.permutation(self.count).tolist()
         else:
             order = list(range(self.count))
         shares = self.world_size * self.micro_batches
@@ -81,3 +86,52 @@ class PairBatchSampler(torch.utils.data.Sampler[list[int]]):
             update = order[start : start + self.pairs_per_update]
             for micro_batch in range(self.micro_batches):
                 yield update[micro_batch * self.world_size + self.rank :: shares]
+
+
+class EpochStream(torch.utils.data.IterableDataset):
+    """Endless stream of pairs for one process: epoch after epoch, each shuffled and perturbed anew.
+
+    To the Trainer it is one long epoch, so that a run neither ends nor waits where a process or a worker
+    runs out of its share. Every worker counts its own epochs; nothing is shared between them.
+
+    Args:
+        speech: stream as `laser_hf.data.load_speech` returns it.
+        transform: makes the pairs; its epoch is set here.
+        seed: of the shuffling.
+        buffer_size: utterances shuffled at a time.
+        rank, world_size: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        speech: IterableDataset,
+        transform: PairTransform,
+        seed: int = 0,
+        buffer_size: int = 1000,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.speech = speech
+        self.transform = transform
+        self.seed = seed
+        self.buffer_size = buffer_size
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def num_shards(self) -> int:
+        """Files this process reads: more workers than that would idle."""
+        return max(self.speech.num_shards // self.world_size, 1)
+
+    def __iter__(self) -> Iterator[dict]:
+        for epoch in itertools.count():
+            seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+            stream = shuffled_stream(
+                self.speech, seed, self.buffer_size, rank=self.rank, world_size=self.world_size
+            )
+            empty = True
+            for pair in with_pairs(stream, self.transform.at_epoch(epoch)):
+                empty = False
+                yield pair
+            if empty:
+                return

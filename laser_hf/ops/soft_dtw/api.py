@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from .reference import ReferenceSoftDTW
-
-# name -> function(cost, lengths_x, lengths_y, gamma) -> (batch,). Faster backends join here.
-_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {"reference": ReferenceSoftDTW.apply}
-
 
 class SoftDTWBackendError(ValueError):
     """An unknown soft-DTW backend, or one that cannot run on the given tensors."""
 
 
+_BACKENDS = ("reference", "cpu")
+
+
 def available_backends() -> tuple[str, ...]:
     """Names that `backend=` accepts besides "auto"."""
-    return tuple(_BACKENDS)
+    return _BACKENDS
 
 
-def _pick_backend(name: str) -> Callable[..., torch.Tensor]:
+def _pick_backend(name: str, device: torch.device) -> str:
+    """Resolve "auto": compiled on the CPU, plain PyTorch on any other device."""
     if name == "auto":
-        return _BACKENDS["reference"]
-    try:
-        return _BACKENDS[name]
-    except KeyError:
-        known = ", ".join(("auto", *_BACKENDS))
-        raise SoftDTWBackendError(f"unknown soft-DTW backend {name!r}; choose one of: {known}") from None
+        return "cpu" if device.type == "cpu" else "reference"
+    if name not in _BACKENDS:
+        raise SoftDTWBackendError(
+            f"unknown soft-DTW backend {name!r}; choose one of: {', '.join(('auto', *_BACKENDS))}"
+        )
+    if name == "cpu" and device.type != "cpu":
+        raise SoftDTWBackendError(f"backend 'cpu' cannot take tensors on {device}; use 'auto' or 'reference'")
+    return name
 
 
 def check_lengths(
@@ -90,13 +90,18 @@ def soft_dtw(
     gamma = _check_gamma(gamma)
     lengths_x = check_lengths(lengths_x, batch, m, cost.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, batch, n, cost.device, "lengths_y")
-    compute = _pick_backend(backend)
+    backend = _pick_backend(backend, cost.device)
     if batch == 0:
         return cost.sum(dim=(1, 2))
     rows = torch.arange(m, device=cost.device) >= lengths_x.unsqueeze(1)
     columns = torch.arange(n, device=cost.device) >= lengths_y.unsqueeze(1)
     cost = cost.masked_fill(rows.unsqueeze(2) | columns.unsqueeze(1), 0.0)
-    return compute(cost, lengths_x, lengths_y, gamma)
+    if backend == "cpu":
+        # Imported where it is needed: numba takes a second to load.
+        from .cpu import CompiledSoftDTW
+
+        return CompiledSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
+    return ReferenceSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
 
 
 def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -150,6 +155,12 @@ def soft_dtw_divergence(
     # Zeroed padding, so that NaN or inf there cannot reach a valid gradient through the matrix products.
     x = x.masked_fill((torch.arange(m, device=x.device) >= lengths_x.unsqueeze(1)).unsqueeze(2), 0.0)
     y = y.masked_fill((torch.arange(n, device=y.device) >= lengths_y.unsqueeze(1)).unsqueeze(2), 0.0)
+    if batch and _pick_backend(backend, x.device) == "cpu":
+        if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
+            raise ValueError(f"frames must be float32 or float64, both alike; got {x.dtype} and {y.dtype}")
+        from .cpu import CompiledDivergence
+
+        return CompiledDivergence.apply(x, y, lengths_x, lengths_y, _check_gamma(gamma))
     # One recursion over the three problems of every pair: the loop over diagonals is the cost, not the batch.
     size = max(m, n)
     x = torch.nn.functional.pad(x, (0, 0, 0, size - m))

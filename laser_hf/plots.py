@@ -1,0 +1,90 @@
+"""Pictures of a run, drawn without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+_PANELS = (
+    ("loss", "total loss"),
+    ("soft_dtw", "normalised soft-DTW"),
+    ("idm", "contrastive IDM"),
+    ("frame_cosine", "mean pairwise cosine of frames"),
+    ("effective_rank", "effective rank of frames"),
+    ("grad_norm", "gradient norm before clipping"),
+)
+
+
+def _series(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_training(runs: dict[str, list[dict[str, Any]]], path: str | Path, title: str = "") -> None:
+    """Loss terms and collapse statistics against optimiser steps.
+
+    Args:
+        runs: log history by name of the run; training values are drawn pale, held-out ones (`eval_…`) strong.
+        path: of the PNG.
+        title: above all panels.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained")
+    for axis, (key, label) in zip(axes.flat, _PANELS, strict=True):
+        for index, (name, history) in enumerate(runs.items()):
+            colour = f"C{index}"
+            steps, values = _series(history, key)
+            held_steps, held = _series(history, f"eval_{key}")
+            if steps:
+                axis.plot(steps, values, color=colour, alpha=0.4 if held else 1.0, label=f"{name}: training")
+            if held:
+                axis.plot(held_steps, held, color=colour, marker=".", label=f"{name}: held-out")
+        if key in ("loss", "idm", "grad_norm"):
+            # IDM falls by orders of magnitude; soft-DTW alone may go through zero.
+            axis.set_yscale("symlog", linthresh=0.1)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_alignment(alignments: dict[str, torch.Tensor], path: str | Path, frame_seconds: float, title: str = "") -> None:
+    """Expected soft-DTW alignments side by side.
+
+    Args:
+        alignments: `(m, n)` matrices by name ("before", "after"), entries in [0, 1].
+        path: of the PNG.
+        frame_seconds: duration of a frame.
+        title: above all panels.
+    """
+    figure, axes = plt.subplots(
+        1, len(alignments), figsize=(4.6 * len(alignments), 4.4), layout="constrained", squeeze=False
+    )
+    for axis, (name, alignment) in zip(axes.flat, alignments.items(), strict=True):
+        m, n = alignment.shape
+        image = axis.imshow(
+            alignment.clamp(0, 1).sqrt(),  # the root makes faint side paths visible
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=0,
+            vmax=1,
+            extent=(0, n * frame_seconds, 0, m * frame_seconds),
+        )
+        axis.set_title(name)
+        axis.set_xlabel("perturbed view, seconds")
+        axis.set_ylabel("clean view, seconds")
+    figure.colorbar(image, ax=axes, label="square root of the expected alignment")
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,153 @@
+"""Command-line options of `train.py`, as dataclasses with the paper's HuBERT recipe as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..objectives.idm import DISTANCES
+
+
+@dataclass
+class ModelArguments:
+    """Which encoder is fine-tuned, and how much of it."""
+
+    model_name_or_path: str = field(
+        default="facebook/hubert-base-ls960",
+        metadata={"help": "encoder: hub id or folder (HuBERT, WavLM, wav2vec 2.0, data2vec-audio)"},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the encoder"})
+    trainable_layers: int = field(default=2, metadata={"help": "Transformer layers trained, counted from the top"})
+    train_encoder_layer_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "also train the LayerNorm behind the positional convolution, as the released code does "
+            "(gradients then run through all layers: slower, more memory)"
+        },
+    )
+    projection_dim: int = field(default=256, metadata={"help": "dimension of the projection the loss sees"})
+    do_normalize: bool = field(
+        default=False, metadata={"help": "scale every waveform to zero mean and unit variance (the paper does not)"}
+    )
+    hidden_dropout: float = field(default=0.1, metadata={"help": "dropout of the Transformer while training"})
+    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of the attention weights"})
+    activation_dropout: float = field(default=0.0, metadata={"help": "dropout inside the feed-forward blocks"})
+    feat_proj_dropout: float = field(default=0.1, metadata={"help": "dropout of the input of the Transformer"})
+
+    def dropouts(self) -> dict[str, float]:
+        """The four dropout rates by their config names."""
+        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class ObjectiveArguments:
+    """The loss (LASER, Eq. 1 to 4)."""
+
+    gamma: float = field(default=0.1, metadata={"help": "smoothing of soft-DTW"})
+    alpha: float = field(
+        default=0.4, metadata={"help": "weight of the regulariser; 0 is soft-DTW alone, which collapses"}
+    )
+    sigma: int = field(default=1, metadata={"help": "window of the regulariser in frames"})
+    margin: float = field(default=1.1, metadata={"help": "distance beyond which far frames no longer repel"})
+    distance: str = field(
+        default="euclidean",
+        metadata={
+            "help": "distance of the regulariser: euclidean (released code, published results) or sqeuclidean "
+            "(the paper's equation)",
+            "choices": list(DISTANCES),
+        },
+    )
+
+
+@dataclass
+class DataArguments:
+    """Speech and how its second view is made."""
+
+    train_data: str = field(
+        default="openslr/librispeech_asr",
+        metadata={"help": "training speech: hub id, LibriSpeech tree, folder of audio, or saved data set"},
+    )
+    train_name: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
+    train_split: str | None = field(default=None, metadata={"help": "split, or sub-folder of a LibriSpeech tree"})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "held-out speech for the loss terms and the collapse monitor"}
+    )
+    eval_name: str | None = field(default=None, metadata={"help": "configuration of the held-out data set"})
+    eval_split: str | None = field(default=None, metadata={"help": "its split or sub-folder"})
+    audio_column: str = field(default="audio", metadata={"help": "audio column of a data set"})
+    streaming: bool | None = field(
+        default=None, metadata={"help": "read while training instead of before; default: only from the Hub"}
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "utterances shuffled at a time when streaming"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only so many utterances"})
+    max_eval_samples: int | None = field(default=64, metadata={"help": "held-out utterances used"})
+    min_seconds: float = field(default=0.1, metadata={"help": "shorter utterances are skipped and counted"})
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "longer ones too; default: none is too long, as in the paper"}
+    )
+    speed_factors: list[float] = field(
+        default_factory=lambda: [0.9, 1.0, 1.1], metadata={"help": "speed factors, one drawn per pair"}
+    )
+    pitch_steps: list[float] = field(
+        default_factory=lambda: [-2.0, 2.0], metadata={"help": "pitch shifts in semitones, one drawn per pair"}
+    )
+
+
+@dataclass
+class LaserTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the paper's values and the size of an update in pairs."""
+
+    output_dir: str | None = field(
+        default="outputs/laser", metadata={"help": "where checkpoints, encoder, records and plots go"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "start over: delete what an earlier run left in output_dir"}
+    )
+    pairs_per_update: int = field(
+        default=8,
+        metadata={
+            "help": "pairs of one optimiser step over all processes; gradient accumulation follows from it, "
+            "per_device_train_batch_size and the number of processes"
+        },
+    )
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "pairs in memory at once; no effect on the result but through dropout"}
+    )
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "held-out pairs in memory at once"})
+    max_steps: int = field(default=3600, metadata={"help": "optimiser steps"})
+    warmup_steps: float = field(default=1000, metadata={"help": "steps of linear warm-up"})
+    learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate; linear decay to 0"})
+    adam_epsilon: float = field(default=1e-7, metadata={"help": "epsilon of AdamW (as S3PRL's)"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of AdamW"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    seed: int = field(default=1337, metadata={"help": "seed of data order, perturbation, dropout and head"})
+    logging_steps: float = field(default=25, metadata={"help": "steps between two lines of the log"})
+    logging_first_step: bool = field(default=True, metadata={"help": "log step 1 too"})
+    eval_steps: float | None = field(default=200, metadata={"help": "steps between two looks at held-out pairs"})
+    save_steps: float = field(default=200, metadata={"help": "steps between two checkpoints"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
+    report_to: str | None = field(default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none"})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "processes that decode and perturb"})
+    collapse_cosine: float = field(
+        default=0.95, metadata={"help": "collapse alarm: mean pairwise cosine of projected frames"}
+    )
+    collapse_rank_fraction: float = field(
+        default=0.5, metadata={"help": "collapse alarm: effective rank below this share of its first value"}
+    )
+    plots: bool = field(default=True, metadata={"help": "draw loss terms and an alignment at the end"})
+
+    def __post_init__(self):
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "gradient_accumulation_steps follows from --pairs_per_update, --per_device_train_batch_size and the "
+                "number of processes; set those instead"
+            )
+        super().__post_init__()
+        # The collator's keys are not the model's argument names; the loss stops on NaN itself, with the ids.
+        self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False
+
+
+OPTION_GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, LaserTrainingArguments)

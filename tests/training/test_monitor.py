@@ -1,0 +1,50 @@
+"""Collapse statistics against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from laser_hf.training.monitor import CollapseMonitor, effective_rank, mean_pairwise_cosine, pick_frames
+
+
+def test_cosine_is_the_mean_over_pairs():
+    torch.manual_seed(0)
+    frames = torch.randn(9, 4) + 1.0
+    unit = torch.nn.functional.normalize(frames.double(), dim=1)
+    expected = torch.stack([unit[i] @ unit[j] for i in range(9) for j in range(9) if i != j]).mean()
+    assert mean_pairwise_cosine(frames) == pytest.approx(expected.item())
+    assert mean_pairwise_cosine(torch.ones(5, 3)) == pytest.approx(1.0)
+
+
+def test_effective_rank_of_known_spectra():
+    assert effective_rank(torch.cat((torch.eye(6), -torch.eye(6)))) == pytest.approx(6.0)
+    line = torch.linspace(-1, 1, 20)[:, None] * torch.tensor([[1.0, 2.0, 3.0]])
+    assert effective_rank(line) == pytest.approx(1.0, abs=1e-5)
+    assert effective_rank(torch.ones(8, 3)) == 1.0
+
+
+def test_picked_frames_are_valid_ones():
+    frames = torch.arange(2 * 50 * 1).reshape(2, 50, 1).float()
+    picked = pick_frames(frames, torch.tensor([50, 3]), 20)
+    assert picked.shape == (20, 1)
+    assert picked.max() <= 52
+    assert len(pick_frames(frames, torch.tensor([4, 3]), 20)) == 7
+
+
+def test_monitor_fires_and_remembers():
+    monitor = CollapseMonitor(0.95, 0.5)
+    assert not monitor.check(0, 0.3, 100.0)
+    assert not monitor.check(10, 0.94, 51.0)
+    assert monitor.check(20, 0.96, 60.0)
+    assert "cosine" in monitor.reason
+    assert monitor.check(30, 0.5, 49.0)
+    assert "rank" in monitor.reason
+    assert monitor.fired_at == 20
+
+
+def test_monitor_forgives_a_start_beyond_the_limit():
+    monitor = CollapseMonitor(0.95, 0.5)
+    assert not monitor.check(0, 0.98, 100.0)
+    assert not monitor.check(1, 0.985, 90.0)
+    assert monitor.check(2, 0.995, 90.0)

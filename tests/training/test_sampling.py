@@ -1,0 +1,66 @@
+"""Which pairs make an update must not depend on processes or micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from laser_hf.data import PairTransform, SpeedPitch, load_speech
+from laser_hf.training.sampling import EpochStream, PairBatchSampler, micro_batches_per_update
+
+
+def updates(count, pairs, micro, world, epoch=0, **options):
+    """Pairs of each update over all processes, and the sizes of the micro-batches."""
+    samplers = [PairBatchSampler(count, pairs, micro, world, rank, seed=5, **options) for rank in range(world)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    per_rank = [list(sampler) for sampler in samplers]
+    assert {len(batches) for batches in per_rank} == {len(samplers[0])}
+    steps = len(samplers[0]) // micro
+    sizes = [[len(batch) for batch in batches] for batches in per_rank]
+    return [
+        sorted(i for batches in per_rank for batch in batches[s * micro : (s + 1) * micro] for i in batch)
+        for s in range(steps)
+    ], sizes
+
+
+@pytest.mark.parametrize(("micro", "world"), [(1, 1), (8, 1), (2, 1), (4, 2), (1, 2), (3, 2), (1, 8)])
+def test_same_updates_whatever_the_split(micro, world):
+    expected, _ = updates(43, 8, 1, 1)
+    found, sizes = updates(43, 8, micro, world)
+    assert found == expected
+    assert sorted(i for update in found for i in update) == list(range(43))
+    assert max(max(s) for s in sizes) == -(-8 // (micro * world))
+
+
+def test_epochs_differ_and_repeat():
+    first, second = updates(20, 8, 1, 1, epoch=0)[0], updates(20, 8, 1, 1, epoch=1)[0]
+    assert first != second
+    assert second == updates(20, 8, 1, 1, epoch=1)[0]
+    assert updates(20, 8, 1, 1, epoch=1, shuffle=False)[0] == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+
+
+@pytest.mark.parametrize(("pairs", "device", "world", "expected"), [(8, 4, 1, 2), (8, 3, 1, 3), (8, 8, 2, 1), (8, 1, 4, 2)])
+def test_micro_batches(pairs, device, world, expected):
+    assert micro_batches_per_update(pairs, device, world) == expected
+
+
+def test_more_processes_than_pairs():
+    with pytest.raises(ValueError, match="cannot be shared by 16"):
+        micro_batches_per_update(8, 1, 16)
+    with pytest.raises(ValueError, match="must be positive"):
+        micro_batches_per_update(0, 1, 1)
+
+
+def test_stream_goes_on_with_a_new_epoch(small_tree):
+    speech = load_speech(small_tree, streaming=True)
+    stream = EpochStream(speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=100)
+    items = iter(stream)
+    first, second = ([next(items) for _ in range(18)] for _ in range(2))
+    ids = [[pair["id"] for pair in epoch] for epoch in (first, second)]
+    assert len(set(ids[0])) == 18
+    assert sorted(ids[0]) == sorted(ids[1])
+    assert ids[0] != ids[1]
+    drawn = [{pair["id"]: tuple(pair["drawn"].values()) for pair in epoch} for epoch in (first, second)]
+    assert drawn[0] != drawn[1]
+    again = iter(EpochStream(speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=100))
+    assert [next(again)["id"] for _ in range(36)] == ids[0] + ids[1]
