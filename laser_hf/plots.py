@@ -26,6 +26,11 @@ def _series(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[fl
     return [step for step, _ in points], [value for _, value in points]
 
 
+def _spans_decades(runs: dict[str, list[dict[str, Any]]], key: str) -> bool:
+    values = [v for history in runs.values() for name in (key, f"eval_{key}") for v in _series(history, name)[1]]
+    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+
+
 def plot_training(runs: dict[str, list[dict[str, Any]]], path: str | Path, title: str = "") -> None:
     """Loss terms and collapse statistics against optimiser steps.
 
@@ -44,9 +49,8 @@ def plot_training(runs: dict[str, list[dict[str, Any]]], path: str | Path, title
                 axis.plot(steps, values, color=colour, alpha=0.4 if held else 1.0, label=f"{name}: training")
             if held:
                 axis.plot(held_steps, held, color=colour, marker=".", label=f"{name}: held-out")
-        if key in ("loss", "idm", "grad_norm"):
-            # IDM falls by orders of magnitude; soft-DTW alone may go through zero.
-            axis.set_yscale("symlog", linthresh=0.1)
+        if _spans_decades(runs, key):
+            axis.set_yscale("log")
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
@@ -57,7 +61,9 @@ def plot_training(runs: dict[str, list[dict[str, Any]]], path: str | Path, title
     plt.close(figure)
 
 
-def plot_alignment(alignments: dict[str, torch.Tensor], path: str | Path, frame_seconds: float, title: str = "") -> None:
+def plot_alignment(
+    alignments: dict[str, torch.Tensor], path: str | Path, frame_seconds: float, title: str = ""
+) -> None:
     """Expected soft-DTW alignments side by side.
 
     Args:
@@ -72,7 +78,7 @@ def plot_alignment(alignments: dict[str, torch.Tensor], path: str | Path, frame_
     for axis, (name, alignment) in zip(axes.flat, alignments.items(), strict=True):
         m, n = alignment.shape
         image = axis.imshow(
-            alignment.clamp(0, 1).sqrt(),  # the root makes faint side paths visible
+            alignment.clamp(0, 1).sqrt().numpy(),  # the root makes faint side paths visible
             origin="lower",
             aspect="auto",
             cmap="magma",

@@ -120,9 +120,7 @@ class _Event(ctypes.Structure):
     )
 
 
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 @dataclass(frozen=True)
@@ -322,14 +320,10 @@ def make_set(espeak: Espeak, sentences_file: Path, output_dir: Path) -> dict[str
             audio, words = finish_audio(samples, espeak.sample_rate, words, (SEED, speaker_number, number))
             utterance = f"{speaker.name}-{speaker.chapter}-{number:04d}"
             path = folder / f"{utterance}.opus"
-            soundfile.write(
-                path, audio, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION_LEVEL
-            )
+            soundfile.write(path, audio, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION_LEVEL)
             transcripts.append(f"{utterance} {sentence.upper()}\n")
             for word, start, end in words:
-                word_rows.append(
-                    (utterance, split, speaker.name, word.lower(), f"{start:.4f}", f"{end - start:.4f}")
-                )
+                word_rows.append((utterance, split, speaker.name, word.lower(), f"{start:.4f}", f"{end - start:.4f}"))
             figures["utterances"] += 1
             figures["minutes"] += len(audio) / SAMPLE_RATE / 60
             figures["audio_bytes"] += path.stat().st_size
@@ -360,15 +354,11 @@ def write_table(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output_dir", type=Path, default=SPEECH_DIR, help="where to write the set (default: in the package)"
     )
-    parser.add_argument(
-        "--sentences", type=Path, default=SPEECH_DIR / "sentences.txt", help="split<TAB>sentence lines"
-    )
+    parser.add_argument("--sentences", type=Path, default=SPEECH_DIR / "sentences.txt", help="split<TAB>sentence lines")
     parser.add_argument("--library", help="path of libespeak-ng, when it is not where the system looks")
     options = parser.parse_args(arguments)
     summary = make_set(Espeak(options.library), options.sentences, options.output_dir)

@@ -45,9 +45,7 @@ def test_padded_equals_alone(kind, norm, stable, do_normalize):
             alone = model(waveform, output_hidden_states=True)  # plain transformers, nothing of ours
             frames = alone.last_hidden_state.shape[1]
             assert together.lengths[i] == frames
-            torch.testing.assert_close(
-                together.frames[i, :frames], alone.last_hidden_state[0], rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(together.frames[i, :frames], alone.last_hidden_state[0], rtol=1e-5, atol=1e-5)
             assert (together.frames[i, frames:] == 0).all()
             for layer, expected in zip(together.hidden_states, alone.hidden_states, strict=True):
                 torch.testing.assert_close(layer[i, :frames], expected[0], rtol=1e-5, atol=1e-5)

@@ -196,9 +196,7 @@ def _segments(frames: Mapping[str, Tensor], tokens: Sequence[Word], frame_rate: 
         if token.utterance not in utterances:
             matrix = torch.as_tensor(frames[token.utterance]).detach().to("cpu", torch.float32)
             if matrix.ndim != 2:
-                raise ValueError(
-                    f"The frames of {token.utterance!r} must be (frames, dim), got {tuple(matrix.shape)}."
-                )
+                raise ValueError(f"The frames of {token.utterance!r} must be (frames, dim), got {tuple(matrix.shape)}.")
             if not torch.isfinite(matrix).all():
                 raise ValueError(f"The frames of {token.utterance!r} are not all finite.")
             # A zero frame keeps length zero, and so has distance 1 (no similarity) to everything.
@@ -243,9 +241,7 @@ def _speaker_crossing_pairs(
             f"({len(tokens)} word tokens of {speaker.max() + 1} speaker(s))."
         )
     if totals[False] == 0:
-        raise ValueError(
-            "No two speakers say different words, so there is no different-word pair to compare."
-        )
+        raise ValueError("No two speakers say different words, so there is no different-word pair to compare.")
     # Which pairs to keep, as sorted ranks in the order in which the loop below meets them.
     if crossing <= max_pairs:
         ranks = {kind: np.arange(total) for kind, total in totals.items()}

@@ -28,7 +28,8 @@ class ModelArguments:
     )
     projection_dim: int = field(default=256, metadata={"help": "dimension of the projection the loss sees"})
     do_normalize: bool = field(
-        default=False, metadata={"help": "scale every waveform to zero mean and unit variance (the paper does not)"}
+        default=False,
+        metadata={"help": "scale every waveform to zero mean and unit variance (the paper does not)"},
     )
     hidden_dropout: float = field(default=0.1, metadata={"help": "dropout of the Transformer while training"})
     attention_dropout: float = field(default=0.1, metadata={"help": "dropout of the attention weights"})
@@ -91,7 +92,8 @@ class DataArguments:
         default_factory=lambda: [0.9, 1.0, 1.1], metadata={"help": "speed factors, one drawn per pair"}
     )
     pitch_steps: list[float] = field(
-        default_factory=lambda: [-2.0, 2.0], metadata={"help": "pitch shifts in semitones, one drawn per pair"}
+        default_factory=lambda: [-2.0, 2.0],
+        metadata={"help": "pitch shifts in semitones, one drawn per pair"},
     )
 
 

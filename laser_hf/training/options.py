@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from .arguments import OPTION_GROUPS, DataArguments, LaserTrainingArguments, ModelArguments, ObjectiveArguments
+from .arguments import (
+    OPTION_GROUPS,
+    DataArguments,
+    LaserTrainingArguments,
+    ModelArguments,
+    ObjectiveArguments,
+)
 from .presets import PresetError, load_preset, preset_names
 
 DEFAULT_PRESET = "hubert-base"
@@ -79,10 +86,16 @@ def option_names() -> set[str]:
 def build_parser(show_all: bool = False) -> HfArgumentParser:
     """The parser of `train.py`."""
     parser = HfArgumentParser(
-        OPTION_GROUPS, description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=_HelpFormatter, allow_abbrev=False
+        OPTION_GROUPS,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "--preset", default=DEFAULT_PRESET, help=f"recipe: {', '.join(preset_names())}, or a .json file of your own"
+        "--preset",
+        default=DEFAULT_PRESET,
+        help=f"recipe: {', '.join(preset_names())}, or a .json file of your own",
     )
     parser.add_argument("--help_all", action="store_true", help="list every option, also those of the Trainer")
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)} - _SHOWN
@@ -97,6 +110,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     def add_usage(self, usage, actions, groups, prefix=None):
         # The usage line of 150 options helps nobody.
         super().add_usage("%(prog)s [--preset NAME] [--option value ...]", [], [], prefix)
+
+
+def _launched_alone() -> bool:
+    """Whether `accelerate launch --cpu --num_processes N` left this process without its companions."""
+    env = os.environ
+    alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+    return alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def parse_options(argv: list[str] | None = None) -> Options:
@@ -115,6 +135,11 @@ def parse_options(argv: list[str] | None = None) -> Options:
         preset = load_preset(found.preset, option_names())
     except PresetError as error:
         parser.error(str(error))
+    if _launched_alone():
+        parser.error(
+            "accelerate launch --cpu started one process although several were asked for: without MPI it can do no "
+            "more. Use: accelerate launch --multi_gpu --num_processes 2 train.py ... --use_cpu --ddp_backend gloo"
+        )
     parser.set_defaults(**preset)
     if found.help_all:
         parser.print_help()

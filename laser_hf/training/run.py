@@ -15,8 +15,8 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from ..data import PairTransform, SpeechSourceError, build_perturbation, load_speech, with_pairs
-from ..encoders import SAMPLE_RATE, TRAINING_CONFIG, EncoderError, SpeechEncoder, load_encoder
+from ..data import PairTransform, build_perturbation, load_speech, with_pairs
+from ..encoders import SAMPLE_RATE, TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..objectives import LaserLoss
 from ..ops import soft_dtw_alignment
 from ..publishing import export_encoder
@@ -45,7 +45,7 @@ def run_training(options: Options) -> dict[str, Any]:
     _set_up_logging(options)
     try:
         return _run(options)
-    except (RunError, EncoderError, SpeechSourceError, NonFiniteLossError) as error:
+    except (RunError, NonFiniteLossError, ValueError) as error:
         logger.error("%s", error)
         sys.exit(1)
 
@@ -151,8 +151,8 @@ def prepare_output_dir(options: Options) -> str | None:
         )
         if changed:
             raise RunError(
-                f"{output_dir} holds an unfinished run of another recipe ({'; '.join(changed)}). Give the old values to "
-                "resume it, choose another --output_dir, or start over with --overwrite_output_dir"
+                f"{output_dir} holds an unfinished run of another recipe ({'; '.join(changed)}). Give the old values "
+                "to resume it, choose another --output_dir, or start over with --overwrite_output_dir"
             )
     if args.process_index == 0:
         write_json(output_dir / RECIPE_NAME, recipe)
@@ -198,6 +198,7 @@ def _load_pairs(options: Options):
     perturbation = build_perturbation(
         {"name": "speed_pitch", "speed_factors": data.speed_factors, "pitch_steps": data.pitch_steps}
     )
+
     def transform() -> PairTransform:
         return PairTransform(perturbation, args.seed, SAMPLE_RATE, data.min_seconds, data.max_seconds)
 
@@ -323,5 +324,8 @@ def _draw(options: Options, trainer: LaserTrainer, encoder: SpeechEncoder, pairs
     for factor in encoder.config.conv_stride:
         stride *= factor
     plot_alignment(
-        alignments, folder / "alignment.png", stride / SAMPLE_RATE, f"Soft-DTW alignment of {pair['id']}, last layer"
+        alignments,
+        folder / "alignment.png",
+        stride / SAMPLE_RATE,
+        f"Soft-DTW alignment of {pair['id']}, last layer",
     )

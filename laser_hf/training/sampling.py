@@ -126,9 +126,7 @@ class EpochStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         for epoch in itertools.count():
             seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-            stream = shuffled_stream(
-                self.speech, seed, self.buffer_size, rank=self.rank, world_size=self.world_size
-            )
+            stream = shuffled_stream(self.speech, seed, self.buffer_size, rank=self.rank, world_size=self.world_size)
             empty = True
             for pair in with_pairs(stream, self.transform.at_epoch(epoch)):
                 empty = False

@@ -8,7 +8,13 @@ import math
 import pytest
 import torch
 
-from laser_hf.ops import SoftDTWBackendError, available_backends, soft_dtw, soft_dtw_alignment, soft_dtw_divergence
+from laser_hf.ops import (
+    SoftDTWBackendError,
+    available_backends,
+    soft_dtw,
+    soft_dtw_alignment,
+    soft_dtw_divergence,
+)
 
 BACKENDS = available_backends()
 

@@ -13,7 +13,13 @@ from conftest import make_model
 from laser_hf.encoders import TRAINING_CONFIG, load_encoder
 from laser_hf.publishing import export_encoder
 
-KINDS = [("hubert", "group"), ("hubert", "layer"), ("wavlm", "group"), ("wav2vec2", "group"), ("data2vec-audio", "layer")]
+KINDS = [
+    ("hubert", "group"),
+    ("hubert", "layer"),
+    ("wavlm", "group"),
+    ("wav2vec2", "group"),
+    ("data2vec-audio", "layer"),
+]
 
 
 @pytest.mark.parametrize(("kind", "norm"), KINDS)

@@ -38,11 +38,20 @@ def test_paper_presets(name, tmp_path):
     assert (objective.gamma, objective.alpha, objective.sigma, objective.margin) == (0.1, alpha, 1, margin)
     assert objective.distance == "euclidean"
     data = options.data
-    assert (data.train_data, data.train_name, data.train_split) == ("openslr/librispeech_asr", "clean", "train.100")
+    assert (data.train_data, data.train_name, data.train_split) == (
+        "openslr/librispeech_asr",
+        "clean",
+        "train.100",
+    )
     assert (data.speed_factors, data.pitch_steps, data.max_seconds) == (speeds, [-2.0, 2.0], None)
     args = options.training
     assert (args.pairs_per_update, args.max_steps, args.warmup_steps) == (8, 3600, 1000)
-    assert (args.learning_rate, args.adam_epsilon, args.weight_decay, args.max_grad_norm) == (2e-5, 1e-7, 0.0, 1.0)
+    assert (args.learning_rate, args.adam_epsilon, args.weight_decay, args.max_grad_norm) == (
+        2e-5,
+        1e-7,
+        0.0,
+        1.0,
+    )
     assert args.lr_scheduler_type == "linear"
 
 
@@ -115,3 +124,11 @@ def test_help_shows_ours_and_help_all_shows_everything(capsys):
         assert "--pairs_per_update" in text
         assert "accelerate launch train.py" in text
         assert ("--neftune_noise_alpha" in text) == inherited
+
+
+def test_a_cpu_launch_that_lost_its_processes_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(SystemExit):
+        parse(output=tmp_path)
+    assert "--multi_gpu --num_processes 2" in capsys.readouterr().err

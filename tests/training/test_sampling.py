@@ -36,10 +36,16 @@ def test_epochs_differ_and_repeat():
     first, second = updates(20, 8, 1, 1, epoch=0)[0], updates(20, 8, 1, 1, epoch=1)[0]
     assert first != second
     assert second == updates(20, 8, 1, 1, epoch=1)[0]
-    assert updates(20, 8, 1, 1, epoch=1, shuffle=False)[0] == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+    assert updates(20, 8, 1, 1, epoch=1, shuffle=False)[0] == [
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 20)),
+    ]
 
 
-@pytest.mark.parametrize(("pairs", "device", "world", "expected"), [(8, 4, 1, 2), (8, 3, 1, 3), (8, 8, 2, 1), (8, 1, 4, 2)])
+@pytest.mark.parametrize(
+    ("pairs", "device", "world", "expected"), [(8, 4, 1, 2), (8, 3, 1, 3), (8, 8, 2, 1), (8, 1, 4, 2)]
+)
 def test_micro_batches(pairs, device, world, expected):
     assert micro_batches_per_update(pairs, device, world) == expected
 

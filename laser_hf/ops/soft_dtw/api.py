@@ -6,6 +6,7 @@ import torch
 
 from .reference import ReferenceSoftDTW
 
+
 class SoftDTWBackendError(ValueError):
     """An unknown soft-DTW backend, or one that cannot run on the given tensors."""
 
@@ -109,11 +110,7 @@ def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Through one matrix product; the `m x n x d` expansion of the released code costs gigabytes.
     """
-    return (
-        x.square().sum(-1).unsqueeze(2)
-        + y.square().sum(-1).unsqueeze(1)
-        - 2.0 * torch.bmm(x, y.transpose(1, 2))
-    )
+    return x.square().sum(-1).unsqueeze(2) + y.square().sum(-1).unsqueeze(1) - 2.0 * torch.bmm(x, y.transpose(1, 2))
 
 
 def _check_frames(x: torch.Tensor, y: torch.Tensor) -> None:

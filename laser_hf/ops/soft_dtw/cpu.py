@@ -190,7 +190,11 @@ def solve(
     def run(task: int) -> float:
         cost, alignment = costs[task], alignments[task]
         return _solve(
-            cost.numpy(), *cost.shape, symmetric[task], gamma, None if alignment is None else alignment.numpy()
+            cost.numpy(),
+            *cost.shape,
+            symmetric[task],
+            gamma,
+            None if alignment is None else alignment.numpy(),
         )
 
     threads = min(torch.get_num_threads(), len(costs))

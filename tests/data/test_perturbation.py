@@ -1,0 +1,276 @@
+"""Resampling, pitch and speed against torchaudio and against dense float64 sums; draws; names; bad input."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+
+from laser_hf.data import (
+    Compose,
+    Perturbation,
+    SpeedPitch,
+    build_perturbation,
+    draw_generator,
+    pitch_shift,
+    register_perturbation,
+    resample,
+    resampling,
+    speed,
+)
+from laser_hf.data.perturbation import _REGISTRY
+from laser_hf.data.stretch import stretch
+
+
+def dense_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tensor:
+    """Windowed-sinc interpolation summed over every input sample, float64; ``waveform`` ``(samples,)``."""
+    cutoff = min(orig, new) * 0.99 / orig
+    length = math.ceil(len(waveform) * new / orig)
+    distance = torch.arange(len(waveform)) - (torch.arange(length)[:, None] * orig).double() / new
+    t = (distance * cutoff).clamp(-6, 6)
+    return (cutoff * torch.sinc(t) * torch.cos(math.pi * t / 12) ** 2) @ waveform.double()
+
+
+RATIOS = [(17959, 16000), (14254, 16000), (997, 1009), (3203, 160), (160, 3203), (7, 5), (1, 50), (50, 1)]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 301, 2000])
+@pytest.mark.parametrize(("orig", "new"), RATIOS)
+def test_resample_is_the_dense_sum(orig, new, samples):
+    samples = min(samples, 2000 * orig // new + 1)  # keeps the dense sum small
+    waveform = torch.randn(samples, generator=torch.Generator().manual_seed(samples), dtype=torch.float64)
+    expected = dense_resample(waveform, orig, new)
+    torch.testing.assert_close(resample(waveform, orig, new), expected, atol=1e-12, rtol=0)
+    single = resample(waveform.float(), orig, new)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("orig", "new"), [(997, 1009), (3203, 160), (441, 160), (9, 10), (48000, 16000), (127, 128)])
+def test_resample_is_torchaudios(orig, new):
+    waveform = torch.randn(2, 3, 20001, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torchaudio.functional.resample(waveform, orig, new)
+    torch.testing.assert_close(resample(waveform, orig, new), expected, atol=1e-11, rtol=0)
+    # In float32 torchaudio computes the filter's phase in float32.
+    single = torchaudio.functional.resample(waveform.float(), orig, new)
+    torch.testing.assert_close(resample(waveform.float(), orig, new), single, atol=1e-3, rtol=0)
+
+
+def test_sparse_and_dense_resampling_agree(monkeypatch):
+    waveform = torch.randn(2, 5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    dense = resample(waveform, 441, 160)
+    monkeypatch.setattr(resampling, "MAX_DENSE_ELEMENTS", 0)
+    torch.testing.assert_close(resample(waveform, 441, 160), dense, atol=1e-12, rtol=0)
+
+
+def test_resampling_in_pieces_is_the_same(monkeypatch):
+    waveform = torch.randn(2, 40000, generator=torch.Generator().manual_seed(1))
+    whole = resample(waveform, 17959, 16000)
+    monkeypatch.setattr(resampling, "MAX_TABLE_BYTES", 100_000)
+    assert torch.equal(resample(waveform, 17959, 16000), whole)
+
+
+def test_kept_tables_are_small_and_few():
+    for steps in np.linspace(-5, 5, 40):
+        pitch_shift(torch.randn(400), 16000, float(steps))
+    info = resampling._cached_taps.cache_info()
+    assert info.currsize <= info.maxsize <= 16
+    weights = resampling._cached_taps(0, 16000, 17959, 16000, torch.float32)[1]
+    assert weights.numel() * weights.element_size() <= resampling.MAX_TABLE_BYTES == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "steps"),  # small enough for torchaudio's dense kernel
+    [(1000, -7), (1000, -2), (1000, -0.5), (1000, 0), (1000, 1.3), (1000, 2), (8000, 12), (4000, 3.7)],
+)
+def test_pitch_shift_is_torchaudios(sample_rate, steps):
+    waveform = 0.3 * torch.randn(2, 6000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    window = torch.hann_window(512, dtype=torch.float64)
+    expected = torchaudio.functional.pitch_shift(waveform, sample_rate, steps, window=window)
+    shifted = pitch_shift(waveform, sample_rate, steps)
+    assert shifted.shape == waveform.shape
+    # torchaudio's phase advance is float32, also for float64 input.
+    torch.testing.assert_close(shifted, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [-12, -2, 0.3, 2, 5])
+@pytest.mark.parametrize("samples", [257, 300, 5000, 20001])
+def test_stretch_is_torchaudios(steps, samples):
+    waveform = 0.3 * torch.randn(2, samples, generator=torch.Generator().manual_seed(samples))
+    expected = torchaudio.functional.functional._stretch_waveform(waveform, steps)
+    torch.testing.assert_close(stretch(waveform, 2 ** (-steps / 12)), expected, atol=1e-6, rtol=0)
+
+
+def test_pitch_shift_down_is_torchaudios_on_speech(speech):
+    waveform = torch.from_numpy(speech(2.0))
+    with torch.no_grad():
+        expected = torchaudio.transforms.PitchShift(16000, -2)(waveform)
+    torch.testing.assert_close(pitch_shift(waveform, 16000, -2), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [-2, 2])
+def test_pitch_shift_is_torchaudios_on_real_speech(real_speech, steps):
+    torchaudios = torchaudio.transforms.PitchShift(16000, steps)
+    for waveform in real_speech:
+        with torch.no_grad():
+            expected = torchaudios(waveform)
+        torch.testing.assert_close(pitch_shift(waveform, 16000, steps), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [-2, 2])
+def test_pitch_shift_on_real_speech_is_the_stretch_summed_in_float64(real_speech, steps):
+    """The resampler adds nothing but round-off to torchaudio's stretching, and does not drift."""
+    waveform = real_speech[0]
+    rate = 2 ** (-steps / 12)
+    stretched = torchaudio.functional.functional._stretch_waveform(waveform, steps)[0]
+    orig = int(16000 / rate)
+    for start in (0, 5 * 16000, 11 * 16000):  # dense sums around three moments, to the end of the utterance
+        first = start * orig // 16000
+        cut = stretched[max(0, first - 20) : first + 2000].double()
+        position = (torch.arange(start, start + 800) * orig).double() / 16000 - max(0, first - 20)
+        cutoff = min(orig, 16000) * 0.99 / orig
+        t = ((torch.arange(len(cut)) - position[:, None]) * cutoff).clamp(-6, 6)
+        expected = (cutoff * torch.sinc(t) * torch.cos(math.pi * t / 12) ** 2) @ cut
+        found = pitch_shift(waveform, 16000, steps)[start : start + 800]
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [-12, -2, -0.5, 0, 0.25, 2, 7])
+def test_a_sine_ends_at_the_right_pitch(steps):
+    waveform = torch.sin(2 * math.pi * 440 * torch.arange(32000) / 16000)
+    shifted = pitch_shift(waveform, 16000, steps)
+    assert shifted.shape == waveform.shape
+    spectrum = torch.fft.rfft(shifted[4000:-4000] * torch.hann_window(24000), n=2**18).abs()
+    found = spectrum.argmax().item() * 16000 / 2**18
+    assert found == pytest.approx(440 * 2 ** (steps / 12), rel=2e-3)
+
+
+def test_pitch_shift_of_a_batch_is_that_of_each(speech):
+    batch = torch.from_numpy(np.stack([speech(0.4, seed) for seed in range(4)])).reshape(2, 2, -1)
+    shifted = pitch_shift(batch, 16000, 1.7)
+    for i in range(2):
+        for j in range(2):
+            torch.testing.assert_close(shifted[i, j], pitch_shift(batch[i, j], 16000, 1.7), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.85, 0.9, 1.0, 1.1, 1.15, 1.2, 0.937])
+def test_speed_is_torchaudios(speech, factor):
+    waveform = torch.from_numpy(speech(0.7))
+    expected, _ = torchaudio.transforms.SpeedPerturbation(16000, [factor])(waveform)
+    found = speed(waveform, factor)
+    assert len(found) == math.ceil(len(waveform) * 16000 / int(factor * 16000))
+    if factor != 0.937:
+        assert torch.equal(found, expected)
+    # 14,992:16,000 is resampled sparsely; torchaudio computes part of its filter's phase in float32.
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_speed_then_pitch(speech):
+    waveform = torch.from_numpy(speech(0.6))
+    perturb = SpeedPitch()
+    drawn = perturb.draw(draw_generator(0, 0, "a"))
+    assert set(drawn) == {"speed", "pitch"}
+    expected = pitch_shift(speed(waveform, drawn["speed"]), 16000, drawn["pitch"])
+    assert torch.equal(perturb(waveform, draw_generator(0, 0, "a")), expected)
+    assert torch.equal(perturb.apply(waveform, **drawn), expected)
+
+
+def test_all_combinations_are_drawn_alike_often():
+    drawn = [SpeedPitch().draw(draw_generator(1, 0, f"utterance {i}")) for i in range(6000)]
+    counts = Counter((one["speed"], one["pitch"]) for one in drawn)
+    assert set(counts) == {(factor, step) for factor in (0.9, 1.0, 1.1) for step in (-2, 2)}
+    # 1000 expected each; chi-square with 5 degrees of freedom stays below 20.5 with probability 0.999.
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 20.5
+
+
+def test_draws_depend_on_seed_epoch_and_utterance():
+    def first(*key):
+        return draw_generator(*key).random(4).tolist()
+
+    assert first(3, 1, "a") == first(3, 1, "a")
+    keys = [(3, 1, "a"), (4, 1, "a"), (3, 2, "a"), (3, 1, "b"), (31, 1, "a"), (3, 11, "a"), (3, 1, "1\na")]
+    assert len({tuple(first(*key)) for key in keys}) == len(keys)
+
+
+def test_draws_are_the_same_everywhere_and_for_ever():
+    """Python's own hash of text differs between processes; a run must be repeatable years later."""
+    assert draw_generator(0, 0, "19-198-0000").integers(1000, size=4).tolist() == [45, 438, 747, 359]
+    assert draw_generator(7, 3, "19-198-0000").integers(1000, size=4).tolist() == [62, 153, 689, 177]
+
+
+def test_names(monkeypatch, speech):
+    monkeypatch.setitem(_REGISTRY, "speed_pitch", SpeedPitch)  # restores the registry afterwards
+
+    class Gain(Perturbation):
+        def __init__(self, gains=(0.5, 2.0)):
+            self.gains = gains
+
+        def draw(self, rng):
+            return {"gain": self.gains[int(rng.integers(len(self.gains)))]}
+
+        def apply(self, waveform, *, gain):
+            return gain * waveform
+
+    monkeypatch.setitem(_REGISTRY, "gain", Gain)
+    assert isinstance(build_perturbation("speed_pitch"), SpeedPitch)
+    built = build_perturbation([{"name": "gain", "gains": [3.0]}, {"name": "speed_pitch", "pitch_steps": [0]}])
+    assert isinstance(built, Compose)
+    waveform = torch.from_numpy(speech(0.3))
+    drawn = built.draw(draw_generator(0, 0, "a"))
+    assert drawn["parts"][0] == {"gain": 3.0}
+    assert drawn["parts"][1]["pitch"] == 0
+    expected = speed(3 * waveform, drawn["parts"][1]["speed"])
+    assert torch.equal(built(waveform, draw_generator(0, 0, "a")), expected)
+    with pytest.raises(ValueError, match=r"unknown perturbation 'gian'; known: gain, speed_pitch"):
+        build_perturbation({"name": "gian"})
+    with pytest.raises(ValueError, match=r"'gain': .*loud"):
+        build_perturbation({"name": "gain", "loud": 1})
+    with pytest.raises(ValueError, match="taken by SpeedPitch"):
+        register_perturbation("speed_pitch")(Gain)
+    with pytest.raises(ValueError, match="at least one"):
+        build_perturbation([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"speed_factors": [[0.8, 0.9, 1.0]]}, "flat list.*nested list.*flatten"),
+        ({"pitch_steps": [-2, [2]]}, "flat list.*nested list.*flatten"),
+        ({"speed_factors": []}, r"speed_factors is empty; give \[1.0\]"),
+        ({"pitch_steps": ()}, r"pitch_steps is empty; give \[0\]"),
+        ({"speed_factors": [0.9, 0.0]}, "positive and finite, got 0.0"),
+        ({"speed_factors": [-1.1]}, "positive and finite, got -1.1"),
+        ({"speed_factors": [float("nan")]}, "positive and finite, got nan"),
+        ({"pitch_steps": [float("inf")]}, "finite number of semitones"),
+        ({"speed_factors": 0.9}, "must be a list of numbers, got 0.9"),
+        ({"speed_factors": "0.9"}, "must be a list of numbers"),
+        ({"speed_factors": ["0.9"]}, "numbers only, got '0.9'"),
+        ({"pitch_steps": [True]}, "numbers only, got True"),
+        ({"sample_rate": 0}, "sample_rate must be a positive whole number"),
+    ],
+)
+def test_bad_lists_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_perturbation({"name": "speed_pitch", **arguments})
+
+
+def test_bad_arguments_of_the_functions():
+    with pytest.raises(ValueError, match="at least 257 samples, got 256"):
+        pitch_shift(torch.zeros(256), 16000, 2)
+    with pytest.raises(ValueError, match="at least 257 samples, got 256"):
+        stretch(torch.zeros(256), 1.1)
+    with pytest.raises(ValueError, match="finite number of semitones"):
+        pitch_shift(torch.zeros(300), 16000, float("nan"))
+    with pytest.raises(ValueError, match="positive and finite"):
+        speed(torch.zeros(300), 0)
+    with pytest.raises(TypeError, match="floating point"):
+        resample(torch.zeros(300, dtype=torch.int16), 2, 3)
+    with pytest.raises(TypeError, match="orig_freq must be an integer"):
+        resample(torch.zeros(300), 2.5, 3)
+    with pytest.raises(ValueError, match="new_freq must be positive"):
+        resample(torch.zeros(300), 2, 0)

@@ -1,0 +1,335 @@
+"""Whole runs of a tiny encoder: updates, resumes, processes, records and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import REPOSITORY, make_waveform
+from safetensors.torch import load_file
+
+from laser_hf.objectives import LaserLoss
+from laser_hf.training import NonFiniteLossError, parse_options
+from laser_hf.training.run import RECORD_NAME, RunError, _run, last_complete_checkpoint, prepare_output_dir
+from laser_hf.training.trainer import LaserTrainer
+
+NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
+
+
+def arguments(encoder, speech, output, *extra):
+    return [
+        "--preset", "demo", "--model_name_or_path", str(encoder), "--train_data", str(speech), "--eval_data", "",
+        "--output_dir", str(output), "--max_steps", "4", "--warmup_steps", "1", "--learning_rate", "1e-3",
+        "--logging_steps", "1", "--save_steps", "2", "--eval_on_start", "false", "--report_to", "none", "--use_cpu",
+        "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--plots", "false", "--projection_dim", "8", *extra,
+    ]  # fmt: skip
+
+
+def start(encoder, speech, output, *extra):
+    """Run in this process; returns the record, the losses by step and the weights."""
+    record = _run(parse_options(arguments(encoder, speech, output, *extra)))
+    return record, losses(output), load_file(output / "model.safetensors")
+
+
+def losses(output):
+    log = json.loads((output / "training_log.json").read_text())["log"]
+    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_encoder, small_tree, tmp_path_factory):
+    """An uninterrupted run with dropout."""
+    output = tmp_path_factory.mktemp("straight")
+    return output, *start(tiny_encoder, small_tree, output)
+
+
+def assert_same_weights(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+def test_what_a_run_leaves(straight, tiny_encoder):
+    output, record, by_step, _ = straight
+    assert {p.name for p in output.iterdir()} == {
+        "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
+        RECORD_NAME, "training_log.json", "recipe.json",
+    }  # fmt: skip
+    assert json.loads((output / RECORD_NAME).read_text())["updates"] == 4
+    assert sorted(by_step) == [1, 2, 3, 4]
+    # 18 utterances: two updates of 8, one of 2, then the second epoch.
+    seconds = 4 * 8 * 0.7
+    assert record["processed_hours"] == pytest.approx(seconds / 3600, rel=0.4)
+    assert record["data"]["utterances"] == 18
+    assert record["data"]["skipped"]["utterances"] == 0
+    assert record["recipe"]["objective"]["alpha"] == 0.4
+    assert record["versions"]["transformers"]
+    assert record["hardware"]["cores"]
+    for term in ("loss", "soft_dtw", "idm", "grad_norm", "frame_cosine", "effective_rank", "processed_hours"):
+        assert np.isfinite(record["last"][term]["value"])
+    assert record["first"]["loss"]["step"] == 1
+    log = json.loads((output / "training_log.json").read_text())["log"]
+    entry = next(e for e in log if e["step"] == 3)
+    assert entry["loss"] == pytest.approx(entry["soft_dtw"] + 0.4 * entry["idm"], rel=1e-5)
+
+
+def test_frozen_weights_are_the_base_models_bit_for_bit(straight, tiny_encoder):
+    _, record, _, weights = straight
+    base = load_file(tiny_encoder / "model.safetensors")
+    trained = set(record["trained_parameters"])
+    assert {name.split(".")[2] for name in trained} == {"1", "2"}
+    for name, tensor in base.items():
+        assert torch.equal(weights[name], tensor) == (name not in trained), name
+
+
+def test_resumed_equals_uninterrupted(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
+    _, record, by_step, weights = straight
+    calls = []
+    original = LaserTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        calls.append(self.state.global_step)
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaserTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny_encoder, small_tree, tmp_path)
+    assert not (tmp_path / RECORD_NAME).exists()
+    monkeypatch.setattr(LaserTrainer, "training_step", original)
+    torch.manual_seed(99)  # whatever happened in between
+    resumed, resumed_losses, resumed_weights = start(tiny_encoder, small_tree, tmp_path)
+    assert resumed_losses == by_step
+    assert_same_weights(resumed_weights, weights)
+    assert resumed["processed_hours"] == pytest.approx(record["processed_hours"], rel=1e-9)
+
+
+def test_resumed_equals_uninterrupted_when_streaming(tiny_encoder, small_tree, tmp_path, monkeypatch):
+    stream = ("--streaming", "true", "--shuffle_buffer", "10")
+    _, by_step, weights = start(tiny_encoder, small_tree, tmp_path / "straight", *stream)
+    original = LaserTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaserTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny_encoder, small_tree, tmp_path / "killed", *stream)
+    monkeypatch.setattr(LaserTrainer, "training_step", original)
+    _, resumed_losses, resumed_weights = start(tiny_encoder, small_tree, tmp_path / "killed", *stream)
+    assert resumed_losses == by_step
+    assert_same_weights(resumed_weights, weights)
+
+
+def test_micro_batches_do_not_change_the_update(tiny_encoder, small_tree, tmp_path):
+    _, whole, whole_weights = start(
+        tiny_encoder, small_tree, tmp_path / "8", *NO_DROPOUT, "--per_device_train_batch_size", "8"
+    )
+    _, cut, cut_weights = start(
+        tiny_encoder, small_tree, tmp_path / "3", *NO_DROPOUT, "--per_device_train_batch_size", "3"
+    )
+    for step, loss in whole.items():
+        assert cut[step] == pytest.approx(loss, rel=1e-4)
+    assert_same_weights(cut_weights, whole_weights, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_equal_twice_the_accumulation(tiny_encoder, small_tree, tmp_path):
+    """Through `accelerate launch`, with gloo; updates of 8, 8 and 2 pairs, then a new epoch."""
+    options = (*NO_DROPOUT, "--per_device_train_batch_size", "4")
+    _, alone, alone_weights = start(tiny_encoder, small_tree, tmp_path / "one", *options)
+    # With --cpu, accelerate starts a second process only through MPI; --multi_gpu only means "several processes".
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        str(REPOSITORY / "train.py"),
+        *arguments(tiny_encoder, small_tree, tmp_path / "two", *options, "--ddp_backend", "gloo"),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    together = losses(tmp_path / "two")
+    record = json.loads((tmp_path / "two" / RECORD_NAME).read_text())
+    assert record["processes"] == 2
+    assert together.keys() == alone.keys()
+    for step, loss in alone.items():
+        assert together[step] == pytest.approx(loss, rel=1e-4)
+    assert_same_weights(load_file(tmp_path / "two" / "model.safetensors"), alone_weights, rtol=1e-3, atol=1e-5)
+    alone_record = json.loads((tmp_path / "one" / RECORD_NAME).read_text())
+    assert record["processed_hours"] == pytest.approx(alone_record["processed_hours"])
+
+
+def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_path, caplog):
+    speech = tmp_path / "speech"
+    shutil.copytree(small_tree, speech)
+    chapter = speech / "train" / "1" / "10"
+    soundfile.write(chapter / "1-10-0100.flac", np.zeros(9000), 16_000)
+    soundfile.write(chapter / "1-10-0101.wav", np.full(9000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(chapter / "1-10-0102.flac", make_waveform(0.02), 16_000)
+    (chapter / "1-10-0103.flac").write_bytes(b"not audio")
+    record, by_step, _ = start(tiny_encoder, speech, tmp_path / "out", "--max_steps", "6", "--pairs_per_update", "4")
+    assert len(by_step) == 6
+    assert all(np.isfinite(loss) for loss in by_step.values())
+    assert record["data"]["utterances"] == 22
+    assert record["data"]["skipped"]["utterances"] == 4
+    assert record["data"]["skipped"]["by_kind"] == {"nan": 1, "silent": 1, "too_short": 1, "undecodable": 1}
+    for name in ("1-10-0100", "1-10-0101", "1-10-0102", "1-10-0103"):
+        assert name in caplog.text
+
+
+def test_updates_without_a_usable_pair_change_no_loss(tiny_encoder, tmp_path):
+    speech = tmp_path / "speech"
+    speech.mkdir()
+    soundfile.write(speech / "good.flac", make_waveform(0.6), 16_000)
+    for index in range(3):
+        soundfile.write(speech / f"silent{index}.flac", np.zeros(9000), 16_000)
+    record, _, _ = start(tiny_encoder, speech, tmp_path / "out", "--pairs_per_update", "1", "--max_steps", "8")
+    assert record["data"]["skipped"]["utterances"] == 3
+    assert np.isfinite(record["last"]["soft_dtw"]["value"])
+
+
+class _Exploding(LaserLoss):
+    calls = 0
+
+    def forward(self, *frames):
+        terms = super().forward(*frames)
+        type(self).calls += 1
+        if type(self).calls == 4:
+            terms["total"] = terms["total"] * float("nan")
+        return terms
+
+
+def test_a_non_finite_loss_stops_with_ids_and_a_saved_state(tiny_encoder, small_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("laser_hf.training.run.LaserLoss", _Exploding)
+    with pytest.raises(NonFiniteLossError, match=r"step 4 on the utterances \d-10-\d{4}, "):
+        start(tiny_encoder, small_tree, tmp_path)
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
+    assert len(json.loads((tmp_path / "non_finite.json").read_text())["utterances"]) == 8
+    # Everything up to there is kept: the next run ends the training.
+    _, by_step, _ = start(tiny_encoder, small_tree, tmp_path)
+    assert sorted(by_step) == [1, 2, 3, 4]
+
+
+def test_every_epoch_draws_anew_and_every_run_alike(tiny_encoder, small_tree, tmp_path, monkeypatch):
+    seen = []
+    original = LaserTrainer.compute_loss
+
+    def spy(self, model, inputs, **kwargs):
+        seen.append(dict(zip(inputs["ids"], (tuple(d.values()) for d in inputs["drawn"]), strict=True)))
+        return original(self, model, inputs, **kwargs)
+
+    monkeypatch.setattr(LaserTrainer, "compute_loss", spy)
+    start(tiny_encoder, small_tree, tmp_path / "a", "--max_steps", "6")
+    epochs = [{}, {}]
+    for index, batch in enumerate(seen):
+        epochs[index // 3].update(batch)
+    assert len(epochs[0]) == len(epochs[1]) == 18
+    assert epochs[0] != epochs[1]
+    first = list(seen)
+    seen.clear()
+    start(tiny_encoder, small_tree, tmp_path / "b", "--max_steps", "6", "--dataloader_num_workers", "2")
+    assert seen == first
+
+
+def test_held_out_terms_do_not_depend_on_the_batch(tiny_encoder, small_tree, tmp_path):
+    found = []
+    for size in ("1", "5"):
+        output = tmp_path / size
+        extra = ("--eval_data", str(small_tree), "--eval_steps", "2", "--per_device_eval_batch_size", size)
+        record, _, _ = start(tiny_encoder, small_tree, output, *NO_DROPOUT, *extra)
+        log = json.loads((output / "training_log.json").read_text())["log"]
+        found.append([entry for entry in log if "eval_loss" in entry])
+        assert [entry["step"] for entry in found[-1]] == [2, 4]
+        assert record["collapse"]["start"]["step"] == 2
+    for one, five in zip(*found, strict=True):
+        for name in ("eval_loss", "eval_soft_dtw", "eval_idm"):
+            assert one[name] == pytest.approx(five[name], rel=1e-4)
+
+
+def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path):
+    record, by_step, _ = start(
+        tiny_encoder, small_tree, tmp_path, "--bf16", "true", "--train_encoder_layer_norm", "true", "--plots", "true",
+        "--eval_data", str(small_tree), "--report_to", "tensorboard",
+    )  # fmt: skip
+    assert all(np.isfinite(loss) for loss in by_step.values())
+    assert "encoder.layer_norm.weight" in record["trained_parameters"]
+    assert record["precision"] == "bf16"
+    for name in ("loss_terms.png", "alignment.png"):
+        assert (tmp_path / "plots" / name).stat().st_size > 10_000
+    assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(straight, tiny_encoder, small_tree):
+    output = straight[0]
+    options = parse_options(arguments(tiny_encoder, small_tree, output))
+    with pytest.raises(RunError, match="--overwrite_output_dir"):
+        prepare_output_dir(options)
+
+
+def test_overwriting_deletes_our_files_only(straight, tiny_encoder, small_tree, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(straight[0], output)
+    (output / "notes.txt").write_text("mine")
+    options = parse_options(arguments(tiny_encoder, small_tree, output, "--overwrite_output_dir"))
+    assert prepare_output_dir(options) is None
+    assert {p.name for p in output.iterdir()} == {"notes.txt", "recipe.json"}
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_resumed(straight, tiny_encoder, small_tree, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(straight[0], output)
+    (output / RECORD_NAME).unlink()
+    same = parse_options(arguments(tiny_encoder, small_tree, output))
+    assert prepare_output_dir(same) == str(output / "checkpoint-4")
+    other = parse_options(arguments(tiny_encoder, small_tree, output, "--alpha", "0.9"))
+    with pytest.raises(RunError, match=r"--alpha 0.4 -> 0.9"):
+        prepare_output_dir(other)
+
+
+def test_a_half_written_checkpoint_is_left_aside(straight, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(straight[0], output)
+    (output / "checkpoint-4" / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(output) == str(output / "checkpoint-2")
+    assert (output / "broken-checkpoint-4").is_dir()
+
+
+def test_a_folder_that_cannot_be_written(tiny_encoder, small_tree, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        prepare_output_dir(parse_options(arguments(tiny_encoder, small_tree, tmp_path / "file" / "out")))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--model_name_or_path", "someone/no-such-model"), "--preset demo"),
+        (("--train_data", "no/such/place/here"), "--train_data"),
+        (("--train_data", "openslr/librispeech_asr", "--train_split", "train.100"), "--preset demo"),
+        (("--trainable_layers", "9"), "between 1 and 3"),
+        (("--speed_factors", "-1"), "speed"),
+    ],
+)
+def test_clear_errors_end_train_py(extra, message, tiny_encoder, small_tree, tmp_path, caplog):
+    from laser_hf.training import run_training
+
+    with pytest.raises(SystemExit) as stopped:
+        run_training(parse_options(arguments(tiny_encoder, small_tree, tmp_path, *extra)))
+    assert stopped.value.code == 1
+    assert message in caplog.text
+
+
+def test_real_speech(tiny_encoder, shared_speech, tmp_path):
+    record, by_step, _ = start(
+        tiny_encoder, shared_speech / "heldout-clean-5", tmp_path, "--max_train_samples", "8", "--max_steps", "1",
+        "--pairs_per_update", "2",
+    )  # fmt: skip
+    assert np.isfinite(by_step[1])
+    assert record["processed_hours"] > 0
