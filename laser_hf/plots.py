@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+
+from .records import read_json
 
 _PANELS = (
     ("loss", "total loss"),
@@ -94,3 +97,25 @@ def plot_alignment(
         figure.suptitle(title)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw the loss terms of one or several finished runs into one picture."""
+    parser = argparse.ArgumentParser(prog="python -m laser_hf.plots", description=main.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run")
+    parser.add_argument("--output", type=Path, default=Path("loss_terms.png"), help="PNG to write (%(default)s)")
+    parser.add_argument("--title", default="")
+    options = parser.parse_args(argv)
+    histories = {}
+    for run in options.runs:
+        log = run / "training_log.json"
+        if not log.is_file():
+            parser.error(f"{run} holds no training_log.json; is the run finished?")
+        histories[run.name] = read_json(log)["log"]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    plot_training(histories, options.output, options.title)
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,9 +84,26 @@ def git_commit() -> str | None:
         return None
 
 
+def command_line() -> str:
+    """The command this process was started with, without the folder of the interpreter or the script."""
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else None
+    return " ".join(["python", *(["-m", name] if name else [Path(sys.argv[0]).name]), *sys.argv[1:]])
+
+
+def portable(value: Any) -> Any:
+    """`value` with the folder of the installed package written as `{laser_hf}`, as presets write it."""
+    if isinstance(value, dict):
+        return {key: portable(entry) for key, entry in value.items()}
+    if isinstance(value, str):
+        return value.replace(str(Path(__file__).resolve().parent), "{laser_hf}")
+    return value
+
+
 def provenance() -> dict[str, Any]:
-    """`versions`, `hardware`, `commit` and the time of writing (UTC)."""
+    """`command`, `versions`, `hardware`, `commit` and the time of writing (UTC)."""
     return {
+        "command": portable(command_line()),
         "versions": versions(),
         "hardware": hardware(),
         "commit": git_commit(),
@@ -111,10 +129,10 @@ def _plain(value: Any) -> Any:
 def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """Write `record` whole or not at all: an interrupted run leaves the old file."""
     path = Path(path)
+    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(_plain(record), file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+        file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 

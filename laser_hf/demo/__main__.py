@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 import soundfile
@@ -54,7 +53,6 @@ def main(argv: list[str] | None = None) -> None:
     print("Words of voices that are not trained on, with the encoder as shipped ...", flush=True)
     before = measure(ENCODER_DIR, words, files)
     print("Fine-tuning the top two layers with LASER ...", flush=True)
-    sys.argv = [sys.argv[0], *(argv if argv is not None else sys.argv[1:])]
     run_training(
         parse_options(
             [

@@ -132,11 +132,12 @@ class LaserTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     report_to: str | None = field(default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none"})
     dataloader_num_workers: int = field(default=2, metadata={"help": "processes that decode and perturb"})
-    collapse_cosine: float = field(
-        default=0.95, metadata={"help": "collapse alarm: mean pairwise cosine of projected frames"}
+    collapse_cosine_fraction: float = field(
+        default=0.5,
+        metadata={"help": "collapse alarm: share of the way to 1 that the mean cosine of frames has covered"},
     )
     collapse_rank_fraction: float = field(
-        default=0.5, metadata={"help": "collapse alarm: effective rank below this share of its first value"}
+        default=0.5, metadata={"help": "collapse alarm: effective rank below this share of its start"}
     )
     plots: bool = field(default=True, metadata={"help": "draw loss terms and an alignment at the end"})
 
@@ -146,6 +147,8 @@ class LaserTrainingArguments(TrainingArguments):
                 "gradient_accumulation_steps follows from --pairs_per_update, --per_device_train_batch_size and the "
                 "number of processes; set those instead"
             )
+        if self.push_to_hub:
+            raise ValueError("the Trainer would upload its checkpoints; publish a finished run with push_to_hub.py")
         super().__post_init__()
         # The collator's keys are not the model's argument names; the loss stops on NaN itself, with the ids.
         self.remove_unused_columns = False

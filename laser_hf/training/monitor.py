@@ -52,16 +52,18 @@ def effective_rank(frames: torch.Tensor) -> float:
 class CollapseMonitor:
     """Decides from the projected unit-norm frames whether a run collapses.
 
-    It fires when the mean pairwise cosine exceeds `cosine_limit` (all frames point the same way), or when the
-    effective rank has fallen below `rank_fraction` of what the run started with. Both happen to soft-DTW without
-    its regulariser (LASER, Table 3). Statistics come from held-out frames where there are any, else from training.
+    It fires when the mean pairwise cosine has covered `cosine_fraction` of the way from where the run started to 1
+    (all frames point the same way), or when the effective rank has fallen below `rank_fraction` of its start. Both
+    are relative, because encoders differ in how alike their frames are to begin with. Soft-DTW without its
+    regulariser collapses so (LASER, Table 3). Measured on held-out frames where there are any, else on
+    training frames.
 
     Attributes:
-        start: first measurement of the run; the reference for the rank. Kept through a resume.
+        start: first measurement of the run, the reference; kept through a resume.
         fired_at: step of the first alarm, or `None`.
     """
 
-    cosine_limit: float = 0.95
+    cosine_fraction: float = 0.5
     rank_fraction: float = 0.5
     start: dict[str, float] | None = None
     fired_at: int | None = None
@@ -72,9 +74,10 @@ class CollapseMonitor:
         if self.start is None:
             self.start = {"step": step, "frame_cosine": cosine, "effective_rank": rank}
         reasons = []
-        # A random projection of an anisotropic encoder may start beyond the limit: then only a rise counts.
-        if cosine > max(self.cosine_limit, self.start["frame_cosine"] + 0.01):
-            reasons.append(f"mean pairwise cosine {cosine:.3f} (limit {self.cosine_limit})")
+        start = self.start["frame_cosine"]
+        limit = start + self.cosine_fraction * (1.0 - start)
+        if cosine > limit:
+            reasons.append(f"mean pairwise cosine {cosine:.3f} (started at {start:.3f}, limit {limit:.3f})")
         if rank < self.rank_fraction * self.start["effective_rank"]:
             reasons.append(f"effective rank {rank:.1f} (started at {self.start['effective_rank']:.1f})")
         self.reason = " and ".join(reasons)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..records import portable
 from .arguments import (
     OPTION_GROUPS,
     DataArguments,
@@ -42,7 +43,7 @@ _SHOWN = {
     "output_dir", "overwrite_output_dir", "pairs_per_update", "per_device_train_batch_size",
     "per_device_eval_batch_size", "max_steps", "learning_rate", "warmup_steps", "adam_epsilon", "max_grad_norm",
     "seed", "bf16", "logging_steps", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "report_to",
-    "dataloader_num_workers", "resume_from_checkpoint", "use_cpu", "collapse_cosine", "collapse_rank_fraction",
+    "dataloader_num_workers", "resume_from_checkpoint", "use_cpu", "collapse_cosine_fraction", "collapse_rank_fraction",
     "plots", "disable_tqdm",
 }  # fmt: skip
 
@@ -70,12 +71,13 @@ class Options:
         data = dataclasses.asdict(self.data)
         for name in ("eval_data", "eval_name", "eval_split", "max_eval_samples"):
             data.pop(name)
-        return {
+        recipe = {
             "model": dataclasses.asdict(self.model),
             "objective": {"name": "laser", **dataclasses.asdict(self.objective)},
             "data": data,
             "training": {name: str(v) if hasattr(v, "value") else v for name, v in training.items()},
         }
+        return portable(recipe)
 
 
 def option_names() -> set[str]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -20,7 +21,8 @@ from ..encoders import SAMPLE_RATE, TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..objectives import LaserLoss
 from ..ops import soft_dtw_alignment
 from ..publishing import export_encoder
-from ..records import provenance, read_json, write_json
+from ..records import portable, provenance, read_json, write_json
+from .arguments import DataArguments
 from .model import AlignmentModel
 from .options import Options
 from .sampling import EpochStream
@@ -91,10 +93,11 @@ def _run(options: Options) -> dict[str, Any]:
         logger.info("Resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.wait_for_everyone()
-    skipped = trainer.skipped_summary()
+    # Sums over the processes: every one of them has to come here.
+    skipped, state = trainer.skipped_summary(), trainer.own_state()
     record = {}
     if trainer.is_world_process_zero():
-        record = _record(options, trainer, encoder, trainable, train, skipped)
+        record = _record(options, trainer, encoder, trainable, train, skipped, state)
         export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
         if args.plots:
@@ -224,21 +227,34 @@ def _load_pairs(options: Options):
         train = with_pairs(speech, train_transform)
     held_out = None
     if data.eval_data:
-        held_out = load_speech(
-            data.eval_data,
-            data.eval_split,
-            name=data.eval_name,
-            audio_column=data.audio_column,
-            token=args.hub_token,
-        )
-        if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
-            # Spread over the set: the first ones would be one speaker.
-            picks = torch.linspace(0, len(held_out) - 1, data.max_eval_samples).long().tolist()
-            held_out = held_out.select(picks)
+        held_out = _load_held_out(data, args.hub_token)
         # A transform of its own: its epoch stays 0, so that held-out pairs look the same at every step.
         held_out = with_pairs(held_out, transform())
         args.eval_strategy = "steps"
     return train, held_out, train_transform.set_epoch
+
+
+def _load_held_out(data: DataArguments, token: str | None) -> datasets.Dataset:
+    """At most `max_eval_samples` utterances, spread over a local set, the first ones of a Hub set."""
+    local = Path(data.eval_data).exists()
+    speech = load_speech(
+        data.eval_data,
+        data.eval_split,
+        name=data.eval_name,
+        # From the Hub only what is used: a map-style load would fetch every split of the configuration.
+        streaming=not local and data.max_eval_samples is not None,
+        audio_column=data.audio_column,
+        token=token,
+    )
+    if isinstance(speech, datasets.IterableDataset):
+        return datasets.Dataset.from_list(
+            [{k: item[k] for k in ("id", "audio")} for item in speech.take(data.max_eval_samples)]
+        )
+    if data.max_eval_samples is not None and data.max_eval_samples < len(speech):
+        # The first ones would be one speaker.
+        picks = torch.linspace(0, len(speech) - 1, data.max_eval_samples).long().tolist()
+        speech = speech.select(picks)
+    return speech
 
 
 def _record(
@@ -248,6 +264,7 @@ def _record(
     trainable: list[str],
     train,
     skipped: dict[str, Any],
+    own_state: dict[str, Any],
 ) -> dict[str, Any]:
     args, state = options.training, trainer.state
     model = options.model
@@ -265,7 +282,7 @@ def _record(
         "recipe": options.recipe(),
         "trained_parameters": trainable,
         "data": {
-            "source": options.data.train_data,
+            "source": portable(options.data.train_data),
             "name": options.data.train_name,
             "split": options.data.train_split,
             "utterances": len(train) if hasattr(train, "__len__") else None,
@@ -273,14 +290,13 @@ def _record(
         },
         "seed": args.seed,
         "updates": state.global_step,
-        "processed_hours": trainer.processed_seconds / 3600,
-        "wall_time_seconds": round(trainer.trained_seconds, 1),
+        "processed_hours": own_state["processed_seconds"] / 3600,
+        "wall_time_seconds": round(own_state["trained_seconds"], 1),
         "processes": args.world_size,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "collapse": {"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
         "first": _summary(state.log_history, first=True),
         "last": _summary(state.log_history, first=False),
-        "command": " ".join(["python", *sys.argv]),
         **provenance(),
     }
 

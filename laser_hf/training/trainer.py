@@ -76,7 +76,7 @@ class LaserTrainer(Trainer):
         # compute_loss divides by the pairs of the whole update.
         self.loss_is_scaled_for_ga = True
         self.skip_log = SkipLog()
-        self.monitor = CollapseMonitor(args.collapse_cosine, args.collapse_rank_fraction)
+        self.monitor = CollapseMonitor(args.collapse_cosine_fraction, args.collapse_rank_fraction)
         self.processed_seconds = 0.0  # source speech of all processes, the unit of the paper's Table 1
         self.trained_seconds = 0.0  # wall time, over all resumes
         self._set_pair_epoch = set_epoch

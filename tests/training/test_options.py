@@ -87,6 +87,7 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--distance", "cosine"], "invalid choice"),
         (["--gradient_accumulation_steps", "8"], "pairs_per_update"),
         (["--alpha", "lots"], "invalid float"),
+        (["--push_to_hub"], "push_to_hub.py"),
     ],
 )
 def test_refused(argv, message, tmp_path, capsys):
