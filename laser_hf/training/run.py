@@ -226,7 +226,9 @@ def _load_pairs(options: Options):
             speech = speech.select(range(min(data.max_train_samples, len(speech))))
         train = with_pairs(speech, train_transform)
     held_out = None
-    if data.eval_data:
+    if not data.eval_data:
+        args.eval_on_start = False
+    else:
         held_out = _load_held_out(data, args.hub_token)
         # A transform of its own: its epoch stays 0, so that held-out pairs look the same at every step.
         held_out = with_pairs(held_out, transform())

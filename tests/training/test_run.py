@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from laser_hf.objectives import LaserLoss
 from laser_hf.training import NonFiniteLossError, parse_options
 from laser_hf.training.run import RECORD_NAME, RunError, _run, last_complete_checkpoint, prepare_output_dir
+from laser_hf.training.sampling import PairBatchSampler
 from laser_hf.training.trainer import LaserTrainer
 
 NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
@@ -55,7 +56,7 @@ def assert_same_weights(found, expected, **tolerance):
         torch.testing.assert_close(found[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
 
 
-def test_what_a_run_leaves(straight, tiny_encoder):
+def test_what_a_run_leaves(straight, small_tree):
     output, record, by_step, _ = straight
     assert {p.name for p in output.iterdir()} == {
         "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
@@ -63,9 +64,14 @@ def test_what_a_run_leaves(straight, tiny_encoder):
     }  # fmt: skip
     assert json.loads((output / RECORD_NAME).read_text())["updates"] == 4
     assert sorted(by_step) == [1, 2, 3, 4]
-    # 18 utterances: two updates of 8, one of 2, then the second epoch.
-    seconds = 4 * 8 * 0.7
-    assert record["processed_hours"] == pytest.approx(seconds / 3600, rel=0.4)
+    # The paper's unit: source speech of every pair of every update. 18 utterances make updates of 8, 8 and 2 pairs.
+    files = sorted(small_tree.rglob("*.flac"))
+    sampler = PairBatchSampler(18, 8, seed=1337)
+    first_epoch = [i for update in sampler for i in update]
+    sampler.set_epoch(1)
+    drawn = first_epoch + next(iter(sampler))
+    seconds = sum(soundfile.info(files[i]).frames for i in drawn) / 16_000
+    assert record["processed_hours"] == pytest.approx(seconds / 3600, rel=1e-9)
     assert record["data"]["utterances"] == 18
     assert record["data"]["skipped"]["utterances"] == 0
     assert record["recipe"]["objective"]["alpha"] == 0.4
