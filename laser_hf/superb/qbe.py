@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder
-from ..records import provenance, read_json, write_json
+from ..records import portable, provenance, read_json, write_json
 
 HELP = "query by example on spoken words: mean average precision across speakers"
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
@@ -328,7 +326,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the weights of random:MODEL")
     add("--frames_per_second", type=int, default=100, help="frame rate of mfcc and logmel")
     add("--deltas", type=int, default=1, help="orders of time differences appended to mfcc and logmel")
-    add("--summary", type=Path, help="JSON file in which this result is entered beside those of other models")
+    add("--summary", type=Path, help="JSON file in which this record is entered beside those of other systems")
+    add("--name", help="what the summary calls this system; the model if not given")
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -351,7 +350,7 @@ def run(arguments: argparse.Namespace) -> dict:
     record = {
         "task": "qbe",
         "protocol": "quick",
-        "model": arguments.model,
+        "model": portable(arguments.model),
         "metric": "mean_average_precision",
         "unit": "fraction",
         "value": values[layer],
@@ -360,16 +359,21 @@ def run(arguments: argparse.Namespace) -> dict:
         "queries": int((data.targets & data.trials).any(1).sum()),
         "documents": len(data.documents),
         "settings": settings,
-        "command": shlex.join(["python", "-m", "laser_hf.superb", *sys.argv[1:]]),
         "wall_seconds": round(time.time() - began, 1),
     } | provenance()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output_dir / "results.json", record)
     write_scores(arguments.output_dir / "scores.tsv", data, scores)
     if arguments.summary:
-        summary = read_json(arguments.summary) if arguments.summary.exists() else {}
-        write_json(arguments.summary, summary | {arguments.model: record})
+        enter(arguments.summary, arguments.name or arguments.model, record)
     return record
+
+
+def enter(summary: Path, name: str, record: dict) -> None:
+    """Add `record` to the `systems` of a JSON file, in place of an earlier one of the same name."""
+    systems = read_json(summary)["systems"] if summary.exists() else []
+    systems = [system for system in systems if system["name"] != name]
+    write_json(summary, {"systems": [*systems, {"name": name} | record]})
 
 
 def write_scores(path: Path, data: QbeData, scores: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from laser_hf.data import PairTransform, SpeedPitch, load_speech
 from laser_hf.training.sampling import EpochStream, PairBatchSampler, micro_batches_per_update
@@ -70,3 +71,20 @@ def test_stream_goes_on_with_a_new_epoch(small_tree):
     assert drawn[0] != drawn[1]
     again = iter(EpochStream(speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=100))
     assert [next(again)["id"] for _ in range(36)] == ids[0] + ids[1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_workers_and_processes_share_a_stream(small_tree, world_size):
+    speech = load_speech(small_tree, streaming=True)
+    seen = []
+    for rank in range(world_size):
+        stream = EpochStream(
+            speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=5, rank=rank, world_size=world_size
+        )
+        assert stream.num_shards >= 2
+        loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+        pairs = iter(loader)
+        seen += [next(pairs)["id"] for _ in range(18 // world_size)]
+        del pairs
+    # Workers take turns, so that the first epoch is through when every share has been read once.
+    assert sorted(seen) == sorted(item["id"] for item in speech)
