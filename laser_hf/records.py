@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -85,10 +86,18 @@ def git_commit() -> str | None:
 
 
 def command_line() -> str:
-    """The command this process was started with, without the folder of the interpreter or the script."""
+    """The command this process was started with, without folders of interpreter and script, and without tokens."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = module.name.removesuffix(".__main__") if module else None
-    return " ".join(["python", *(["-m", name] if name else [Path(sys.argv[0]).name]), *sys.argv[1:]])
+    words = ["python", *(["-m", name] if name else [Path(sys.argv[0]).name]), *sys.argv[1:]]
+    for index, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and flag.endswith("token"):
+            if equals:
+                words[index] = f"{flag}=***"
+            elif index + 1 < len(words):
+                words[index + 1] = "***"
+    return shlex.join(words)
 
 
 def portable(value: Any) -> Any:

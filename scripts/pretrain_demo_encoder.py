@@ -57,11 +57,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--train_data", nargs="+", type=Path, required=True, help="folders searched for 16 kHz audio files")
     add("--output_dir", type=Path, required=True, help="checkpoint, round-1 model and final model go here")
-    add("--steps_round1", type=int, default=1500, help="updates on clusters of MFCCs")
+    add("--steps_round1", type=int, default=1200, help="updates on clusters of MFCCs")
     add(
         "--steps_round2",
         type=int,
-        default=2500,
+        default=1800,
         help="updates on clusters of hidden states; 0 stops after round 1",
     )
     add(

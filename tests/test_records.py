@@ -41,3 +41,12 @@ def test_no_machine_path_of_the_package():
         "steps": 3,
     }
     assert package not in provenance()["command"]
+
+
+@pytest.mark.parametrize("given", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+def test_no_token_in_a_record(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/some/where/train.py", *given, "--seed", "3"])
+    command = provenance()["command"]
+    assert "secret" not in command
+    assert command.endswith("--seed 3")
+    assert "/some/where" not in command

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from ..encoders import SpeechEncoder, load_encoder
-from ..records import read_json, write_json
+from ..records import provenance, read_json, write_json
 from ..training import parse_options, run_training
 from . import ENCODER_DIR, SPEECH_DIR
 from .words import Word, WordReport, format_before_after, read_words, word_discrimination
@@ -71,8 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         arguments.output_dir / "results" / "words.json",
         {
             "task": "same-different word discrimination on the demo's held-out voices, last layer",
+            "model": arguments.output_dir.name,
             "before": before.to_dict(),
             "after": after.to_dict(),
+            **provenance(),
         },
     )
     record = read_json(arguments.output_dir / "laser_config.json")

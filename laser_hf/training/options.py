@@ -75,7 +75,7 @@ class Options:
             "model": dataclasses.asdict(self.model),
             "objective": {"name": "laser", **dataclasses.asdict(self.objective)},
             "data": data,
-            "training": {name: str(v) if hasattr(v, "value") else v for name, v in training.items()},
+            "training": {name: getattr(value, "value", value) for name, value in training.items()},
         }
         return portable(recipe)
 

@@ -175,7 +175,7 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
 
 def _clear(output_dir: Path) -> None:
     """Delete what an earlier run left, and nothing else."""
-    for pattern in ("checkpoint-*", "broken-checkpoint-*", "runs", "plots"):
+    for pattern in ("checkpoint-*", "broken-checkpoint-*", "runs", "plots", "results"):
         for folder in output_dir.glob(pattern):
             shutil.rmtree(folder)
     for name in (

@@ -45,7 +45,8 @@ with torch.no_grad():
     frames = model(**inputs).last_hidden_state[0]
 torch.testing.assert_close(frames, io["expected"], rtol=1e-5, atol=1e-5)
 assert not any(name.startswith("laser_hf") for name in sys.modules)
-print(type(model).__name__, model.config.apply_spec_augment, model.config.layerdrop, model.config.activation_dropout)
+config = model.config
+print(type(model).__name__, getattr(config, "apply_spec_augment", True), config.layerdrop, config.activation_dropout)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
