@@ -94,7 +94,8 @@ def _run(options: Options) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.wait_for_everyone()
     # Sums over the processes: every one of them has to come here.
-    skipped, state = trainer.skipped_summary(), trainer.own_state()
+    skipped = {"train": trainer.skipped_summary(), "held_out": trainer.skipped_summary(held_out=True)}
+    state = trainer.own_state()
     record = {}
     if trainer.is_world_process_zero():
         record = _record(options, trainer, encoder, trainable, train, skipped, state)
@@ -288,7 +289,9 @@ def _record(
             "name": options.data.train_name,
             "split": options.data.train_split,
             "utterances": len(train) if hasattr(train, "__len__") else None,
-            "skipped": skipped,
+            "skipped": skipped["train"],
+            "held_out": portable(options.data.eval_data),
+            "held_out_skipped": skipped["held_out"],
         },
         "seed": args.seed,
         "updates": state.global_step,

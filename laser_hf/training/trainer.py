@@ -75,7 +75,7 @@ class LaserTrainer(Trainer):
         self.objective = objective
         # compute_loss divides by the pairs of the whole update.
         self.loss_is_scaled_for_ga = True
-        self.skip_log = SkipLog()
+        self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
         self.monitor = CollapseMonitor(args.collapse_cosine_fraction, args.collapse_rank_fraction)
         self.processed_seconds = 0.0  # source speech of all processes, the unit of the paper's Table 1
         self.trained_seconds = 0.0  # wall time, over all resumes
@@ -160,9 +160,9 @@ class LaserTrainer(Trainer):
         terms, output = self._pair_terms(model, inputs)
         total = terms["total"]
         self._stop_if_bad(torch.isfinite(total).all(), "loss", inputs["ids"], terms)
-        pairs = len(total) if num_items_in_batch is None else num_items_in_batch
+        pairs = torch.as_tensor(len(total) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         # DDP averages the gradients over the processes, hence the factor.
-        loss = total.sum() / max(int(pairs), 1) * self.args.world_size
+        loss = total.sum() / pairs * self.args.world_size
         self._note(terms, output, inputs)
         return (loss, output) if return_outputs else loss
 
@@ -187,6 +187,11 @@ class LaserTrainer(Trainer):
         bad = (~good).to(torch.int64).reshape(1)
         if self._sum_over_processes(bad).item() == 0:
             return
+        if self.args.world_size > 1:
+            # Each process knows its own utterances; all of them report those of the bad ones.
+            gathered: list[Any] = [None] * self.args.world_size
+            dist.all_gather_object(gathered, ids if bad.item() else [])
+            ids = [name for names in gathered for name in names]
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.state.global_step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial=None)
@@ -291,6 +296,7 @@ class LaserTrainer(Trainer):
         sums, pairs, kept = torch.zeros(len(names), dtype=torch.float64), 0, []
         for inputs in self.get_eval_dataloader(eval_dataset):
             inputs = self._prepare_inputs(inputs)
+            self.eval_skip_log.update(inputs["skipped"])
             count = len(inputs["ids"])
             if count == 0:
                 continue
@@ -327,12 +333,13 @@ class LaserTrainer(Trainer):
 
     # ---- state ----
 
-    def skipped_summary(self) -> dict[str, Any]:
-        """Utterances left out of training so far, over all processes."""
+    def skipped_summary(self, held_out: bool = False) -> dict[str, Any]:
+        """Utterances left out of training (or of evaluation) so far, over all processes."""
+        own = self.eval_skip_log if held_out else self.skip_log
         if self.args.world_size == 1:
-            return self.skip_log.summary()
+            return own.summary()
         gathered: list[Any] = [None] * self.args.world_size
-        dist.all_gather_object(gathered, self.skip_log.state_dict())
+        dist.all_gather_object(gathered, own.state_dict())
         together = SkipLog()
         for state in gathered:
             together.load_state_dict(state)

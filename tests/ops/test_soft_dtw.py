@@ -196,3 +196,27 @@ def test_unknown_backend_names_the_known_ones():
 def test_frames_that_do_not_belong_together():
     with pytest.raises(ValueError, match="equal batch and d"):
         soft_dtw_divergence(torch.rand(2, 3, 4), torch.rand(2, 3, 5))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.1, 0.001])
+@pytest.mark.parametrize(("m", "n"), [(1, 300), (300, 1), (63, 65), (128, 2), (260, 231)])
+def test_compiled_equals_reference(m, n, gamma):
+    """Long enough for exp(-R / gamma) to leave the range of any float many times over."""
+    torch.manual_seed(m)
+    x = torch.nn.functional.normalize(torch.randn(2, m, 24, dtype=torch.float64), dim=-1)
+    y = torch.nn.functional.normalize(torch.randn(2, n, 24, dtype=torch.float64), dim=-1)
+    lengths_x, lengths_y = torch.tensor([m, max(m - 7, 1)]), torch.tensor([max(n - 5, 1), n])
+    results = {}
+    for backend, dtype in (("reference", torch.float64), ("cpu", torch.float64), ("cpu", torch.float32)):
+        a, b = (frames.to(dtype, copy=True).requires_grad_() for frames in (x, y))
+        value = soft_dtw_divergence(a, b, lengths_x, lengths_y, gamma, backend)
+        value.sum().backward()
+        results[backend, dtype] = [t.detach().double() for t in (value, a.grad, b.grad)]
+    reference = results["reference", torch.float64]
+    for found, expected in zip(results["cpu", torch.float64], reference, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    value, *gradients = results["cpu", torch.float32]
+    torch.testing.assert_close(value, reference[0], rtol=1e-5, atol=2e-5)
+    if gamma >= 0.1:  # below, float32 costs alone move the path
+        for found, expected in zip(gradients, reference[1:], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)

@@ -180,12 +180,16 @@ def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_pa
     soundfile.write(chapter / "1-10-0101.wav", np.full(9000, np.nan, np.float32), 16_000, subtype="FLOAT")
     soundfile.write(chapter / "1-10-0102.flac", make_waveform(0.02), 16_000)
     (chapter / "1-10-0103.flac").write_bytes(b"not audio")
-    record, by_step, _ = start(tiny_encoder, speech, tmp_path / "out", "--max_steps", "6", "--pairs_per_update", "4")
+    record, by_step, _ = start(
+        tiny_encoder, speech, tmp_path / "out", "--max_steps", "6", "--pairs_per_update", "4", "--eval_data", str(speech)
+    )  # fmt: skip
     assert len(by_step) == 6
     assert all(np.isfinite(loss) for loss in by_step.values())
     assert record["data"]["utterances"] == 22
     assert record["data"]["skipped"]["utterances"] == 4
     assert record["data"]["skipped"]["by_kind"] == {"nan": 1, "silent": 1, "too_short": 1, "undecodable": 1}
+    assert record["data"]["held_out_skipped"]["utterances"] == 4
+    assert np.isfinite(record["last"]["eval_loss"]["value"])
     for name in ("1-10-0100", "1-10-0101", "1-10-0102", "1-10-0103"):
         assert name in caplog.text
 
