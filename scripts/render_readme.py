@@ -46,7 +46,7 @@ def demo_table() -> str:
 def collapse_table() -> str:
     """Held-out loss terms and collapse statistics, first and last."""
     rows = []
-    for name, label in (("laser", "LASER, alpha 0.4"), ("soft_dtw", "soft-DTW alone, alpha 0")):
+    for name, label in (("laser", "LASER, alpha 0.15"), ("soft_dtw", "soft-DTW alone, alpha 0")):
         run = read(RECORDS / name / "laser_config.json")
         first, last, fired = run["first"], run["last"], run["collapse"]["fired_at"]
 

@@ -74,7 +74,7 @@ def test_what_a_run_leaves(straight, small_tree):
     assert record["processed_hours"] == pytest.approx(seconds / 3600, rel=1e-9)
     assert record["data"]["utterances"] == 18
     assert record["data"]["skipped"]["utterances"] == 0
-    assert record["recipe"]["objective"]["alpha"] == 0.4
+    assert record["recipe"]["objective"]["alpha"] == 0.15
     assert record["versions"]["transformers"]
     assert record["hardware"]["cores"]
     for term in ("loss", "soft_dtw", "idm", "grad_norm", "frame_cosine", "effective_rank", "processed_hours"):
@@ -82,7 +82,7 @@ def test_what_a_run_leaves(straight, small_tree):
     assert record["first"]["loss"]["step"] == 1
     log = json.loads((output / "training_log.json").read_text())["log"]
     entry = next(e for e in log if e["step"] == 3)
-    assert entry["loss"] == pytest.approx(entry["soft_dtw"] + 0.4 * entry["idm"], rel=1e-5)
+    assert entry["loss"] == pytest.approx(entry["soft_dtw"] + 0.15 * entry["idm"], rel=1e-5)
 
 
 def test_frozen_weights_are_the_base_models_bit_for_bit(straight, tiny_encoder):
@@ -181,7 +181,8 @@ def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_pa
     soundfile.write(chapter / "1-10-0102.flac", make_waveform(0.02), 16_000)
     (chapter / "1-10-0103.flac").write_bytes(b"not audio")
     record, by_step, _ = start(
-        tiny_encoder, speech, tmp_path / "out", "--max_steps", "6", "--pairs_per_update", "4", "--eval_data", str(speech)
+        tiny_encoder, speech, tmp_path / "out", "--max_steps", "6", "--pairs_per_update", "4",
+        "--eval_data", str(speech),
     )  # fmt: skip
     assert len(by_step) == 6
     assert all(np.isfinite(loss) for loss in by_step.values())
@@ -299,7 +300,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(straight, tiny_encod
     same = parse_options(arguments(tiny_encoder, small_tree, output))
     assert prepare_output_dir(same) == str(output / "checkpoint-4")
     other = parse_options(arguments(tiny_encoder, small_tree, output, "--alpha", "0.9"))
-    with pytest.raises(RunError, match=r"--alpha 0.4 -> 0.9"):
+    with pytest.raises(RunError, match=r"--alpha 0.15 -> 0.9"):
         prepare_output_dir(other)
 
 
