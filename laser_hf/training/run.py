@@ -91,6 +91,7 @@ def _run(options: Options) -> dict[str, Any]:
     )
     if checkpoint:
         logger.info("Resuming from %s", checkpoint)
+        args.eval_on_start = False  # it is in the log already
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.wait_for_everyone()
     # Sums over the processes: every one of them has to come here.
