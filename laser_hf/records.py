@@ -100,8 +100,13 @@ def command_line() -> str:
     return shlex.join(words)
 
 
+def located(text: str) -> str:
+    """`text` with `{laser_hf}`, as presets and records write it, replaced by the folder of this package."""
+    return text.replace("{laser_hf}", str(Path(__file__).resolve().parent))
+
+
 def portable(value: Any) -> Any:
-    """`value` with the folder of the installed package written as `{laser_hf}`, as presets write it."""
+    """`value` with the folder of this package written as `{laser_hf}`; the inverse of `located`."""
     if isinstance(value, dict):
         return {key: portable(entry) for key, entry in value.items()}
     if isinstance(value, str):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import laser_hf
-from laser_hf.records import portable, provenance, read_json, write_json
+from laser_hf.records import located, portable, provenance, read_json, write_json
 
 
 def test_values_that_json_lacks(tmp_path):
@@ -40,6 +40,7 @@ def test_no_machine_path_of_the_package():
         "model": "{laser_hf}/demo/encoder",
         "steps": 3,
     }
+    assert located("{laser_hf}/demo/encoder") == f"{package}/demo/encoder"
     assert package not in provenance()["command"]
 
 

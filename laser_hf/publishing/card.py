@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCardData
 
-from ..records import read_json
+from ..records import located, read_json
 
 # Of the held-out quantities in a record, those that a reader can make use of.
 _HELD_OUT = {
@@ -53,7 +53,7 @@ def find_facts(record: Mapping[str, Any], cards_dir: str | Path) -> dict[str, An
 def find_speech(record: Mapping[str, Any], cards_dir: str | Path) -> dict[str, Any] | None:
     """Title, attribution and limits of the speech a run was trained on; `None` when it is of unknown origin."""
     for entry in read_json(Path(cards_dir) / "speech.json")["sources"]:
-        if any(_is_source(record["data"]["source"], known) for known in entry["match"]):
+        if any(_is_source(located(record["data"]["source"]), known) for known in entry["match"]):
             return entry
     return None
 
@@ -289,7 +289,7 @@ def _settings(record, recipe, base) -> list[tuple[str, Any]]:
 def _base_path(record: Mapping[str, Any]) -> str:
     """Hub id, or the path of the folder that the base model was loaded from."""
     if record["base_model"]["local"]:
-        return str(record["recipe"]["model"]["model_name_or_path"])
+        return located(record["recipe"]["model"]["model_name_or_path"])
     return record["base_model"]["name"]
 
 

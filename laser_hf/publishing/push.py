@@ -35,7 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ..records import read_json, write_json
+from ..records import located, read_json, write_json
 from .card import CardError, find_facts, find_speech, placeholders, read_results, render_card
 
 RECORD_NAME = "laser_config.json"
@@ -249,7 +249,7 @@ def check_weights(path: Path, record: Mapping[str, Any]) -> str | None:
 
 def _base_weights(record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """For each weight of the base model a function that reads it; and where they were found, or why not."""
-    base, asked = record["base_model"], record["recipe"]["model"]["model_name_or_path"]
+    base, asked = record["base_model"], located(record["recipe"]["model"]["model_name_or_path"])
     names = ("model.safetensors", "pytorch_model.bin")
     if base["local"]:
         paths = [Path(asked) / name for name in names]

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..records import located
+
 # Keys that describe a preset rather than set an option.
 _DESCRIPTIVE = ("description", "source")
 
@@ -47,7 +49,4 @@ def load_preset(name: str, known: set[str]) -> dict[str, Any]:
     unknown = sorted(set(values) - known)
     if unknown:
         raise PresetError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See train.py --help_all.")
-    return {
-        key: value.replace("{laser_hf}", str(package)) if isinstance(value, str) else value
-        for key, value in values.items()
-    }
+    return {key: located(value) if isinstance(value, str) else value for key, value in values.items()}
