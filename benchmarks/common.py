@@ -1,0 +1,112 @@
+"""What every benchmark shares: timing, peak memory, and a record with hardware, versions and commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laser_hf.records import provenance, write_json
+
+RECORDS = Path(__file__).resolve().parent / "records"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall times of one function in seconds: median and least of the repetitions."""
+
+    median: float
+    minimum: float
+    repeats: int
+
+    def __str__(self) -> str:
+        return f"{1000 * self.median:.1f} ms (least {1000 * self.minimum:.1f}, {self.repeats} runs)"
+
+
+def time_side_by_side(
+    functions: dict[str, Callable[[], Any]], repeats: int = 7, warm_up: int = 1, budget: float = 60.0
+) -> dict[str, Timing]:
+    """Time `functions` in turn, round after round, so that a slow spell of the machine meets all of them.
+
+    A function that has used `budget` seconds is not called again. On CUDA every call is synchronised.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warm_up + repeats):
+        for name, function in functions.items():
+            if sum(times[name]) > budget:
+                continue
+            _synchronise()
+            start = time.perf_counter()
+            function()
+            _synchronise()
+            elapsed = time.perf_counter() - start
+            if number >= warm_up or elapsed > budget:
+                times[name].append(elapsed)
+    return {name: Timing(statistics.median(t), min(t), len(t)) for name, t in times.items()}
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory_mib(function: Callable[..., Any], *arguments: Any) -> float:
+    """Growth of the resident memory's peak in MiB while `function(*arguments)` runs in a fresh process.
+
+    `function` must be importable (no lambda). What it imports itself counts, unless it is imported before: give
+    a module-level function of a module that imports all it needs.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_memory, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"{function.__name__} failed in its own process; see above") from None
+    finally:
+        process.join()
+
+
+def _measure_memory(sender, function, arguments) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function(*arguments)
+    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def save_record(name: str, content: dict[str, Any], peers: Sequence[str] = (), device: str = "cpu") -> Path:
+    """Write `benchmarks/records/NAME-DEVICE.json`: `content`, versions of the peers, and provenance."""
+    versions = {}
+    for peer in peers:
+        try:
+            versions[peer] = importlib.metadata.version(peer)
+        except importlib.metadata.PackageNotFoundError:
+            versions[peer] = None
+    path = RECORDS / f"{name}-{device}.json"
+    write_json(
+        path,
+        {"benchmark": name, "device": device, "threads": torch.get_num_threads()}
+        | _plain(content)
+        | {"peers": versions}
+        | provenance(),
+    )
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Timing):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
