@@ -10,8 +10,7 @@ from conftest import make_model
 
 from laser_hf import LaserLoss
 from laser_hf.encoders import SpeechEncoder
-from laser_hf.training import parse_options
-from laser_hf.training.run import _run
+from laser_hf.ops import pick_backend, soft_dtw, soft_dtw_divergence
 
 pytestmark = pytest.mark.gpu
 
@@ -31,6 +30,88 @@ def test_loss_and_gradient_equal_the_cpu():
         torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-3)
 
 
+def unit_frames(*shape: int, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(shape, dtype=torch.float64), dim=-1)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 65), (63, 64), (65, 1), (1023, 1025), (1025, 63), (2500, 2500)])
+def test_triton_equals_reference(m, n, gamma):
+    torch.manual_seed(m + n)
+    lengths = torch.tensor([m, max(m // 2, 1)]), torch.tensor([max(n - 7, 1), n])
+    cost = torch.rand(2, m, n) * 2
+    upstream = torch.tensor([-3.0, 0.5])
+    results = []
+    for dtype, device, backend in ((torch.float64, "cpu", "cpu"), (torch.float32, "cuda", "triton")):
+        leaf = cost.to(device, dtype, copy=True).requires_grad_()
+        value = soft_dtw(leaf, *(length.to(device) for length in lengths), gamma, backend)
+        (value * upstream.to(value)).sum().backward()
+        results.append((value.detach().cpu().double(), leaf.grad.cpu().double()))
+    (value, gradient), (own_value, own_gradient) = results
+    torch.testing.assert_close(own_value, value, rtol=2e-6, atol=2e-6)
+    # What float32 costs do to a path's probability: an error of 2^-24 a frame, over gamma.
+    torch.testing.assert_close(own_gradient, gradient, rtol=0, atol=max(1e-4, 1e-6 / gamma))
+
+
+def test_divergence_gradient_is_close_to_float64_whatever_tf32_says():
+    x, y = unit_frames(2, 635, 256, seed=0), unit_frames(2, 580, 256, seed=1)
+    results, before = [], torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        for dtype, device in ((torch.float64, "cpu"), (torch.float32, "cuda")):
+            a, b = (t.to(device, dtype, copy=True).requires_grad_() for t in (x, y))
+            soft_dtw_divergence(a, b, gamma=0.1).sum().backward()
+            results.append((a.grad.cpu().double(), b.grad.cpu().double()))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean"])
+def test_one_pass_equals_the_separate_terms(distance):
+    x, y = (unit_frames(2, n, 8, seed=n).float().cuda() for n in (70, 50))
+    lengths = torch.tensor([70, 33], device="cuda"), torch.tensor([1, 50], device="cuda")
+    assert pick_backend("auto", x) == "triton"
+    results = []
+    for backend in ("reference", "triton"):
+        a, b = (t.clone().requires_grad_() for t in (x, y))
+        terms = LaserLoss(sigma=2, distance=distance, backend=backend)(a, lengths[0], b, lengths[1])
+        (terms["total"].sum() - 0.3 * terms["idm"].sum() + 2.0 * terms["soft_dtw"].sum()).backward()
+        results.append([*(terms[name].detach() for name in LaserLoss.term_names), a.grad, b.grad])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_never_waits_for_the_device():
+    x, y = (unit_frames(2, n, 16, seed=n).float().cuda().requires_grad_() for n in (1100, 90))
+    lengths = torch.tensor([1100, 40], device="cuda"), torch.tensor([80, 90], device="cuda")
+    loss = LaserLoss()
+    loss(x, lengths[0], y, lengths[1])["total"].sum().backward()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(x, lengths[0], y, lengths[1])["total"].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_loss_inside_a_compiled_graph():
+    x, y = (unit_frames(2, n, 16, seed=n).float().cuda() for n in (40, 30))
+    lengths = torch.tensor([40, 9], device="cuda"), torch.tensor([30, 30], device="cuda")
+    loss = LaserLoss()
+
+    def step(a):
+        return loss(a * 1.0, lengths[0], y, lengths[1])["total"].mean()
+
+    gradients = []
+    for function in (step, torch.compile(step, fullgraph=True)):
+        a = x.clone().requires_grad_()
+        function(a).backward()
+        gradients.append(a.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 @pytest.mark.parametrize("kind", ["hubert", "wavlm"])
 def test_padded_equals_alone(kind):
     encoder = SpeechEncoder(make_model(kind)).cuda()
@@ -44,6 +125,10 @@ def test_padded_equals_alone(kind):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run(tiny_encoder, small_tree, tmp_path, precision):
+    pytest.importorskip("datasets")
+    from laser_hf.training import parse_options
+    from laser_hf.training.run import _run
+
     arguments = [
         "--preset", "demo", "--model_name_or_path", str(tiny_encoder), "--train_data", str(small_tree),
         "--eval_data", str(small_tree), "--output_dir", str(tmp_path), "--max_steps", "3", "--report_to", "none",

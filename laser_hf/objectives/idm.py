@@ -2,6 +2,9 @@
 
 From Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). Two distances exist in the world: the
 LASER paper writes a squared one, the released code, from which the published results come, uses the unsquared.
+
+Here in plain PyTorch, for any device and precision. Beside soft-DTW the compiled backends compute it on soft-DTW's own
+distances (`laser_hf.ops.pair_terms`), which is what `LaserLoss` asks for.
 """
 
 from __future__ import annotations

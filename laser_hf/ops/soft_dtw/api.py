@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import warnings
+
 import torch
 
+from . import operators
 from .reference import ReferenceSoftDTW
+from .terms import IDM
 
 
 class SoftDTWBackendError(ValueError):
     """An unknown soft-DTW backend, or one that cannot run on the given tensors."""
 
 
-_BACKENDS = ("reference", "cpu")
+_BACKENDS = ("reference", "cpu", "triton")
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+# Triton's interpreter runs its kernels on CPU tensors; it is how they are tested without a GPU.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_announced: set[str] = set()
 
 
 def available_backends() -> tuple[str, ...]:
@@ -19,16 +29,48 @@ def available_backends() -> tuple[str, ...]:
     return _BACKENDS
 
 
-def _pick_backend(name: str, device: torch.device) -> str:
-    """Resolve "auto": compiled on the CPU, plain PyTorch on any other device."""
+def _announce(reason: str) -> None:
+    if reason not in _announced:
+        _announced.add(reason)
+        warnings.warn(f"soft-DTW runs in plain PyTorch (backend 'reference'): {reason}", stacklevel=4)
+
+
+def pick_backend(name: str, tensor: torch.Tensor) -> str:
+    """Resolve `backend=` for `tensor`: "auto" is "cpu" on the CPU, "triton" for float32 on CUDA, else "reference".
+
+    Falling back from CUDA or on another accelerator is announced once, as a warning.
+
+    Raises:
+        SoftDTWBackendError: a backend that does not exist or cannot run on this tensor.
+    """
+    kind = tensor.device.type
     if name == "auto":
-        return "cpu" if device.type == "cpu" else "reference"
+        if kind == "cpu":
+            return "cpu"
+        if kind == "cuda" and _TRITON_INSTALLED and tensor.dtype == torch.float32:
+            return "triton"
+        if kind == "cuda" and not _TRITON_INSTALLED:
+            _announce("Triton is not installed; pip install triton")
+        elif kind == "cuda":
+            _announce(f"the Triton backend computes in float32, the tensors are {tensor.dtype}")
+        else:
+            _announce(f"no compiled backend for tensors on {tensor.device}")
+        return "reference"
     if name not in _BACKENDS:
         raise SoftDTWBackendError(
             f"unknown soft-DTW backend {name!r}; choose one of: {', '.join(('auto', *_BACKENDS))}"
         )
-    if name == "cpu" and device.type != "cpu":
-        raise SoftDTWBackendError(f"backend 'cpu' cannot take tensors on {device}; use 'auto' or 'reference'")
+    if name == "cpu" and kind != "cpu":
+        raise SoftDTWBackendError(f"backend 'cpu' cannot take tensors on {tensor.device}; use 'auto' or 'reference'")
+    if name == "triton":
+        if not _TRITON_INSTALLED:
+            raise SoftDTWBackendError("backend 'triton' needs Triton (pip install triton); use 'auto' or 'reference'")
+        if kind != "cuda" and not _INTERPRETED:
+            raise SoftDTWBackendError(
+                f"backend 'triton' cannot take tensors on {tensor.device}, only on CUDA; use 'auto' or 'reference'"
+            )
+        if tensor.dtype != torch.float32:
+            raise SoftDTWBackendError(f"backend 'triton' takes float32, got {tensor.dtype}; use 'auto' or 'reference'")
     return name
 
 
@@ -45,7 +87,9 @@ def check_lengths(
     lengths = torch.as_tensor(lengths)
     if lengths.shape != (batch,):
         raise ValueError(f"{name} must have shape ({batch},), got {tuple(lengths.shape)}")
-    if lengths.device.type == "cpu" and batch and (lengths.min() < 1 or lengths.max() > longest):
+    # A compiled graph cannot branch on values; there the backend looks.
+    seen = lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling()
+    if seen and (lengths.min() < 1 or lengths.max() > longest):
         raise ValueError(f"{name} must lie between 1 and {longest}, got {lengths.tolist()}")
     return lengths.to(device=device, dtype=torch.int64)
 
@@ -67,8 +111,8 @@ def soft_dtw(
     """Soft-DTW value of each cost matrix of a ragged batch (Cuturi & Blondel 2017, Eq. 1).
 
     Args:
-        cost: local costs, `(batch, m, n)`, float32 or float64, any device. Entries beyond the lengths are
-            ignored (they may even be NaN) and receive a gradient of exactly zero.
+        cost: local costs, `(batch, m, n)`, float32 or float64 (float32 for "triton"), any device. Entries beyond
+            the lengths are ignored (they may even be NaN) and receive a gradient of exactly zero.
         lengths_x: rows in use of each matrix, `(batch,)`, 1..m; `None` for all of them.
         lengths_y: columns in use, `(batch,)`, 1..n.
         gamma: smoothing; the softmin goes to the minimum as gamma goes to 0.
@@ -91,18 +135,19 @@ def soft_dtw(
     gamma = _check_gamma(gamma)
     lengths_x = check_lengths(lengths_x, batch, m, cost.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, batch, n, cost.device, "lengths_y")
-    backend = _pick_backend(backend, cost.device)
+    backend = pick_backend(backend, cost)
     if batch == 0:
         return cost.sum(dim=(1, 2))
+    if backend != "reference":
+        return operators.soft_dtw(cost, lengths_x, lengths_y, gamma, backend, _wants_gradient(cost))[0]
     rows = torch.arange(m, device=cost.device) >= lengths_x.unsqueeze(1)
     columns = torch.arange(n, device=cost.device) >= lengths_y.unsqueeze(1)
     cost = cost.masked_fill(rows.unsqueeze(2) | columns.unsqueeze(1), 0.0)
-    if backend == "cpu":
-        # Imported where it is needed: numba takes a second to load.
-        from .cpu import CompiledSoftDTW
-
-        return CompiledSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
     return ReferenceSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
+
+
+def _wants_gradient(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -147,17 +192,13 @@ def soft_dtw_divergence(
     _check_frames(x, y)
     batch, m, _ = x.shape
     n = y.shape[1]
+    if batch and pick_backend(backend, x) != "reference":
+        return pair_terms(x, y, lengths_x, lengths_y, gamma, backend=backend)[0]
     lengths_x = check_lengths(lengths_x, batch, m, x.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, batch, n, y.device, "lengths_y")
     # Zeroed padding, so that NaN or inf there cannot reach a valid gradient through the matrix products.
     x = x.masked_fill((torch.arange(m, device=x.device) >= lengths_x.unsqueeze(1)).unsqueeze(2), 0.0)
     y = y.masked_fill((torch.arange(n, device=y.device) >= lengths_y.unsqueeze(1)).unsqueeze(2), 0.0)
-    if batch and _pick_backend(backend, x.device) == "cpu":
-        if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
-            raise ValueError(f"frames must be float32 or float64, both alike; got {x.dtype} and {y.dtype}")
-        from .cpu import CompiledDivergence
-
-        return CompiledDivergence.apply(x, y, lengths_x, lengths_y, _check_gamma(gamma))
     # One recursion over the three problems of every pair: the loop over diagonals is the cost, not the batch.
     size = max(m, n)
     x = torch.nn.functional.pad(x, (0, 0, 0, size - m))
@@ -171,6 +212,43 @@ def soft_dtw_divergence(
     )
     xy, xx, yy = values.reshape(3, batch).unbind(0)
     return xy - 0.5 * (xx + yy)
+
+
+def pair_terms(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lengths_x: torch.Tensor | None = None,
+    lengths_y: torch.Tensor | None = None,
+    gamma: float = 0.1,
+    alpha: float = 0.0,
+    idm: IDM | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`soft_dtw + alpha idm`, the normalised soft-DTW, and the IDM of both views (0 without `idm`), in one go.
+
+    All of them live on the same three distance matrices a pair, which are computed once; the first, whose gradient
+    training asks for, is the cheapest to differentiate. For the compiled backends only; arguments otherwise as for
+    `soft_dtw_divergence`.
+
+    Returns:
+        Three tensors `(batch,)` in the dtype of the frames.
+
+    Raises:
+        ValueError, SoftDTWBackendError: as `soft_dtw_divergence`, and backend "reference".
+    """
+    _check_frames(x, y)
+    if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
+        raise ValueError(f"frames must be float32 or float64, both alike; got {x.dtype} and {y.dtype}")
+    backend = pick_backend(backend, x)
+    if backend == "reference":
+        raise SoftDTWBackendError("the terms of a pair in one go need a compiled backend: 'cpu' or 'triton'")
+    lengths_x = check_lengths(lengths_x, len(x), x.shape[1], x.device, "lengths_x")
+    lengths_y = check_lengths(lengths_y, len(y), y.shape[1], y.device, "lengths_y")
+    with_idm, parameters = (False, IDM(1, 1.0, False)) if idm is None else (True, idm)
+    return operators.pair_terms(
+        x, y, lengths_x, lengths_y, _check_gamma(gamma), float(alpha), with_idm, *parameters, backend,
+        _wants_gradient(x, y),
+    )[:3]  # fmt: skip
 
 
 def soft_dtw_alignment(

@@ -1,175 +1,79 @@
-"""The compiled CPU backend: numba, one thread a problem, symmetric problems at half cost.
+"""The CPU backend: the three problems of every pair solved together, one thread a problem.
 
-With P = exp(-R / gamma) the recursion of soft-DTW is linear,
-
-    P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
-
-so a cell costs one exponential (of a cost, outside the serial chain) and no logarithm. P leaves the range of
-any float after a few dozen frames; every cell therefore carries a mantissa and a binary exponent of its own. The
-forward pass keeps the shares of two of the three predecessors; the backward pass is their transposed recursion.
+The distances are matrix products of unpadded frames; everything between the products and the gradient by a cost happens
+in the kernels of `cpu_kernels`, in place: a problem's matrix is its Gram matrix first, then the gradient of the loss by
+its costs. The IDM term of LASER lives on the same distances as soft-DTW of the frames with themselves, so
+its value and gradient cost one more pass over that matrix and no product.
 """
 
 from __future__ import annotations
 
-import math
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
-import numba
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
-# A summand 2^-63 below the largest is nothing in float64; the last entry says so.
-_TABLE = 64
-_SHIFTS = np.array([2.0**-i for i in range(_TABLE - 1)] + [0.0])
-# 2^f = exp(f ln 2) by its Taylor series for f in (-1, 0]: the first term left out is below 2^-53.
-_EXP2 = tuple(math.log(2) ** k / math.factorial(k) for k in range(15))
-_EMPTY = -(2**50)  # exponent of P = 0, the border of the grid
+from . import cpu_kernels as kernels
+from .terms import IDM, PairTerms
 
 
-_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+@dataclass
+class Problem:
+    """One alignment: `C[i, j] = u[i] + v[j] + a G[i, j]` with G the flat `matrix` from `base`, rows `stride` apart.
 
-
-@_compiled
-def _scaled_cost(cost, scale, columns, mantissa, exponent):
-    """exp(-cost / gamma) as mantissa in (1/2, 1] times 2^exponent, for one row; a loop that LLVM vectorises."""
-    for j in range(columns):
-        power = -cost[j] * scale
-        whole = np.ceil(power)
-        f = power - whole
-        value = _EXP2[14] * f + _EXP2[13]
-        value = value * f + _EXP2[12]
-        value = value * f + _EXP2[11]
-        value = value * f + _EXP2[10]
-        value = value * f + _EXP2[9]
-        value = value * f + _EXP2[8]
-        value = value * f + _EXP2[7]
-        value = value * f + _EXP2[6]
-        value = value * f + _EXP2[5]
-        value = value * f + _EXP2[4]
-        value = value * f + _EXP2[3]
-        value = value * f + _EXP2[2]
-        value = value * f + _EXP2[1]
-        mantissa[j] = value * f + _EXP2[0]
-        exponent[j] = np.int64(whole)
-
-
-@_compiled
-def _shift(shifts, bits):
-    """2^-bits for bits >= 0; unsigned, so that no code for negative indices is made."""
-    return shifts[np.uint64(min(bits, 63))]
-
-
-@_compiled
-def _forward(cost, rows, columns, symmetric, gamma, shifts, share_diagonal, share_up):
-    """Value of one problem; fills the shares of the diagonal and the upper predecessor of each cell.
-
-    For a symmetric problem only cells with column <= row are visited.
+    The gradient by C, soft-DTW's times `weight` plus that of `idm` times `idm_weight`, takes the place of G.
     """
-    scale = 1.0 / (gamma * math.log(2.0))
-    row_mantissa = np.empty(columns)
-    row_exponent = np.empty(columns, dtype=np.int64)
-    # The previous row, shifted by one: index 0 is the border column.
-    mantissas = np.zeros(columns + 1)
-    exponents = np.full(columns + 1, _EMPTY, dtype=np.int64)
-    above_mantissa = np.empty(columns)
-    above_exponent = np.empty(columns, dtype=np.int64)
-    diagonal_part = np.empty(columns)
-    mantissas[0] = 0.5
-    exponents[0] = 1
-    for i in range(rows):
-        width = min(i + 1, columns) if symmetric else columns
-        _scaled_cost(cost[i], scale, width, row_mantissa, row_exponent)
-        for j in range(width):
-            # By symmetry P[i - 1, i] is P[i, i - 1], which the chain below adds.
-            on_edge = symmetric and j == i and i > 0
-            up_exponent = _EMPTY if on_edge else exponents[j + 1]
-            up_mantissa = 0.0 if on_edge else mantissas[j + 1]
-            top = max(exponents[j], up_exponent)
-            diagonal_part[j] = mantissas[j] * _shift(shifts, top - exponents[j])
-            above_mantissa[j] = diagonal_part[j] + up_mantissa * _shift(shifts, top - up_exponent)
-            above_exponent[j] = top
-        left_mantissa, left_exponent = 0.0, np.int64(_EMPTY)
-        for j in range(width):
-            top = max(above_exponent[j], left_exponent)
-            lower_above = _shift(shifts, top - above_exponent[j])
-            from_left = left_mantissa * _shift(shifts, top - left_exponent)
-            from_above = above_mantissa[j] * lower_above
-            mirrored = symmetric and j == i and i > 0
-            total = from_above + (2.0 * from_left if mirrored else from_left)
-            inverse = 1.0 / total
-            share = diagonal_part[j] * lower_above * inverse
-            share_diagonal[i, j] = share
-            share_up[i, j] = from_left * inverse if mirrored else from_above * inverse - share
-            value = total * row_mantissa[j]
-            exponent = top + row_exponent[j]
-            # value lies in (1/4, 3); bring it back to [1/2, 1).
-            if value >= 1.0:
-                value *= 0.5
-                exponent += 1
-                if value >= 1.0:
-                    value *= 0.5
-                    exponent += 1
-            elif value < 0.5:
-                value *= 2.0
-                exponent -= 1
-            left_mantissa, left_exponent = value, exponent
-            mantissas[j] = value  # position j is read for the last time above; shifted below
-            exponents[j] = exponent
-        for j in range(width, 0, -1):
-            mantissas[j] = mantissas[j - 1]
-            exponents[j] = exponents[j - 1]
-        mantissas[0] = 0.0
-        exponents[0] = _EMPTY
-    last = columns
-    return -gamma * (math.log(mantissas[last]) + exponents[last] * math.log(2.0))
+
+    matrix: np.ndarray
+    base: int
+    stride: int
+    rows: int
+    columns: int
+    u: np.ndarray
+    v: np.ndarray
+    a: float
+    symmetric: bool = False
+    weight: float = 1.0
+    idm: IDM | None = None
+    idm_weight: float = 0.0
+    value: float = 0.0
+    idm_value: float = 0.0
 
 
-@_compiled
-def _backward(share_diagonal, share_up, rows, columns, symmetric, occupancy):
-    """Expected alignment of one problem, in place; both triangles of a symmetric one."""
-    below = np.zeros(columns + 1)  # row i + 1 of the occupancy, with a border behind the last column
-    current = np.zeros(columns + 1)
-    for i in range(rows - 1, -1, -1):
-        width = min(i + 1, columns) if symmetric else columns
-        if i == rows - 1:
-            for j in range(width):
-                current[j] = 0.0
-            current[columns - 1] = 1.0
-        else:
-            for j in range(width):
-                current[j] = share_up[i + 1, j] * below[j]
-            for j in range(min(width, columns - 1)):
-                current[j] += share_diagonal[i + 1, j + 1] * below[j + 1]
-            if symmetric:
-                current[i] += share_up[i + 1, i] * below[i]  # the mirror image of the step to (i + 1, i)
-        right = 0.0
-        for j in range(width - 1, -1, -1):
-            right = current[j] + right
-            current[j] = right
-            # Becomes what this cell hands to its left neighbour.
-            if symmetric and j == i:
-                right = right * share_up[i, j]
-            else:
-                right = right * (1.0 - share_diagonal[i, j] - share_up[i, j])
-        for j in range(width):
-            occupancy[i, j] = current[j]
-        if symmetric:
-            for j in range(width):
-                occupancy[j, i] = current[j]
-        below, current = current, below
-        below[columns] = 0.0
+class _Scratch:
+    """What one thread needs for the largest of its problems."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        columns = max(problem.columns for problem in problems)
+        shares = max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems)
+        self.shares = np.empty(shares, problems[0].matrix.dtype)
+        self.powers = np.empty(kernels.strip_size(columns))
+        self.work = np.empty(kernels.WORK)
+        self.border = np.empty(2 * (columns + 1))
 
 
-def _solve(cost, rows, columns, symmetric, gamma, occupancy):
-    """Value of one problem, and its expected alignment written to `occupancy` unless that is None."""
-    shape = (rows, columns)
-    share_diagonal, share_up = np.empty(shape, cost.dtype), np.empty(shape, cost.dtype)
-    value = _forward(cost, rows, columns, symmetric, gamma, _SHIFTS, share_diagonal, share_up)
-    if occupancy is not None:
-        _backward(share_diagonal, share_up, rows, columns, symmetric, occupancy)
-    return value
+def _solve(p: Problem, gamma: float, with_gradient: bool, scratch: _Scratch) -> None:
+    where = (p.matrix, p.base, p.stride)
+    p.value = kernels.forward(
+        *where, p.rows, p.columns, p.u, p.v, p.a, p.symmetric, gamma,
+        scratch.shares, scratch.powers, scratch.work, scratch.border,
+    )  # fmt: skip
+    keep = 0.0
+    if p.idm is not None:
+        p.idm_value = kernels.idm(
+            *where, p.rows, p.u, p.idm.sigma, p.idm.margin, p.idm.squared, p.idm_weight, scratch.border
+        )
+        keep = 1.0
+    if with_gradient:
+        kernels.backward(
+            scratch.shares, p.rows, p.columns, p.symmetric, keep, p.weight, *where, scratch.work, scratch.border
+        )
+        if p.symmetric:
+            kernels.mirror(*where, p.rows)
 
 
 @lru_cache(maxsize=4)
@@ -177,92 +81,126 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="soft-dtw")
 
 
-def solve(
-    costs: list[torch.Tensor], symmetric: list[bool], gamma: float, with_alignment: bool
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Values `(problems,)` float64 and expected alignments of unpadded cost matrices `(m, n)`.
+def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> None:
+    """Solve all problems in place, longest first, on as many threads as torch uses."""
+    ordered = sorted(problems, key=lambda p: -p.rows * p.columns * (1 if p.symmetric else 2))
+    queue, lock = iter(ordered), threading.Lock()
 
-    Problems are dealt out to torch's number of threads, longest first.
+    def next_problem() -> Problem | None:
+        with lock:
+            return next(queue, None)
+
+    def work() -> None:
+        scratch = _Scratch(ordered)
+        for problem in iter(next_problem, None):
+            _solve(problem, gamma, with_gradient, scratch)
+
+    threads = min(torch.get_num_threads(), len(problems))
+    if threads <= 1:
+        work()
+        return
+    for running in [_pool(threads).submit(work) for _ in range(threads)]:
+        running.result()
+
+
+def _sizes(lengths_x: torch.Tensor, lengths_y: torch.Tensor, longest_x: int, longest_y: int) -> list[tuple[int, int]]:
+    """Lengths as numbers. Compiled graphs come here unchecked, and a kernel would run out of its matrix."""
+    sizes = list(zip(lengths_x.tolist(), lengths_y.tolist(), strict=True))
+    for rows, columns in sizes:
+        if not (1 <= rows <= longest_x and 1 <= columns <= longest_y):
+            raise ValueError(
+                f"lengths must lie between 1 and {longest_x} (x) or {longest_y} (y), got {rows} and {columns}"
+            )
+    return sizes
+
+
+def soft_dtw(
+    cost: torch.Tensor, lengths_x: torch.Tensor, lengths_y: torch.Tensor, gamma: float, with_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values `(batch,)`, and expected alignments `(batch, m, n)` if wanted."""
+    _, m, n = cost.shape
+    matrix = cost.detach().clone(memory_format=torch.contiguous_format)
+    flat, zeros = matrix.numpy().reshape(-1), np.zeros(max(m, n))
+    problems = [
+        Problem(flat, index * m * n, n, rows, columns, zeros, zeros, 1.0)
+        for index, (rows, columns) in enumerate(_sizes(lengths_x, lengths_y, m, n))
+    ]
+    solve(problems, gamma, with_gradient)
+    values = torch.tensor([p.value for p in problems], dtype=torch.float64).to(cost.dtype)
+    if not with_gradient:
+        return values, cost.new_empty(0)
+    for alignment, problem in zip(matrix, problems, strict=True):
+        alignment[problem.rows :] = 0.0
+        alignment[:, problem.columns :] = 0.0
+    return values, matrix
+
+
+def pair_terms(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lengths_x: torch.Tensor,
+    lengths_y: torch.Tensor,
+    gamma: float,
+    idm: IDM | None,
+    weights: tuple[torch.Tensor, torch.Tensor] | None,
+) -> PairTerms:
+    """Normalised soft-DTW and, unless `idm` is None, `f(X) / m^2 + f(Y) / n^2` of a padded batch of pairs.
+
+    `weights`: those of the two terms in each pair's gradient, two tensors `(batch,)`; None for values alone.
     """
-    alignments = [torch.empty_like(cost) if with_alignment else None for cost in costs]
-    tasks = sorted(range(len(costs)), key=lambda task: -costs[task].numel())
-
-    def run(task: int) -> float:
-        cost, alignment = costs[task], alignments[task]
-        return _solve(
-            cost.numpy(),
-            *cost.shape,
-            symmetric[task],
-            gamma,
-            None if alignment is None else alignment.numpy(),
-        )
-
-    threads = min(torch.get_num_threads(), len(costs))
-    results = map(run, tasks) if threads <= 1 else _pool(threads).map(run, tasks)
-    values = torch.empty(len(costs), dtype=torch.float64)
-    for task, value in zip(tasks, results, strict=True):
-        values[task] = value
-    return values, alignments
-
-
-class CompiledSoftDTW(torch.autograd.Function):
-    """`apply(cost, lengths_x, lengths_y, gamma)`; see `laser_hf.ops.soft_dtw` for shapes."""
-
-    @staticmethod
-    def forward(ctx, cost, lengths_x, lengths_y, gamma):
-        sizes = list(zip(lengths_x.tolist(), lengths_y.tolist(), strict=True))
-        costs = [matrix[:m, :n].contiguous() for matrix, (m, n) in zip(cost.detach(), sizes, strict=True)]
-        values, alignments = solve(costs, [False] * len(costs), gamma, ctx.needs_input_grad[0])
-        if ctx.needs_input_grad[0]:
-            gradient = torch.zeros_like(cost)
-            for entry, alignment, (m, n) in zip(gradient, alignments, sizes, strict=True):
-                entry[:m, :n] = alignment
-            ctx.save_for_backward(gradient)
-        return values.to(cost.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.reshape(-1, 1, 1), None, None, None
-
-
-def _cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    squares = torch.addmm(x.square().sum(1, keepdim=True), x, y.T, alpha=-2.0)
-    return squares.add_(y.square().sum(1))
-
-
-def _pull(alignment: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Gradient by x of sum_ij alignment_ij |x_i - y_j|^2."""
-    return 2.0 * torch.addmm(alignment.sum(1, keepdim=True) * x, alignment, y, alpha=-1.0)
-
-
-class CompiledDivergence(torch.autograd.Function):
-    """`apply(x, y, lengths_x, lengths_y, gamma)`: frames to `xy - (xx + yy) / 2`, three problems a pair at once."""
-
-    @staticmethod
-    def forward(ctx, x, y, lengths_x, lengths_y, gamma):
-        pairs = [
-            (a[:m], b[:n])
-            for a, b, m, n in zip(x.detach(), y.detach(), lengths_x.tolist(), lengths_y.tolist(), strict=True)
+    x, y = x.detach(), y.detach()
+    with_gradient = weights is not None
+    of_terms = [weight.tolist() for weight in weights] if with_gradient else [[0.0] * len(x)] * 2
+    sizes = _sizes(lengths_x, lengths_y, x.shape[1], y.shape[1])
+    pairs = [(a[:m], b[:n]) for a, b, (m, n) in zip(x, y, sizes, strict=True)]
+    problems = []
+    for (a, b), of_dtw, of_idm in zip(pairs, *of_terms, strict=True):
+        squares_a, squares_b = _squares(a), _squares(b)
+        problems += [
+            _problem(a, b, squares_a, squares_b, weight=of_dtw),
+            # Both arguments of a frame's distance to its own sequence move: half of twice the gradient.
+            *(
+                _problem(
+                    own,
+                    own,
+                    squares,
+                    squares,
+                    symmetric=True,
+                    weight=-of_dtw,
+                    idm=idm,
+                    idm_weight=2.0 * of_idm / len(own) ** 2,
+                )
+                for own, squares in ((a, squares_a), (b, squares_b))
+            ),
         ]
-        costs = [_cost(*views) for a, b in pairs for views in ((a, b), (a, a), (b, b))]
-        wanted = any(ctx.needs_input_grad[:2])
-        values, alignments = solve(costs, [False, True, True] * len(pairs), gamma, wanted)
-        if wanted:
-            gradient_x, gradient_y = torch.zeros_like(x), torch.zeros_like(y)
-            for index, (a, b) in enumerate(pairs):
-                xy, xx, yy = alignments[3 * index : 3 * index + 3]
-                # Both arguments of the symmetric problems move: half of twice the pull.
-                gradient_x[index, : len(a)] = _pull(xy, a, b) - _pull(xx, a, a)
-                gradient_y[index, : len(b)] = _pull(xy.T, b, a) - _pull(yy, b, b)
-            ctx.save_for_backward(gradient_x, gradient_y)
-        values = values.reshape(-1, 3)
-        return (values[:, 0] - 0.5 * (values[:, 1] + values[:, 2])).to(x.dtype)
+    solve(problems, gamma, with_gradient)
+    triples = [problems[at : at + 3] for at in range(0, len(problems), 3)]
+    soft_dtw = torch.tensor([xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples], dtype=torch.float64)
+    regulariser = torch.tensor(
+        [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples], dtype=torch.float64
+    )
+    if not with_gradient:
+        return PairTerms(soft_dtw, regulariser)
+    gradient_x, gradient_y = x.new_zeros(x.shape), y.new_zeros(y.shape)
+    for index, ((a, b), triple) in enumerate(zip(pairs, triples, strict=True)):
+        xy, xx, yy = (torch.from_numpy(p.matrix).view(p.rows, p.columns) for p in triple)
+        _pull(gradient_x[index, : len(a)], a, ((xy, b), (xx, a)))
+        _pull(gradient_y[index, : len(b)], b, ((xy.T, a), (yy, b)))
+    return PairTerms(soft_dtw, regulariser, gradient_x, gradient_y)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        gradient_x, gradient_y = ctx.saved_tensors
-        scale = grad_output.reshape(-1, 1, 1)
-        return gradient_x * scale, gradient_y * scale, None, None, None
+
+def _squares(frames: torch.Tensor) -> np.ndarray:
+    return frames.double().square().sum(1).numpy()
+
+
+def _problem(a: torch.Tensor, b: torch.Tensor, u: np.ndarray, v: np.ndarray, **rest) -> Problem:
+    return Problem(torch.mm(a, b.T).numpy().reshape(-1), 0, len(b), len(a), len(b), u, v, -2.0, **rest)
+
+
+def _pull(out: torch.Tensor, x: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Gradient by x of the sum over `parts` (A, y) of sum_ij A_ij |x_i - y_j|^2, to `out`."""
+    mass = sum(matrix.sum(1, keepdim=True) for matrix, _ in parts)
+    torch.mul(x, mass, out=out)
+    for matrix, y in parts:
+        out.addmm_(matrix, y, alpha=-1.0)
+    out.mul_(2.0)

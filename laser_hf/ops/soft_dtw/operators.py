@@ -1,0 +1,156 @@
+"""Soft-DTW and the terms of LASER as PyTorch operators, so that compiled and distributed training can take them.
+
+`torch.compile` sees an operator with a known result shape and a registered derivative, not what is in it: no graph
+break for numba or for Triton launches. The gradient is computed together with the value, while the matrices are at
+hand; only its frames-sized result waits for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .terms import IDM, PairTerms
+
+
+def _module(backend: str):
+    # Imported where it is needed: numba and Triton take a second to load.
+    if backend == "triton":
+        from . import triton_backend as module
+    else:
+        from . import cpu as module
+    return module
+
+
+def _check_once_differentiable() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("compiled soft-DTW is differentiable once; use backend='reference' to look for another way")
+
+
+@torch.library.custom_op("laser_hf::soft_dtw", mutates_args=())
+def soft_dtw(
+    cost: torch.Tensor,
+    lengths_x: torch.Tensor,
+    lengths_y: torch.Tensor,
+    gamma: float,
+    backend: str,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values `(batch,)` of a compiled backend, and expected alignments like `cost` (empty unless wanted)."""
+    return _module(backend).soft_dtw(cost, lengths_x, lengths_y, gamma, with_gradient)
+
+
+@soft_dtw.register_fake
+def _(cost, lengths_x, lengths_y, gamma, backend, with_gradient):
+    alignment = torch.empty_like(cost, memory_format=torch.contiguous_format) if with_gradient else cost.new_empty(0)
+    return cost.new_empty(cost.shape[0]), alignment
+
+
+def _keep_alignment(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _soft_dtw_backward(ctx, grad_value, _):
+    _check_once_differentiable()
+    (alignment,) = ctx.saved_tensors
+    gradient = None if grad_value is None else alignment * grad_value.reshape(-1, 1, 1)
+    return gradient, None, None, None, None, None
+
+
+soft_dtw.register_autograd(_soft_dtw_backward, setup_context=_keep_alignment)
+
+
+def _pair_terms(x, y, lengths_x, lengths_y, gamma, with_idm, sigma, margin, squared, backend, weights) -> PairTerms:
+    idm = IDM(sigma, margin, squared) if with_idm else None
+    return _module(backend).pair_terms(x, y, lengths_x, lengths_y, gamma, idm, weights)
+
+
+@torch.library.custom_op("laser_hf::pair_terms", mutates_args=())
+def pair_terms(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lengths_x: torch.Tensor,
+    lengths_y: torch.Tensor,
+    gamma: float,
+    alpha: float,
+    with_idm: bool,
+    sigma: int,
+    margin: float,
+    squared: bool,
+    backend: str,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`soft_dtw + alpha idm`, `soft_dtw` and `idm` of each pair, and the gradients of the first by x and y."""
+    weights = (x.new_ones(len(x)), x.new_full((len(x),), alpha)) if with_gradient else None
+    settings = (gamma, with_idm, sigma, margin, squared, backend)
+    terms = _pair_terms(x, y, lengths_x, lengths_y, *settings, weights)
+    total = terms.soft_dtw + alpha * terms.idm
+    gradients = (terms.gradient_x, terms.gradient_y) if with_gradient else (x.new_empty(0), y.new_empty(0))
+    return total.to(x.dtype), terms.soft_dtw.to(x.dtype), terms.idm.to(x.dtype), *gradients
+
+
+@pair_terms.register_fake
+def _(x, y, lengths_x, lengths_y, gamma, alpha, with_idm, sigma, margin, squared, backend, with_gradient):
+    values = [x.new_empty(x.shape[0]) for _ in range(3)]
+    gradients = [x.new_empty(x.shape), y.new_empty(y.shape)] if with_gradient else [x.new_empty(0), y.new_empty(0)]
+    return *values, *gradients
+
+
+@torch.library.custom_op("laser_hf::pair_gradients", mutates_args=())
+def pair_gradients(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lengths_x: torch.Tensor,
+    lengths_y: torch.Tensor,
+    of_dtw: torch.Tensor,
+    of_idm: torch.Tensor,
+    gamma: float,
+    with_idm: bool,
+    sigma: int,
+    margin: float,
+    squared: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `sum(of_dtw soft_dtw + of_idm idm)` by x and y, computed anew."""
+    settings = (gamma, with_idm, sigma, margin, squared, backend)
+    terms = _pair_terms(x, y, lengths_x, lengths_y, *settings, (of_dtw, of_idm))
+    return terms.gradient_x, terms.gradient_y
+
+
+@pair_gradients.register_fake
+def _(x, y, lengths_x, lengths_y, of_dtw, of_idm, gamma, with_idm, sigma, margin, squared, backend):
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+def _keep_gradients(ctx, inputs, output):
+    x, y, lengths_x, lengths_y, gamma, _, *settings = inputs[:-1]
+    *_, gradient_x, gradient_y = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gradient_x, gradient_y)
+    ctx.settings = (gamma, *settings)
+    # Without the regulariser the first two results are one and the same.
+    ctx.with_idm = settings[0]
+    ctx.save_for_backward(gradient_x, gradient_y, *((x, y, lengths_x, lengths_y) if ctx.with_idm else ()))
+
+
+def _pair_terms_backward(ctx, grad_total, grad_dtw, grad_idm, *_):
+    _check_once_differentiable()
+    gradient_x, gradient_y, *inputs = ctx.saved_tensors
+    result_x = result_y = None
+    if not ctx.with_idm and grad_dtw is not None:
+        grad_total, grad_dtw = grad_dtw if grad_total is None else grad_total + grad_dtw, None
+    if grad_total is not None:
+        scale = grad_total.reshape(-1, 1, 1)
+        result_x, result_y = gradient_x * scale, gradient_y * scale
+    if ctx.with_idm and not (grad_dtw is None and grad_idm is None):
+        # Rare: training looks at the total alone, and keeping each term's matrices would be its largest memory.
+        zeros = inputs[0].new_zeros(len(inputs[0]))
+        of_dtw, of_idm = (zeros if grad is None else grad for grad in (grad_dtw, grad_idm))
+        own_x, own_y = pair_gradients(*inputs, of_dtw, of_idm, *ctx.settings)
+        result_x = own_x if result_x is None else result_x + own_x
+        result_y = own_y if result_y is None else result_y + own_y
+    return result_x, result_y, *(None,) * 10
+
+
+pair_terms.register_autograd(_pair_terms_backward, setup_context=_keep_gradients)

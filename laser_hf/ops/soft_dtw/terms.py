@@ -1,0 +1,24 @@
+"""What the compiled backends take and give for a batch of pairs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class IDM(NamedTuple):
+    """Parameters of LASER's regulariser; see `laser_hf.objectives.contrastive_idm`."""
+
+    sigma: int
+    margin: float
+    squared: bool
+
+
+class PairTerms(NamedTuple):
+    """Terms of each pair, `(batch,)` in float64, and the gradients of their weighted sum by the frames if wanted."""
+
+    soft_dtw: torch.Tensor
+    idm: torch.Tensor
+    gradient_x: torch.Tensor | None = None
+    gradient_y: torch.Tensor | None = None
