@@ -11,6 +11,7 @@ What Hugging Face leaves to the user and this module does:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -21,6 +22,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
+
+from .cpu import CheapDropout
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +182,7 @@ class SpeechEncoder(nn.Module):
 
         Args:
             waveforms: `(batch, samples)`, 16 kHz, roughly within [-1, 1].
-            lengths: samples in use, `(batch,)`.
+            lengths: samples in use, `(batch,)`; on the CPU they are read without waiting for the device.
             output_hidden_states: also return every layer.
 
         Raises:
@@ -199,11 +202,13 @@ class SpeechEncoder(nn.Module):
             )
         longest = max(samples)
         waveforms = waveforms[:, :longest]
+        frames = self.frame_lengths(lengths)
+        longest_frames = int(frames.max())
+        lengths, frames = (count.to(waveforms.device, non_blocking=True) for count in (lengths, frames))
         inside = torch.arange(longest, device=waveforms.device) < lengths.unsqueeze(1)
         waveforms = waveforms.masked_fill(~inside, 0.0)
         if self.do_normalize:
             waveforms = _normalize(waveforms, lengths, inside)
-        frames = self.frame_lengths(lengths)
         ragged = min(samples) < longest
         kernel, stride = self.config.conv_kernel[0], self.config.conv_stride[0]
         norm = self._first_norm[0]
@@ -211,14 +216,15 @@ class SpeechEncoder(nn.Module):
             if ragged:
                 if norm is not None:
                     norm.valid = [(length - kernel) // stride + 1 for length in samples]
-                index = torch.arange(int(frames.max()), device=frames.device)
+                index = torch.arange(longest_frames, device=frames.device)
                 self._padded_frames = index >= frames.unsqueeze(1)
             # No mask where nothing is padded: attention may then take its fastest kernel.
-            output = self.model(
-                waveforms,
-                attention_mask=inside.long() if ragged else None,
-                output_hidden_states=output_hidden_states,
-            )
+            with self._dropout_on(waveforms.device):
+                output = self.model(
+                    waveforms,
+                    attention_mask=inside.long() if ragged else None,
+                    output_hidden_states=output_hidden_states,
+                )
             last = output.last_hidden_state
             if self._padded_frames is not None:
                 last = last.masked_fill(self._padded_frames.unsqueeze(2), 0.0)
@@ -227,6 +233,11 @@ class SpeechEncoder(nn.Module):
             if norm is not None:
                 norm.valid = None
         return EncoderOutput(last, frames, output.hidden_states if output_hidden_states else None)
+
+    def _dropout_on(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """How the model draws its dropout; a compiled one in PyTorch's way, which the compiler knows."""
+        cheap = self.training and device.type == "cpu" and not torch.compiler.is_compiling()
+        return CheapDropout() if cheap else contextlib.nullcontext()
 
     def freeze_except(self, trainable_layers: int, encoder_layer_norm: bool = False) -> list[str]:
         """Train the last `trainable_layers` Transformer layers and nothing else; return the parameters' names.
@@ -324,4 +335,12 @@ def load_encoder(
             not do_normalize,
             do_normalize,
         )
-    return SpeechEncoder(model, base_config, do_normalize, getattr(config, "_commit_hash", None)).eval()
+    return SpeechEncoder(model, base_config, do_normalize, _commit(name_or_path, revision, token)).eval()
+
+
+def _commit(name_or_path: str, revision: str | None, token: str | None) -> str | None:
+    """The commit a Hub model was loaded at; `None` for a folder."""
+    if Path(name_or_path).is_dir():
+        return None
+    # The config no longer says it, but the cache keeps every file under its commit.
+    return Path(cached_file(name_or_path, "config.json", revision=revision, token=token)).parent.name

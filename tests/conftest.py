@@ -12,7 +12,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import transformers
 
@@ -85,6 +84,7 @@ def make_waveform(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarr
 @pytest.fixture(scope="session")
 def small_tree(tmp_path_factory) -> Path:
     """A LibriSpeech-like tree: 3 speakers x 6 utterances of 0.5 to 0.9 seconds."""
+    soundfile = pytest.importorskip("soundfile")
     root = tmp_path_factory.mktemp("speech")
     for speaker in range(1, 4):
         chapter = root / "train" / str(speaker) / "10"
