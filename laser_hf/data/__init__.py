@@ -3,6 +3,7 @@
 ``load_speech`` -> (``shuffled_stream``) -> ``with_pairs`` -> a dataloader with ``PairCollator``.
 """
 
+from .cache import DecodedCache, DecodedCacheError
 from .collator import PairCollator, SkipLog
 from .columns import SpeechSourceError
 from .decode import BadAudio, Decoded, decode_audio
@@ -14,8 +15,10 @@ from .perturbation import (
     build_perturbation,
     draw_generator,
     pitch_shift,
+    pitch_shift_batch,
     register_perturbation,
     speed,
+    speed_batch,
 )
 from .resampling import resample
 from .speech import load_speech, shuffled_stream
@@ -24,6 +27,8 @@ __all__ = [
     "BadAudio",
     "Compose",
     "Decoded",
+    "DecodedCache",
+    "DecodedCacheError",
     "PairCollator",
     "PairTransform",
     "Perturbation",
@@ -35,9 +40,11 @@ __all__ = [
     "draw_generator",
     "load_speech",
     "pitch_shift",
+    "pitch_shift_batch",
     "register_perturbation",
     "resample",
     "shuffled_stream",
     "speed",
+    "speed_batch",
     "with_pairs",
 ]

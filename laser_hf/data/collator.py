@@ -24,14 +24,19 @@ class PairCollator:
         Returns:
             - ``clean`` ``(batch, samples)`` float32, zero-padded at the end, and ``clean_lengths``
               ``(batch,)`` int64, samples;
-            - ``perturbed`` and ``perturbed_lengths``, likewise, with a length of their own;
+            - ``perturbed`` and ``perturbed_lengths``, likewise, with a length of their own; both None where
+              the pairs are yet to be perturbed (:class:`laser_hf.data.PairTransform` with ``perturb=False``);
             - ``ids``, a list of text, and ``drawn``, a list of the perturbations' parameters, one a row;
-            - ``skipped``, a list of ``(id, "kind: reason")``.
+            - ``skipped``, a list of ``(id, "kind: reason")``;
+            - ``seconds``, the time that ``decode`` and ``perturb`` took, summed over all pairs.
         """
         kept = [pair for pair in pairs if not pair["skip"]]
         batch: dict[str, Any] = {}
         for view in ("clean", "perturbed"):
             waveforms = [pair[view] for pair in kept]
+            if any(waveform is None for waveform in waveforms):
+                batch[view] = batch[f"{view}_lengths"] = None
+                continue
             batch[view] = (
                 torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
             )
@@ -39,6 +44,9 @@ class PairCollator:
         batch["ids"] = [pair["id"] for pair in kept]
         batch["drawn"] = [pair.get("drawn", {}) for pair in kept]
         batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
+        batch["seconds"] = {
+            part: sum(pair.get("seconds", {}).get(part, 0.0) for pair in pairs) for part in ("decode", "perturb")
+        }
         return batch
 
 

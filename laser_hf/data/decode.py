@@ -55,12 +55,14 @@ class Decoded(NamedTuple):
         sample_rate: Hz, as asked for.
         source_rate: Hz, as stored.
         channels: as stored.
+        source_frames: samples of each channel, as stored.
     """
 
     waveform: torch.Tensor
     sample_rate: int
     source_rate: int
     channels: int
+    source_frames: int
 
     @property
     def seconds(self) -> float:
@@ -98,27 +100,20 @@ def decode_audio(
     """
     if isinstance(audio, Mapping) and audio.get("array") is not None:
         samples, source_rate = _from_array(audio["array"], audio.get("sampling_rate"))
-        _check_duration(samples.shape[0], source_rate, 0.0, max_seconds)
+        check_duration(samples.shape[0], source_rate, 0.0, max_seconds)
     else:
         samples, source_rate = _from_file(audio, max_seconds)
     frames, channels = samples.shape
-    _check_duration(frames, source_rate, min_seconds, max_seconds)
+    check_duration(frames, source_rate, min_seconds, max_seconds)
     if not np.isfinite(samples).all():
         raise BadAudio("nan", f"{int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
-    if channels > 1:
-        _announce(("channels", channels), "audio with %d channels is averaged to one", channels)
+    announce_conversion(channels, source_rate, sample_rate)
     waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1, dtype=np.float32)))
     if float(waveform.max() - waveform.min()) < 2 * SILENCE_PEAK:
         raise BadAudio("silent", f"{frames / source_rate:.2f} s of digital silence")
     if source_rate != sample_rate:
-        _announce(
-            ("rate", source_rate, sample_rate),
-            "audio at %d Hz is resampled to %d Hz",
-            source_rate,
-            sample_rate,
-        )
         waveform = resample(waveform, source_rate, sample_rate)
-    return Decoded(waveform, sample_rate, source_rate, channels)
+    return Decoded(waveform, sample_rate, source_rate, channels, frames)
 
 
 def check_finite(waveform: torch.Tensor, what: str) -> None:
@@ -141,7 +136,7 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
                 rate = file.samplerate
                 # A damaged header can announce absurdly many frames; only a plausible number is believed.
                 if 0 < file.frames < 2**40:
-                    _check_duration(file.frames, rate, 0.0, max_seconds)
+                    check_duration(file.frames, rate, 0.0, max_seconds)
                 samples = file.read(dtype="float32", always_2d=True)
         except BadAudio:
             raise
@@ -201,7 +196,12 @@ def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
     return np.atleast_2d(array).T.astype(np.float32), int(rate)
 
 
-def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:
+def check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:
+    """Refuse ``frames`` samples at ``rate`` Hz that are none, or shorter or longer than the limits.
+
+    Raises:
+        BadAudio: of kind ``empty``, ``too_short`` or ``too_long``.
+    """
     seconds = frames / rate
     if frames == 0:
         raise BadAudio("empty", "no samples")
@@ -209,6 +209,14 @@ def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: flo
         raise BadAudio("too_short", f"{seconds:.3f} s ({frames} samples at {rate} Hz); at least {min_seconds:g} s")
     if max_seconds is not None and seconds > max_seconds:
         raise BadAudio("too_long", f"{seconds:.1f} s; at most {max_seconds:g} s")
+
+
+def announce_conversion(channels: int, source_rate: int, sample_rate: int) -> None:
+    """Say once in the log that audio of these properties is converted, if it is."""
+    if channels > 1:
+        _announce(("channels", channels), "audio with %d channels is averaged to one", channels)
+    if source_rate != sample_rate:
+        _announce(("rate", source_rate, sample_rate), "audio at %d Hz is resampled to %d Hz", source_rate, sample_rate)
 
 
 def _announce(key: tuple[Any, ...], message: str, *values: Any) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import torch
 
 from .columns import Speech
-from .decode import BadAudio, check_finite, decode_audio
+from .decode import BadAudio, Decoded, check_finite, decode_audio
 from .perturbation import Perturbation, draw_generator
+
+COLUMNS = ("id", "clean", "perturbed", "drawn", "skip", "seconds")
+"""Columns of a pair."""
 
 
 class PairTransform:
@@ -28,6 +33,10 @@ class PairTransform:
         sample_rate: of both views, Hz.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer ones are skipped; None, as in the paper, for whole utterances of any length.
+        decode: what decodes: :func:`laser_hf.data.decode.decode_audio`, or a :class:`laser_hf.data.DecodedCache`.
+        perturb: False leaves the second view to whoever gets the pairs (``Perturbation.apply_batch`` on the
+            device that trains): ``perturbed`` is None, and ``drawn`` says what is to be done. The draws
+            are the same.
 
     Raises:
         ValueError: the perturbation works at another rate, or the limits contradict each other.
@@ -40,6 +49,8 @@ class PairTransform:
         sample_rate: int = 16000,
         min_seconds: float = 0.1,
         max_seconds: float | None = None,
+        decode: Callable[..., Decoded] = decode_audio,
+        perturb: bool = True,
     ) -> None:
         if perturbation.sample_rate not in (None, sample_rate):
             raise ValueError(
@@ -52,6 +63,8 @@ class PairTransform:
         self.sample_rate = sample_rate
         self.min_seconds = min_seconds
         self.max_seconds = max_seconds
+        self.decode = decode
+        self.perturb = perturb
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -76,7 +89,7 @@ class PairTransform:
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """``{"id": [...], "audio": [...]}`` to the columns of :meth:`pair`."""
         pairs = [self.pair(utterance, audio) for utterance, audio in zip(batch["id"], batch["audio"], strict=True)]
-        return {column: [pair[column] for pair in pairs] for column in ("id", "clean", "perturbed", "drawn", "skip")}
+        return {column: [pair[column] for pair in pairs] for column in COLUMNS}
 
     def pair(self, utterance_id: str, audio: Any) -> dict[str, Any]:
         """Both views of one utterance.
@@ -88,25 +101,45 @@ class PairTransform:
         Returns:
             ``id``; ``clean`` and ``perturbed``, each ``(samples,)`` float32; ``drawn``, the parameters of the
             perturbation (``speed``, ``pitch``); ``skip``, empty. For audio that cannot be used the views are
-            None, ``drawn`` is empty, and ``skip`` is ``"kind: reason"``.
+            None, ``drawn`` is empty, and ``skip`` is ``"kind: reason"``. ``seconds``: what it took this
+            process to ``decode`` and to ``perturb``.
 
         Raises:
             RuntimeError: the perturbation itself failed; the message names the utterance.
         """
-        pair = {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": ""}
+        seconds = {"decode": 0.0, "perturb": 0.0}
+        pair = {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": "", "seconds": seconds}
         try:
-            clean = decode_audio(
-                audio, self.sample_rate, min_seconds=self.min_seconds, max_seconds=self.max_seconds
-            ).waveform
+            with _clocked(seconds, "decode"):
+                clean = self.decode(
+                    audio, self.sample_rate, min_seconds=self.min_seconds, max_seconds=self.max_seconds
+                ).waveform
             drawn = self.perturbation.draw(draw_generator(self.seed, self.epoch, utterance_id))
-            try:
-                perturbed = self.perturbation.apply(clean, **drawn)
-            except Exception as error:
-                raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
-            check_finite(perturbed, f"perturbed view {drawn}")
+            perturbed = None
+            if self.perturb:
+                with _clocked(seconds, "perturb"):
+                    perturbed = self._perturbed(clean, drawn, utterance_id)
         except BadAudio as error:
             return pair | {"skip": str(error)}
         return pair | {"clean": clean, "perturbed": perturbed, "drawn": drawn}
+
+    def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
+        try:
+            perturbed = self.perturbation.apply(clean, **drawn)
+        except Exception as error:
+            raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
+        check_finite(perturbed, f"perturbed view {drawn}")
+        return perturbed
+
+
+@contextmanager
+def _clocked(seconds: dict[str, float], part: str):
+    """Add the time of a block to ``seconds[part]``, also when it raises."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[part] += time.perf_counter() - start
 
 
 class _PairOfExample:
@@ -131,7 +164,7 @@ def with_pairs(dataset: Speech, transform: PairTransform) -> Speech:
         transform: keep it, to call ``transform.set_epoch``.
 
     Returns:
-        A dataset of items ``{"id", "clean", "perturbed", "drawn", "skip"}``. For the Trainer, set
+        A dataset of items with the keys :data:`COLUMNS`. For the Trainer, set
         ``remove_unused_columns=False``.
     """
     if isinstance(dataset, datasets.IterableDataset):

@@ -4,7 +4,8 @@
 and one column per input sample of a whole period. When the two rates share no factor, that matrix is
 almost all zeros and huge: 17,959 -> 16,000 Hz (a pitch shift by two semitones) takes 1.15 GB for about 14
 non-zero taps a row. Here the same taps are evaluated only where they are not zero, from a table of at most
-2 MB; for ratios whose dense kernel is small, torchaudio's own ``Resample`` is used.
+2 MB; for ratios whose dense kernel is small, torchaudio's own ``Resample`` is used on the CPU. (On CUDA its
+convolution would round to TF32, an error of up to 1e-3 of full scale.)
 """
 
 from __future__ import annotations
@@ -57,9 +58,15 @@ def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Ten
     orig, new = int(orig_freq) // gcd, int(new_freq) // gcd
     if orig == new or waveform.shape[-1] == 0:
         return waveform.clone()
-    if new * (orig + 2 * math.ceil(_half_width(orig, new))) <= MAX_DENSE_ELEMENTS:
-        return _dense(orig, new, waveform.dtype).to(waveform.device)(waveform)
+    small = new * (orig + 2 * math.ceil(_half_width(orig, new))) <= MAX_DENSE_ELEMENTS
+    if small and waveform.device.type == "cpu":
+        return _dense(orig, new, waveform.dtype)(waveform)
     return _sparse_resample(waveform, orig, new)
+
+
+def resampled_length(samples: int, orig_freq: int, new_freq: int) -> int:
+    """Samples that :func:`resample` makes of ``samples``."""
+    return -(-samples * new_freq // orig_freq)
 
 
 def _half_width(orig: int, new: int) -> float:
@@ -75,7 +82,9 @@ def _dense(orig: int, new: int, dtype: torch.dtype) -> torch.nn.Module:
     return torchaudio.transforms.Resample(orig, new, dtype=kernel_dtype)
 
 
-def _taps(first: int, last: int, orig: int, new: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _taps(
+    first: int, last: int, orig: int, new: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The filter of the output phases ``first .. last - 1``.
 
     Output phase ``j`` lies at input position ``j * orig / new``. Its window holds the input samples nearer
@@ -83,7 +92,7 @@ def _taps(first: int, last: int, orig: int, new: int, dtype: torch.dtype) -> tup
 
     Returns:
         The first input sample of each window, ``(phases,)`` int64 (negative at the start), and the weights
-        ``(taps, phases)``.
+        ``(taps, phases)``, computed on the CPU and put on ``device``.
     """
     half = _half_width(orig, new)
     count = math.floor(2 * half) + 1
@@ -96,7 +105,7 @@ def _taps(first: int, last: int, orig: int, new: int, dtype: torch.dtype) -> tup
     t = (offset * (min(orig, new) * ROLLOFF / orig)).clamp_(-LOWPASS_FILTER_WIDTH, LOWPASS_FILTER_WIDTH)
     window = torch.cos(t * (math.pi / LOWPASS_FILTER_WIDTH / 2)).square()
     weights = torch.sinc(t) * window * (min(orig, new) * ROLLOFF / orig)
-    return whole + start, weights.to(dtype)
+    return (whole + start).to(device), weights.to(dtype).to(device)
 
 
 _cached_taps = lru_cache(maxsize=16)(_taps)
@@ -107,7 +116,7 @@ def _sparse_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tenso
     shape, dtype = waveform.shape, waveform.dtype
     flat = waveform.reshape(-1, shape[-1])
     length = shape[-1]
-    target = -(-length * new // orig)
+    target = resampled_length(length, orig, new)
     periods = -(-target // new)
     left = math.ceil(_half_width(orig, new))
     span = orig + 2 * left + 2  # input samples that one period of outputs can touch
@@ -125,11 +134,10 @@ def _sparse_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tenso
     out = rows.new_zeros(phases, rows.shape[1])
     for first in range(0, phases, piece):
         last = min(first + piece, phases)
-        start, weights = taps(first, min(first + piece, new), orig, new, dtype)
-        start = (start[: last - first] + left).to(rows.device)
-        weights = weights[:, : last - first, None].to(rows.device)
+        start, weights = taps(first, min(first + piece, new), orig, new, dtype, rows.device)
+        start = start[: last - first] + left
         part = out[first:last]
-        for tap, weight in enumerate(weights):
-            part.addcmul_(rows.index_select(0, start + tap), weight)
+        for tap, weight in enumerate(weights[:, : last - first, None]):
+            part.addcmul_(rows[tap:].index_select(0, start), weight)
     out = out.reshape(phases, flat.shape[0], periods).permute(1, 2, 0)
     return out.reshape(flat.shape[0], -1)[:, :target].reshape(*shape[:-1], target)

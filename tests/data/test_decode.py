@@ -37,7 +37,7 @@ def test_formats(tmp_path, speech, format, subtype, rate, tolerance):
     decoded = decode_audio(path)
     assert decoded.waveform.dtype == torch.float32
     assert decoded.waveform.shape == (16000,)
-    assert decoded[1:] == (16000, 16000, 1)
+    assert decoded[1:] == (16000, 16000, 1, 16000)
     assert decoded.seconds == 1.0
     if tolerance is None:
         assert np.corrcoef(decoded.waveform.numpy(), samples)[0, 1] > 0.95

@@ -43,7 +43,7 @@ def same(first: dict, second: dict) -> bool:
 def test_a_pair(libri):
     speech = load_speech(libri, "train")
     item = with_pairs(speech, PairTransform(SpeedPitch(), seed=5))[3]
-    assert set(item) == {"id", "clean", "perturbed", "drawn", "skip"}
+    assert set(item) == {"id", "clean", "perturbed", "drawn", "skip", "seconds"}
     assert item["id"] == "10-21-0000"
     assert item["skip"] == ""
     clean = decode_audio(speech[3]["audio"]).waveform
@@ -52,6 +52,21 @@ def test_a_pair(libri):
     assert item["drawn"] == SpeedPitch().draw(draw_generator(5, 0, "10-21-0000"))
     assert item["clean"].dtype == item["perturbed"].dtype == torch.float32
     assert speech[3].keys() == {"id", "audio", "speaker", "text"}  # the source is left as it is
+
+
+def test_a_pair_that_is_perturbed_later(libri):
+    """The draw is the one of the complete pair, and carrying it out gives the same view."""
+    speech = load_speech(libri, "train")
+    complete = with_pairs(speech, PairTransform(SpeedPitch(), seed=5))
+    later = list(with_pairs(speech, PairTransform(SpeedPitch(), seed=5, perturb=False)))
+    batch = PairCollator()(later)
+    assert batch["perturbed"] is batch["perturbed_lengths"] is None
+    perturbed = SpeedPitch().apply_batch([item["clean"] for item in later], batch["drawn"])
+    for one, item, view in zip(complete, later, perturbed, strict=True):
+        assert item["perturbed"] is None
+        assert same(one, item | {"perturbed": view})
+    assert one["seconds"]["decode"] > 0 < one["seconds"]["perturb"]
+    assert item["seconds"]["perturb"] == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
