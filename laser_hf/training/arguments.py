@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
+from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
 from ..objectives.idm import DISTANCES
@@ -77,6 +79,17 @@ class DataArguments:
     )
     eval_name: str | None = field(default=None, metadata={"help": "configuration of the held-out data set"})
     eval_split: str | None = field(default=None, metadata={"help": "its split or sub-folder"})
+    eval_probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "tab-separated word (and phone) times, or demo for those of the shipped speech: every evaluation "
+            "also measures word discrimination and an ABX-like phone error of the last layer"
+        },
+    )
+    eval_probe_data: str | None = field(
+        default=None, metadata={"help": "folder of the speech that --eval_probe names; default: --eval_data"}
+    )
+    eval_probe_splits: list[str] | None = field(default=None, metadata={"help": "its sub-folders to use"})
     audio_column: str = field(default="audio", metadata={"help": "audio column of a data set"})
     streaming: bool | None = field(
         default=None, metadata={"help": "read while training instead of before; default: only from the Hub"}
@@ -94,6 +107,21 @@ class DataArguments:
     pitch_steps: list[float] = field(
         default_factory=lambda: [-2.0, 2.0],
         metadata={"help": "pitch shifts in semitones, one drawn per pair"},
+    )
+    perturb_on: str = field(
+        default="worker",
+        metadata={
+            "help": "where the second view is made: worker (processes that load the data) or device (where the model "
+            "is, all pairs of an update at once, so that a GPU does not wait for CPU cores); the draws are the same",
+            "choices": ["worker", "device"],
+        },
+    )
+    cache_decoded: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder that keeps decoded utterances (115 to 230 MB an hour), so that each file is decoded once; "
+            "'true' for one in the cache of datasets; not for streams"
+        },
     )
 
 
@@ -140,6 +168,26 @@ class LaserTrainingArguments(TrainingArguments):
         default=0.5, metadata={"help": "collapse alarm: effective rank below this share of its start"}
     )
     plots: bool = field(default=True, metadata={"help": "draw loss terms and an alignment at the end"})
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "publish the finished run on the Hub, with a card that says that it is not evaluated yet "
+            "(push_to_hub.py adds results later)"
+        },
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "repository to publish to: ORG/NAME"})
+    hub_private_repo: bool = field(default=False, metadata={"help": "create that repository as a private one"})
+    torch_compile: bool = field(
+        default=False,
+        metadata={"help": "compile the Transformer layers with torch.compile (a C++ compiler is needed on the CPU)"},
+    )
+    profile_updates: int = field(
+        default=0,
+        metadata={
+            "help": "profile so many updates (after two of warm-up): shares of decoding, perturbing, encoding, loss, "
+            "backward, optimiser and waiting go to profile.json in output_dir"
+        },
+    )
 
     def __post_init__(self):
         if self.gradient_accumulation_steps != 1:
@@ -147,12 +195,28 @@ class LaserTrainingArguments(TrainingArguments):
                 "gradient_accumulation_steps follows from --pairs_per_update, --per_device_train_batch_size and the "
                 "number of processes; set those instead"
             )
-        if self.push_to_hub:
-            raise ValueError("the Trainer would upload its checkpoints; publish a finished run with push_to_hub.py")
+        # The Trainer would upload its checkpoints; what is published is the finished run.
+        self.publish, self.push_to_hub = self.push_to_hub, False
+        if self.publish:
+            if not self.hub_model_id:
+                raise ValueError(
+                    "--push_to_hub needs --hub_model_id ORG/NAME; a finished run can also be published later, with "
+                    "push_to_hub.py"
+                )
+            validate_repo_id(self.hub_model_id)
         super().__post_init__()
+        if self.torch_compile:
+            # Meant for accelerate, which would compile the model as a whole: LaserTrainer compiles its layers.
+            for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+                os.environ.pop(name, None)
         # The collator's keys are not the model's argument names; the loss stops on NaN itself, with the ids.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
+
+
+def precision(args: TrainingArguments) -> str:
+    """Number format of the forward pass: fp32, bf16 or fp16."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
 
 
 OPTION_GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, LaserTrainingArguments)

@@ -44,7 +44,8 @@ _SHOWN = {
     "per_device_eval_batch_size", "max_steps", "learning_rate", "warmup_steps", "adam_epsilon", "max_grad_norm",
     "seed", "bf16", "logging_steps", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "report_to",
     "dataloader_num_workers", "resume_from_checkpoint", "use_cpu", "collapse_cosine_fraction", "collapse_rank_fraction",
-    "plots", "disable_tqdm",
+    "plots", "torch_compile", "torch_compile_backend", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_private_repo",
 }  # fmt: skip
 
 
@@ -69,7 +70,16 @@ class Options:
             )
         }  # fmt: skip
         data = dataclasses.asdict(self.data)
-        for name in ("eval_data", "eval_name", "eval_split", "max_eval_samples"):
+        for name in (
+            "cache_decoded",
+            "eval_data",
+            "eval_name",
+            "eval_split",
+            "max_eval_samples",
+            "eval_probe",
+            "eval_probe_data",
+            "eval_probe_splits",
+        ):
             data.pop(name)
         recipe = {
             "model": dataclasses.asdict(self.model),

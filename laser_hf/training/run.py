@@ -16,15 +16,19 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from ..data import PairTransform, build_perturbation, load_speech, with_pairs
+from ..cpu import keep_freed_memory
+from ..data import DecodedCache, PairTransform, build_perturbation, decode_audio, load_speech, with_pairs
 from ..encoders import SAMPLE_RATE, TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..objectives import LaserLoss
 from ..ops import soft_dtw_alignment
-from ..publishing import export_encoder
+from ..publishing import export_encoder, sample_features
 from ..records import portable, provenance, read_json, write_json
-from .arguments import DataArguments
+from .arguments import DataArguments, precision
+from .micro_batches import perturb_pairs
 from .model import AlignmentModel
 from .options import Options
+from .probe import load_eval_probe, plot_probe
+from .profile import PROFILE_NAME
 from .sampling import EpochStream
 from .trainer import LaserTrainer, NonFiniteLossError
 
@@ -68,10 +72,12 @@ def _run(options: Options) -> dict[str, Any]:
     args, output_dir = options.training, Path(options.training.output_dir)
     checkpoint = prepare_output_dir(options)
     set_seed(args.seed)
+    if args.device.type == "cpu":
+        keep_freed_memory()
     encoder = _load(options)
     trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
     model = AlignmentModel(encoder, options.model.projection_dim)
-    train, eval_pairs, set_epoch = _load_pairs(options)
+    train, eval_pairs, set_epoch, perturbation = _load_pairs(options)
     trainer = LaserTrainer(
         model=model,
         args=args,
@@ -79,6 +85,8 @@ def _run(options: Options) -> dict[str, Any]:
         train_dataset=train,
         eval_dataset=eval_pairs,
         set_epoch=set_epoch,
+        perturbation=perturbation,
+        probe=load_eval_probe(options.data),
     )
     logger.info(
         "%s: %s of %s parameters trained; %d pairs an update = %d process(es) x %d micro-batch(es)",
@@ -108,7 +116,26 @@ def _run(options: Options) -> dict[str, Any]:
         write_json(output_dir / RECORD_NAME, record)
         logger.info("Encoder, %s and plots are in %s", RECORD_NAME, output_dir)
     trainer.accelerator.wait_for_everyone()
+    if args.publish and trainer.is_world_process_zero():
+        _publish(options, output_dir)
     return record
+
+
+def _publish(options: Options, output_dir: Path) -> None:
+    """Upload the finished run; where that fails the run is complete all the same, and the error says how to go on."""
+    from ..publishing.push import PushError, Request, later_command, push
+
+    args = options.training
+    request = Request(
+        output_dir, args.hub_model_id, private=args.hub_private_repo, allow_unevaluated=True, token=args.hub_token
+    )
+    try:
+        push(request)
+    except PushError as error:
+        raise RunError(
+            f"the run is complete in {output_dir}, but it was not published: {error}. To publish it later: "
+            f"{later_command(request)}"
+        ) from error
 
 
 def prepare_output_dir(options: Options) -> str | None:
@@ -181,7 +208,7 @@ def _clear(output_dir: Path) -> None:
         for folder in output_dir.glob(pattern):
             shutil.rmtree(folder)
     for name in (
-        RECORD_NAME, HISTORY_NAME, RECIPE_NAME, "non_finite.json", "config.json", "model.safetensors",
+        RECORD_NAME, HISTORY_NAME, RECIPE_NAME, PROFILE_NAME, "non_finite.json", "config.json", "model.safetensors",
         "preprocessor_config.json",
     ):  # fmt: skip
         (output_dir / name).unlink(missing_ok=True)
@@ -204,10 +231,23 @@ def _load_pairs(options: Options):
         {"name": "speed_pitch", "speed_factors": data.speed_factors, "pitch_steps": data.pitch_steps}
     )
 
-    def transform() -> PairTransform:
-        return PairTransform(perturbation, args.seed, SAMPLE_RATE, data.min_seconds, data.max_seconds)
-
     streaming = data.streaming if data.streaming is not None else not Path(data.train_data).exists()
+    in_workers = data.perturb_on == "worker"
+    decode = decode_audio
+    if data.cache_decoded:
+        if streaming:
+            raise RunError(
+                "--cache_decoded keeps what is read again and again; a stream is not. Leave it out, or give "
+                "--streaming false to download the data first"
+            )
+        decode = DecodedCache(data.cache_decoded if str(data.cache_decoded).lower() != "true" else True)
+        logger.info("Decoded utterances are kept in %s", decode.folder)
+
+    def transform() -> PairTransform:
+        return PairTransform(
+            perturbation, args.seed, SAMPLE_RATE, data.min_seconds, data.max_seconds, decode, perturb=in_workers
+        )
+
     speech = load_speech(
         data.train_data,
         data.train_split,
@@ -235,7 +275,7 @@ def _load_pairs(options: Options):
         # A transform of its own: its epoch stays 0, so that held-out pairs look the same at every step.
         held_out = with_pairs(held_out, transform())
         args.eval_strategy = "steps"
-    return train, held_out, train_transform.set_epoch
+    return train, held_out, train_transform.set_epoch, None if in_workers else perturbation
 
 
 def _load_held_out(data: DataArguments, token: str | None) -> datasets.Dataset:
@@ -299,10 +339,11 @@ def _record(
         "processed_hours": own_state["processed_seconds"] / 3600,
         "wall_time_seconds": round(own_state["trained_seconds"], 1),
         "processes": args.world_size,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "precision": precision(args),
         "collapse": {"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
         "first": _summary(state.log_history, first=True),
         "last": _summary(state.log_history, first=False),
+        "sample_features": sample_features(encoder.model, model.do_normalize),
         **provenance(),
     }
 
@@ -330,9 +371,12 @@ def _draw(options: Options, trainer: LaserTrainer, encoder: SpeechEncoder, pairs
     folder.mkdir(exist_ok=True)
     name = Path(options.model.model_name_or_path).name
     plot_training({"LASER": trainer.state.log_history}, folder / "loss_terms.png", f"LASER on {name}")
+    plot_probe(trainer.state.log_history, folder / "probe.png", f"LASER on {name}, last layer")
     pair = next((item for item in pairs if not item["skip"]), None)
     if pair is None:
         return
+    if pair["perturbed"] is None:
+        (pair,) = perturb_pairs([pair], trainer.perturbation)
     alignments = {}
     for when, model in (("before", _load(options)), ("after", encoder)):
         model = model.cpu().eval()

@@ -56,6 +56,18 @@ def assert_same_weights(found, expected, **tolerance):
         torch.testing.assert_close(found[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
 
 
+def kill_in_step_4(monkeypatch):
+    """Make the run that comes next end like an interrupted one."""
+    original = LaserTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaserTrainer, "training_step", killed)
+
+
 def test_what_a_run_leaves(straight, small_tree):
     output, record, by_step, _ = straight
     assert {p.name for p in output.iterdir()} == {
@@ -96,20 +108,11 @@ def test_frozen_weights_are_the_base_models_bit_for_bit(straight, tiny_encoder):
 
 def test_resumed_equals_uninterrupted(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
     _, record, by_step, weights = straight
-    calls = []
-    original = LaserTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        calls.append(self.state.global_step)
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaserTrainer, "training_step", killed)
+    kill_in_step_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         start(tiny_encoder, small_tree, tmp_path)
     assert not (tmp_path / RECORD_NAME).exists()
-    monkeypatch.setattr(LaserTrainer, "training_step", original)
+    monkeypatch.undo()
     torch.manual_seed(99)  # whatever happened in between
     resumed, resumed_losses, resumed_weights = start(tiny_encoder, small_tree, tmp_path)
     assert resumed_losses == by_step
@@ -120,20 +123,90 @@ def test_resumed_equals_uninterrupted(straight, tiny_encoder, small_tree, tmp_pa
 def test_resumed_equals_uninterrupted_when_streaming(tiny_encoder, small_tree, tmp_path, monkeypatch):
     stream = ("--streaming", "true", "--shuffle_buffer", "10")
     _, by_step, weights = start(tiny_encoder, small_tree, tmp_path / "straight", *stream)
-    original = LaserTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaserTrainer, "training_step", killed)
+    kill_in_step_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         start(tiny_encoder, small_tree, tmp_path / "killed", *stream)
-    monkeypatch.setattr(LaserTrainer, "training_step", original)
+    monkeypatch.undo()
     _, resumed_losses, resumed_weights = start(tiny_encoder, small_tree, tmp_path / "killed", *stream)
     assert resumed_losses == by_step
     assert_same_weights(resumed_weights, weights)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_perturbing_on_the_device_is_the_same_run(tiny_encoder, small_tree, tmp_path, monkeypatch, streaming):
+    """Held-out pairs included; interrupted and resumed on the way."""
+    how = ("--per_device_train_batch_size", "3" if not streaming else "4", "--eval_data", str(small_tree))
+    how += ("--eval_steps", "2", "--max_eval_samples", "5", "--streaming", str(streaming), "--shuffle_buffer", "10")
+    _, by_step, weights = start(tiny_encoder, small_tree, tmp_path / "worker", *how)
+    # The order of a stream depends on the number of workers, that of a map-style set does not.
+    how += ("--perturb_on", "device", "--dataloader_num_workers", "0" if streaming else "2")
+    kill_in_step_4(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny_encoder, small_tree, tmp_path / "device", *how)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="--perturb_on device -> worker"):
+        start(tiny_encoder, small_tree, tmp_path / "device")
+    record, on_device, device_weights = start(tiny_encoder, small_tree, tmp_path / "device", *how, "--plots", "true")
+    assert record["recipe"]["data"]["perturb_on"] == "device"
+    assert on_device == by_step
+    assert_same_weights(device_weights, weights)
+    logs = [json.loads((tmp_path / run / "training_log.json").read_text())["log"] for run in ("worker", "device")]
+    held_out = [[entry["eval_loss"] for entry in log if "eval_loss" in entry] for log in logs]
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 2
+    assert (tmp_path / "device" / "plots" / "alignment.png").stat().st_size > 10_000
+
+
+def test_decoding_once_changes_nothing(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
+    _, _, by_step, weights = straight
+    extra = ("--cache_decoded", str(tmp_path / "kept"))
+    _, losses_first, _ = start(tiny_encoder, small_tree, tmp_path / "first", *extra)
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 18
+    monkeypatch.setattr("laser_hf.data.cache.decode_audio", None)  # nothing is left to decode
+    record, losses_second, weights_second = start(tiny_encoder, small_tree, tmp_path / "second", *extra)
+    assert losses_first == losses_second == by_step
+    assert_same_weights(weights_second, weights)
+    assert "cache_decoded" not in record["recipe"]["data"]
+    with pytest.raises(RunError, match="a stream is not"):
+        start(tiny_encoder, small_tree, tmp_path / "stream", *extra, "--streaming", "true")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, workers, caplog):
+    extra = ("--profile_updates", "2", "--per_device_train_batch_size", "3", "--dataloader_num_workers", str(workers))
+    with caplog.at_level("INFO", logger="laser_hf"):
+        start(tiny_encoder, small_tree, tmp_path, *extra)
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert profile["updates"] == 2
+    assert profile["workers"] == workers
+    assert profile["pairs_per_update"] == 5  # 2 at the end of the first epoch, then 8
+    assert profile["overlapped"] == (["decode", "perturb"] if workers else [])
+    assert all(seconds > 0 for part, seconds in profile["seconds"].items() if part not in ("wait", "other"))
+    assert sum(share for part, share in profile["shares"].items() if part not in profile["overlapped"]) == (
+        pytest.approx(1.0)
+    )
+    assert 0 < profile["padding"] < 0.5
+    assert "Profile of 2 updates" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
+def test_compiled_layers_train_resume_and_leave_clean_names(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
+    """Dynamo's own tracing, without the long compilation behind it: the arithmetic is that of the plain run."""
+    _, _, by_step, weights = straight
+    compiled = ("--torch_compile_backend", "eager", "--eval_data", str(small_tree), "--eval_steps", "4")
+    torch._dynamo.reset()
+    kill_in_step_4(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny_encoder, small_tree, tmp_path, *compiled)
+    monkeypatch.undo()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 6  # a few variants for all layers and lengths
+    _, resumed, resumed_weights = start(tiny_encoder, small_tree, tmp_path, *compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= graphs
+    assert resumed == pytest.approx(by_step, rel=1e-5)
+    assert_same_weights(resumed_weights, weights, rtol=1e-4, atol=1e-6)
+    saved = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    assert not [name for name in (*saved, *resumed_weights) if "_orig_mod" in name]
 
 
 def test_micro_batches_do_not_change_the_update(tiny_encoder, small_tree, tmp_path):
@@ -206,6 +279,41 @@ def test_updates_without_a_usable_pair_change_no_loss(tiny_encoder, tmp_path):
     assert np.isfinite(record["last"]["soft_dtw"]["value"])
 
 
+class _OneBad(LaserLoss):
+    """The loss of one pair of the second update is infinite."""
+
+    calls = 0
+
+    def forward(self, *frames):
+        terms = super().forward(*frames)
+        type(self).calls += 1
+        if type(self).calls == 5:  # micro-batches of 3, 3 and 2 pairs
+            terms["total"] = terms["total"] + torch.tensor([0.0, float("inf"), 0.0])
+        return terms
+
+
+class _BadGradient(LaserLoss):
+    """The loss is fine, its gradient is not: the root of 0."""
+
+    def forward(self, x, *others):
+        terms = super().forward(x, *others)
+        return terms | {"total": terms["total"] + (0.0 * x).sum(dim=(1, 2)).sqrt()}
+
+
+def test_the_pair_with_the_bad_loss_is_named_and_a_bad_gradient_too(tiny_encoder, small_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("laser_hf.training.run.LaserLoss", _OneBad)
+    with pytest.raises(NonFiniteLossError, match=r"non-finite loss at step 2 on the utterances \d-10-\d{4}; the state"):
+        start(tiny_encoder, small_tree, tmp_path / "a", "--per_device_train_batch_size", "3")
+    assert (tmp_path / "a" / "checkpoint-1" / "trainer_state.json").is_file()
+    stopped = json.loads((tmp_path / "a" / "non_finite.json").read_text())
+    assert list(stopped["losses"].values()) == ["inf"]
+    monkeypatch.setattr("laser_hf.training.run.LaserLoss", _BadGradient)
+    for clipping in ("1", "0"):
+        with pytest.raises(NonFiniteLossError, match="non-finite gradient at step 1"):
+            start(tiny_encoder, small_tree, tmp_path / clipping, "--max_grad_norm", clipping)
+        assert len(json.loads((tmp_path / clipping / "non_finite.json").read_text())["utterances"]) == 8
+
+
 class _Exploding(LaserLoss):
     calls = 0
 
@@ -264,7 +372,25 @@ def test_held_out_terms_do_not_depend_on_the_batch(tiny_encoder, small_tree, tmp
             assert one[name] == pytest.approx(five[name], rel=1e-4)
 
 
-def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path):
+def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path, monkeypatch):
+    seen = set()
+
+    class Watched(LaserLoss):
+        def forward(self, *frames):
+            terms = super().forward(*frames)
+            seen.update(value.dtype for value in (frames[0], frames[2], *terms.values()))
+            return terms
+
+    half = set()
+    original = torch.nn.Linear.forward
+
+    def linear(self, values):
+        result = original(self, values)
+        half.add(result.dtype)
+        return result
+
+    monkeypatch.setattr("laser_hf.training.run.LaserLoss", Watched)
+    monkeypatch.setattr(torch.nn.Linear, "forward", linear)
     record, by_step, _ = start(
         tiny_encoder, small_tree, tmp_path, "--bf16", "true", "--train_encoder_layer_norm", "true", "--plots", "true",
         "--eval_data", str(small_tree), "--report_to", "tensorboard",
@@ -272,6 +398,8 @@ def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path):
     assert all(np.isfinite(loss) for loss in by_step.values())
     assert "encoder.layer_norm.weight" in record["trained_parameters"]
     assert record["precision"] == "bf16"
+    assert seen == {torch.float32}  # the loss, while
+    assert torch.bfloat16 in half  # the encoder
     for name in ("loss_terms.png", "alignment.png"):
         assert (tmp_path / "plots" / name).stat().st_size > 10_000
     assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))
