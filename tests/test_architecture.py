@@ -14,12 +14,13 @@ ALLOWED = {
     "data": set(),
     "records": set(),
     "plots": {"records"},
-    "encoders": set(),
+    "cpu": set(),
+    "encoders": {"cpu"},
     "objectives": {"ops"},
     "publishing": {"records"},
     "superb": {"encoders", "data", "records", "plots", "ops"},
-    "training": {"ops", "objectives", "data", "encoders", "records", "publishing", "plots"},
-    "demo": {"training", "encoders", "records"},
+    "training": {"ops", "objectives", "data", "encoders", "records", "publishing", "plots", "superb", "cpu"},
+    "demo": {"training", "encoders", "records", "superb"},
 }
 
 

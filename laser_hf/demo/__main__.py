@@ -10,10 +10,12 @@ import soundfile
 import torch
 
 from ..encoders import SpeechEncoder, load_encoder
-from ..records import provenance, read_json, write_json
+from ..records import provenance, read_json, tensors_digest, write_json
+from ..superb.probing.alignments import Token
+from ..superb.probing.word_discrimination import WordReport, word_discrimination
 from ..training import parse_options, run_training
 from . import ENCODER_DIR, SPEECH_DIR
-from .words import Word, WordReport, format_before_after, read_words, word_discrimination
+from .words import format_before_after, read_words
 
 BATCH = 8
 
@@ -32,7 +34,7 @@ def encode(encoder: SpeechEncoder, files: dict[str, Path]) -> dict[str, torch.Te
     return frames
 
 
-def measure(model: str | Path, words: list[Word], files: dict[str, Path]) -> WordReport:
+def measure(model: str | Path, words: list[Token], files: dict[str, Path]) -> WordReport:
     """Word discrimination of the last layer of an encoder."""
     return word_discrimination(encode(load_encoder(model), files), words)
 
@@ -72,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         {
             "task": "same-different word discrimination on the demo's held-out voices, last layer",
             "model": arguments.output_dir.name,
+            "weights_sha256": tensors_digest(load_encoder(arguments.output_dir).model.state_dict()),
             "before": before.to_dict(),
             "after": after.to_dict(),
             **provenance(),

@@ -126,9 +126,9 @@ def test_words_of_different_speakers_can_be_compared():
         assert len({word.speaker for word in words}) == speakers
         sayings = defaultdict(set)
         for word in words:
-            sayings[word.word].add(word.utterance.split("-")[2])
+            sayings[word.label].add(word.utterance.split("-")[2])
         # Most word tokens belong to words that more than one sentence has.
-        shared = sum(len(sayings[word.word]) > 1 for word in words)
+        shared = sum(len(sayings[word.label]) > 1 for word in words)
         assert shared > 0.7 * len(words)
 
 

@@ -1,0 +1,77 @@
+"""Alignment files: both layouts, and rows that cannot be used."""
+
+from __future__ import annotations
+
+import pytest
+
+from laser_hf.superb.probing.alignments import Token, long_words, read_alignments
+
+HEADER = "utterance\tword\tstart_seconds\tduration_seconds\tphones(name:start:duration)\n"
+
+
+def test_words_and_phones(tmp_path):
+    path = tmp_path / "alignments.tsv"
+    path.write_text(
+        HEADER + "1-2-0000\t<sil>\t0.00\t0.18\tSIL:0:18\n"
+        "1-2-0000\tThat's\t0.18\t0.24\tDH:18:5 AE:23:10 TS:33:9\n"
+        "1-2-0000\tme\t0.42\t0.2\tM:42:10 IY:52:10\n"
+    )
+    found = read_alignments(path)
+    assert found.words == [Token("1-2-0000", 0.18, 0.24, "that's", "1"), Token("1-2-0000", 0.42, 0.2, "me", "1")]
+    assert [phone.label for phone in found.phones] == ["DH", "AE", "TS", "M", "IY"]
+    assert found.phones[0].context == ("SIL", "AE")
+    assert found.phones[2].context == ("AE", "M")
+    assert found.phones[4].context == ("M", "")
+    assert found.phones[1] == Token("1-2-0000", 0.23, 0.10, "AE", "1", ("DH", "TS"))
+    assert not found.skipped.reasons
+    assert long_words(found.words, 5) == found.words[:1]
+    assert long_words(found.words, 2, 0.24) == found.words[:1]
+
+
+def test_columns_of_split_and_speaker(tmp_path):
+    path = tmp_path / "words.tsv"
+    path.write_text(
+        "utterance\tsplit\tspeaker\tword\tstart_seconds\tduration_seconds\n"
+        "a-1\ttrain\tv1\triver\t0.5\t0.25\n"
+        "b-1\theldout\tv2\tgarden\t0.25\t0.5\n"
+    )
+    assert [word.speaker for word in read_alignments(path).words] == ["v1", "v2"]
+    assert [word.label for word in read_alignments(path, split="heldout").words] == ["garden"]
+    assert read_alignments(path, utterances=["a-1"]).utterances() == {"a-1"}
+    assert read_alignments(path).phones == []
+
+
+def test_bad_rows_are_left_out_counted_and_named(tmp_path):
+    path = tmp_path / "alignments.tsv"
+    rows = [
+        "1-2-0000\tgood\t0.10\t0.20\tG:10:5 UH:15:10 D:25:5",
+        "1-2-0000\tnever\tnan\t0.20\tN:30:5",
+        "1-2-0000\tminus\t-1\t0.20\t",
+        "1-2-0000\tempty\t0.40\t0\t:40:5 EH:40:0 M:x:3 P:44 T:45:5",
+        "1-2-0000\t\t0.5\t0.1\t",
+        "\tword\t0.5\t0.1\t",
+        "1-2-0000\tcut",
+    ]
+    path.write_text(HEADER + "\n".join(rows) + "\n")
+    found = read_alignments(path)
+    assert [word.label for word in found.words] == ["good"]
+    assert [phone.label for phone in found.phones] == ["G", "UH", "D", "N", "T"]
+    counts = {reason: entry["count"] for reason, entry in found.skipped.reasons.items()}
+    assert counts == {
+        "words without valid times": 4,
+        "phones without name or valid times": 4,
+        "rows without utterance or word": 2,
+    }
+    assert "1-2-0000 never, line 3" in str(found.skipped)
+
+
+def test_files_that_are_no_alignments(tmp_path):
+    path = tmp_path / "words.tsv"
+    path.write_text("utterance\tword\n")
+    with pytest.raises(ValueError, match="lacks start_seconds, duration_seconds"):
+        read_alignments(path)
+    path.write_text(HEADER)
+    with pytest.raises(ValueError, match="no split column"):
+        read_alignments(path, split="train")
+    with pytest.raises(FileNotFoundError):
+        read_alignments(tmp_path / "nowhere.tsv")

@@ -1,0 +1,369 @@
+"""Whole `asr` and `pr` commands on made-up speech: records, resuming, repeating, bad corpora, transcribing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import REPOSITORY, make_waveform
+from safetensors.torch import load_file
+
+from laser_hf.records import read_json
+from laser_hf.superb.recognition import asr, pr, transcribe
+from laser_hf.superb.recognition.probe_training import ProbeTrainer
+
+TEXTS = ["THE CAT SAT", "A DOG RAN", "SHE CAN SEE IT", "HELLO WORLD", "WE ALL WENT", "ONE TWO THREE", "THE END"]
+
+
+def write_chapter(folder: Path, speaker: str, texts: list[str], seed: int) -> None:
+    chapter = folder / speaker / "1"
+    chapter.mkdir(parents=True)
+    lines = []
+    for number, text in enumerate(texts):
+        name = f"{speaker}-1-{number:04d}"
+        wave = make_waveform(0.6 + 0.07 * ((seed + 3 * number) % 8), seed=seed + number)
+        soundfile.write(chapter / f"{name}.flac", wave, 16_000)
+        if text is not None:
+            lines.append(f"{name} {text}")
+    (chapter / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A tree of 9 + 4 + 4 utterances, with one transcript missing, one unknown word and one empty file in training."""
+    root = tmp_path_factory.mktemp("transcribed")
+    write_chapter(root / "train", "11", [*TEXTS, "THE XYZZYQ", None], 0)
+    write_chapter(root / "train", "12", ["ONE MORE"], 40)
+    (root / "train" / "12" / "1" / "12-1-0000.flac").write_bytes(b"")
+    write_chapter(root / "dev", "13", TEXTS[:4], 20)
+    write_chapter(root / "test", "14", TEXTS[3:], 30)
+    return root
+
+
+@pytest.fixture(scope="module")
+def lexicon(tmp_path_factory) -> Path:
+    """A few words of the CMU dictionary, which takes seconds to read."""
+    path = tmp_path_factory.mktemp("lexicon") / "words.txt"
+    path.write_text(
+        "THE DH AH0\nCAT K AE1 T\nSAT S AE1 T\nA AH0\nDOG D AO1 G\nRAN R AE1 N\nSHE SH IY1\nCAN K AE1 N\nSEE S IY1\n"
+        "IT IH1 T\nHELLO HH AH0 L OW1\nWORLD W ER1 L D\nWE W IY1\nALL AO1 L\nWENT W EH1 N T\nONE W AH1 N\nTWO T UW1\n"
+        "THREE TH R IY1\nEND EH1 N D\nMORE M AO1 R\n"
+    )
+    return path
+
+
+SMALL = {
+    "asr": [*("--lstm_size", "6", "--projection_size", "8", "--time_mask_width", "10", "--warp_window", "5")],
+    "pr": ["--projection_size", "8"],
+}
+
+
+def command(task, encoder, corpus, output, *words, protocol="quick"):
+    return [
+        *("--model", str(encoder), "--data", str(corpus), "--output_dir", str(output), "--protocol", protocol),
+        *("--train_split", "train", "--dev_split", "dev", "--test_split", "test", "--max_steps", "8"),
+        *("--eval_steps", "2", "--batch_size", "2", "--report_to", "none", "--use_cpu", "--disable_tqdm"),
+        *SMALL[task],
+        *words,
+    ]
+
+
+def run(task, *arguments, **keywords):
+    module = {"asr": asr, "pr": pr}[task]
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(command(task, *arguments, **keywords)))
+
+
+@pytest.fixture(scope="module")
+def finished_asr(tiny_encoder, corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "asr"
+    return folder, run("asr", tiny_encoder, corpus, folder)
+
+
+@pytest.fixture(scope="module")
+def finished_pr(tiny_encoder, corpus, lexicon, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pr"
+    return folder, run("pr", tiny_encoder, corpus, folder, "--lexicon", str(lexicon))
+
+
+def test_what_an_asr_run_leaves(finished_asr):
+    folder, record = finished_asr
+    assert json.loads((folder / "results.json").read_text())["value"] == record["value"]
+    assert (record["task"], record["metric"], record["unit"], record["split"]) == ("asr", "wer", "percent", "test")
+    assert record["protocol"] == "quick"
+    named = [(metric["metric"], metric["split"]) for metric in record["metrics"]]
+    assert named == [(metric, split) for split in ("test", "dev") for metric in ("wer", "cer", "uer")]
+    assert sum(record["layer_weights"]) == pytest.approx(1)
+    assert len(record["layer_weights"]) == 4
+    assert record["hyper_parameters"]["lstm_size"] == 6
+    assert record["hyper_parameters"]["cached_features"]
+    assert record["changed_from_superb"]["max_steps"] == {"superb": 200_000, "here": 8}
+    assert record["training"]["updates"] == 8
+    assert record["seed"] == 1337
+    assert len(record["weights_sha256"]) == 64
+    for name in ("command", "commit", "hardware", "versions", "wall_seconds"):
+        assert name in record
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        *("results.json", "recipe.json", "training_log.json", "probe.json", "probe.safetensors"),
+        *("plots/layer_weights.png", "plots/training.png"),
+        *(f"{split}/{name}.txt" for split in ("dev", "test") for name in ("hyp", "ref", "worst")),
+    }
+    assert (folder / "test" / "ref.txt").read_text().splitlines()[0] == "HELLO WORLD (14-1-0000)"
+    assert len((folder / "test" / "hyp.txt").read_text().splitlines()) == 4
+    assert "REF: HELLO WORLD" in (folder / "test" / "worst.txt").read_text()
+
+
+def test_what_was_skipped_is_counted_and_named(finished_asr, finished_pr):
+    train = finished_asr[1]["data"]["train"]
+    assert train["utterances"] == 8
+    assert train["skipped"]["by_kind"] == {"empty": 1, "missing_transcript": 1}
+    assert train["skipped"]["listed"]["12-1-0000"].startswith("empty")
+    assert train["skipped"]["listed"]["11-1-0008"].startswith("missing_transcript")
+    train = finished_pr[1]["data"]["train"]
+    assert train["utterances"] == 7
+    assert train["skipped"]["by_kind"] == {"empty": 1, "missing_transcript": 1, "unknown_word": 1}
+    assert train["skipped"]["unknown_words_listed"] == {"XYZZYQ": 1}
+
+
+def test_what_a_pr_run_leaves(finished_pr):
+    folder, record = finished_pr
+    assert (record["task"], record["metric"], record["unit"], record["split"]) == ("pr", "per", "percent", "test")
+    assert record["hyper_parameters"]["lexicon"]["files"][0]["name"] == "words.txt"
+    assert record["hyper_parameters"]["oov"] == "skip"
+    assert record["changed_from_superb"]["lexicon"]["here"]["words"] == 20
+    assert (folder / "test" / "ref.txt").read_text().splitlines()[0] == "HH AH0 L OW1 W ER1 L D (14-1-0000)"
+
+
+def test_the_best_probe_on_dev_is_tested(finished_pr):
+    folder, record = finished_pr
+    looks = [entry for entry in read_json(folder / "training_log.json")["log"] if "eval_per" in entry]
+    assert [entry["step"] for entry in looks] == [2, 4, 6, 8]
+    best = min(looks, key=lambda entry: (entry["eval_per"], entry["step"]))  # the first of equals: strictly below
+    assert record["selected"]["step"] == best["step"]
+    dev = next(m["value"] for m in record["metrics"] if m["split"] == "dev")
+    assert dev == pytest.approx(best["eval_per"])
+
+
+def test_without_a_dev_rate_below_100_the_last_update_is_tested(finished_asr):
+    folder, record = finished_asr
+    rates = [e["eval_wer"] for e in read_json(folder / "training_log.json")["log"] if "eval_wer" in e]
+    assert min(rates) >= 100  # eight updates teach nothing
+    assert record["selected"]["step"] is None
+    assert "last update" in record["selected"]["rule"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(monkeypatch, update):
+    real = ProbeTrainer.training_step
+
+    def step(self, *arguments, **keywords):
+        if self.state.global_step == update:
+            raise Interrupted
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(ProbeTrainer, "training_step", step)
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_resumed_equals_uninterrupted(task, request, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    folder, record = request.getfixturevalue(f"finished_{task}")
+    words = ["--lexicon", str(lexicon)] if task == "pr" else []
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(Interrupted):
+            run(task, tiny_encoder, corpus, tmp_path, *words)
+    assert (tmp_path / "checkpoint-4").is_dir()
+    assert not (tmp_path / "results.json").exists()
+    resumed = run(task, tiny_encoder, corpus, tmp_path, *words)
+    for name, value in load_file(folder / "probe.safetensors").items():
+        assert torch.equal(value, load_file(tmp_path / "probe.safetensors")[name]), name
+    assert resumed["metrics"] == record["metrics"]
+    assert resumed["selected"] == record["selected"]
+    for name in ("hyp.txt", "worst.txt"):
+        assert (tmp_path / "test" / name).read_text() == (folder / "test" / name).read_text()
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            run("asr", tiny_encoder, corpus, tmp_path)
+    with pytest.raises(SystemExit):
+        run("asr", tiny_encoder, corpus, tmp_path, "--dropout", "0.5")
+    assert "--dropout 0.2 -> 0.5" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(finished_asr, tiny_encoder, corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("asr", tiny_encoder, corpus, finished_asr[0])
+    assert "holds a finished run" in capsys.readouterr().err
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_asr[0], copy)
+    (copy / "mine.txt").write_text("kept")
+    record = run("asr", tiny_encoder, corpus, copy, "--overwrite_output_dir")
+    assert (copy / "mine.txt").exists()
+    assert record["metrics"] == finished_asr[1]["metrics"]
+
+
+def test_runs_are_repeated_and_resumed(finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    words = ["--lexicon", str(lexicon), "--runs", "2"]
+    with monkeypatch.context() as patch:
+        real = ProbeTrainer.load_best
+
+        def once(self):
+            if self.args.seed == 1338:
+                raise Interrupted
+            real(self)
+
+        patch.setattr(ProbeTrainer, "load_best", once)
+        with pytest.raises(Interrupted):
+            run("pr", tiny_encoder, corpus, tmp_path, *words)
+    before = (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns
+    record = run("pr", tiny_encoder, corpus, tmp_path, *words)
+    assert (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns == before
+    values = [each["metrics"][0]["value"] for each in record["runs"]]
+    assert [each["seed"] for each in record["runs"]] == [1337, 1338]
+    assert values[0] == finished_pr[1]["value"]  # the first of several runs is the single one
+    assert values[0] != values[1]
+    assert record["value"] == pytest.approx(sum(values) / 2)
+    assert record["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert sum(record["layer_weights"]) == pytest.approx(1)
+    assert (tmp_path / "plots" / "layer_weights.png").is_file()
+    assert not (tmp_path / "features").exists()
+
+
+def test_neither_cache_nor_micro_batches_change_the_result(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
+    words = ["--lexicon", str(lexicon), "--cache_features", "no", "--micro_batch_size", "1", "--eval_batch_size", "3"]
+    run("pr", tiny_encoder, corpus, tmp_path, *words)
+    for name, value in load_file(finished_pr[0] / "probe.safetensors").items():
+        # Adam turns rounding errors of tiny gradients into steps; the learning rate is 5e-3.
+        torch.testing.assert_close(load_file(tmp_path / "probe.safetensors")[name], value, atol=2e-3, rtol=1e-3)
+
+
+def test_a_changed_superb_recipe_is_not_called_superb(tiny_encoder, corpus, lexicon, tmp_path, caplog):
+    record = run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), protocol="superb")
+    assert record["protocol"] == read_json(tmp_path / "probe.json")["protocol"] == "quick"
+    assert set(record["changed_from_superb"]) == {
+        *("max_steps", "eval_steps", "batch_size", "projection_size", "utterances", "lexicon"),
+    }
+    assert record["hyper_parameters"]["learning_rate"] == 5e-4
+    assert not record["hyper_parameters"]["cached_features"]
+    assert "recorded as protocol quick" in caplog.text
+
+
+def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    real = ProbeTrainer.compute_loss
+    seen = []
+
+    def broken(self, model, *arguments, **keywords):
+        loss = real(self, model, *arguments, **keywords)
+        if self.state.global_step == 2:
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+            return loss * float("nan")
+        if self.state.global_step == 3:
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(ProbeTrainer, "compute_loss", broken)
+    record = run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), "--max_steps", "4")
+    assert record["training"]["updates_left_out"] == 1
+    assert all(torch.equal(seen[0][name], seen[-1][name]) for name in seen[0])
+
+
+def test_transcribing(finished_asr, finished_pr, tiny_encoder, corpus, tmp_path, capsys):
+    audio = corpus / "test" / "14" / "1" / "14-1-0000.flac"
+    expected = (finished_pr[0] / "test" / "hyp.txt").read_text().splitlines()[0].rpartition(" (")[0]
+    assert (
+        transcribe.Transcriber(finished_pr[0])(torch.from_numpy(soundfile.read(audio, dtype="float32")[0])) == expected
+    )
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"")
+    parser = argparse.ArgumentParser()
+    transcribe.add_arguments(parser)
+    with pytest.raises(SystemExit) as status:
+        transcribe.run(parser.parse_args(["--probe", str(finished_pr[0]), "--device", "cpu", str(bad), str(audio)]))
+    assert status.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{audio}\t{expected}\n"
+    assert "bad.wav: not transcribed, empty" in captured.err
+    words = ["--probe", str(finished_asr[0]), "--device", "cpu", str(audio)]
+    assert set(transcribe.run(parser.parse_args(words))) == {str(audio)}
+
+
+def test_transcribing_with_the_wrong_encoder(finished_pr, tmp_path):
+    from conftest import make_model
+
+    make_model(seed=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="are not those that the probe"):
+        transcribe.Transcriber(finished_pr[0], model=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="holds no finished probe"):
+        transcribe.Transcriber(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train_split", "nowhere"], "there is no split 'nowhere'"),
+        (["--runs", "0"], "--runs must be positive"),
+        (["--model", "no/such-encoder"], "cannot load the encoder"),
+        (["--max_train_utterances", "1"], "at least 2"),
+    ],
+)
+def test_clear_errors(words, message, tiny_encoder, corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit) as status:
+        run("asr", tiny_encoder, corpus, tmp_path, *words)
+    assert status.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_speech_without_transcripts(tiny_encoder, tmp_path, capsys):
+    write_chapter(tmp_path / "data" / "train", "11", [None, None], 0)
+    with pytest.raises(SystemExit):
+        run("asr", tiny_encoder, tmp_path / "data", tmp_path / "out")
+    assert "no transcripts" in capsys.readouterr().err
+
+
+def test_words_that_must_be_known(tiny_encoder, corpus, lexicon, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), "--oov", "error")
+    assert "no pronunciation of XYZZYQ" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_result_of_one(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
+    """Through `accelerate launch`, with gloo: shares of updates and of decoding add up."""
+    script = tmp_path / "launch.py"
+    script.write_text(
+        "import argparse, sys\nfrom laser_hf.superb.recognition import pr\n\n"
+        "parser = argparse.ArgumentParser()\npr.add_arguments(parser)\npr.run(parser.parse_args(sys.argv[1:]))\n"
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    words += [str(script), *command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon))]
+    words += ["--ddp_backend", "gloo"]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    record = read_json(tmp_path / "out" / "results.json")
+    assert record["training"]["processes"] == 2
+    for name, value in load_file(finished_pr[0] / "probe.safetensors").items():
+        torch.testing.assert_close(load_file(tmp_path / "out" / "probe.safetensors")[name], value, atol=2e-3, rtol=1e-3)
+    assert (tmp_path / "out" / "test" / "ref.txt").read_text() == (finished_pr[0] / "test" / "ref.txt").read_text()

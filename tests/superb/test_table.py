@@ -1,0 +1,170 @@
+"""The paper's tables from records: golden text, what stays empty, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from laser_hf.superb import table
+from laser_hf.superb.__main__ import main
+from laser_hf.superb.table_records import RecordError, Row, find_records, read_records
+
+GOLDEN = Path(__file__).with_name("golden_table.md")
+HUBERT = "facebook/hubert-base-ls960"
+
+
+def write(path: Path, record) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+    return path
+
+
+def result(task: str, metric: str, value: float | None, protocol="superb", split="test-clean", **more) -> dict:
+    model, unit, runs = more.pop("model", HUBERT), more.pop("unit", "percent"), more.pop("runs", [])
+    first = {"metric": metric, "value": value, "unit": unit, "split": split, **more}
+    return {"task": task, "protocol": protocol, "model": model, "metrics": [first], "runs": runs}
+
+
+def trained(base: str = HUBERT, method: str = "laser", alpha: float = 0.4) -> dict:
+    return {
+        "method": method,
+        "base_model": {"name": base},
+        "recipe": {"objective": {"alpha": alpha}},
+        "processed_hours": 101.4,
+        "wall_time_seconds": 5400.0,
+    }
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch) -> Path:
+    """A base encoder, LASER and soft-DTW alone on it, and a small encoder by the quick protocol."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("laser/laser_config.json"), trained())
+    write(Path("soft/laser_config.json"), trained(alpha=0))
+    write(Path("evals/base/asr/results.json"), result("asr", "wer", 6.42))
+    write(
+        Path("evals/laser/asr/results.json"),
+        result("asr", "wer", 6.18, model="laser", standard_deviation=0.04, runs=[{}] * 5),
+    )
+    write(Path("evals/laser/asr/seed-1/results.json"), result("asr", "wer", 99.0, model="laser"))  # within a summary
+    qbe = {"unit": "", "split": "eval", "trials": "superb", "layer": 12}
+    write(Path("evals/base/qbe/results.json"), result("qbe", "mtwv", 0.0736, **qbe))
+    write(Path("evals/soft/qbe/results.json"), result("qbe", "mtwv", 0.0512, model="soft", **qbe))
+    # Beside the model it was made from, not in the current folder.
+    write(Path("laser/results/per/results.json"), result("pr", "per", 31.4, "quick", "heldout", model="laser"))
+    ap = {"unit": "fraction", "layer": 4, "model": "mfcc"}
+    write(Path("evals/mfcc/results.json"), result("probe", "word_ap_across", 0.0301, "quick", "heldout", **ap))
+    return tmp_path
+
+
+def test_golden_text(records, capsys):
+    main(["table", "laser", "soft", "evals", "--json", "table.json"])
+    printed = capsys.readouterr().out
+    assert printed == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_files_say_the_same(records, capsys):
+    main(["table", "laser", "soft", "evals", "--output", "out/table.md", "--json", "out/table.json"])
+    assert capsys.readouterr().out == ""
+    assert Path("out/table.md").read_text(encoding="utf-8") == GOLDEN.read_text(encoding="utf-8")
+    tables = {entry["table"]: entry for entry in json.loads(Path("out/table.json").read_text())["tables"]}
+    assert list(tables) == ["1", "2", "3", "quick"]
+    for entry in tables.values():
+        assert all(len(row["cells"]) == len(entry["columns"]) for row in entry["rows"])
+    columns = [(column["key"], column["origin"]) for column in tables["2"]["columns"]]
+    laser = next(row for row in tables["2"]["rows"] if row["encoder"] == "HuBERT base + LASER")
+    cells = dict(zip(columns, laser["cells"], strict=True))
+    assert cells["wer", "measured"]["standard_deviation"] == pytest.approx(0.04)
+    assert cells["wer", "measured"]["runs"] == 5
+    assert cells["wer", "published"] is None
+    assert cells["wer_gain", "measured"]["value"] == pytest.approx((6.42 - 6.18) / 6.42 * 100)
+
+
+def test_quick_numbers_stay_out_of_the_columns_of_superb(records):
+    evaluated, runs = read_records([(file, None) for file in find_records(records)])
+    for entry in table.build_tables(evaluated, runs, table.published_values()):
+        for (_, _, origin), cell in entry.cells.items():
+            assert (cell.get("protocol") == "quick") == (entry.number == "quick") == (origin == "quick")
+
+
+def test_without_records_only_published_values_stand(capsys):
+    main(["table"])
+    printed = capsys.readouterr().out
+    assert "### Table 3" in printed
+    assert "Quick" not in printed
+    assert "Records of measured values" not in printed
+
+
+def test_every_published_value_has_a_source():
+    published = table.published_values()
+    for entry in published["values"]:
+        assert set(entry) == {"table", "base", "method", "column", "value", "unit", "source", "place", "evidence"}
+        assert published["sources"][entry["source"]]["url"].startswith("https://")
+        assert entry["evidence"] in ("read", "second-hand")
+    tables = table.build_tables([], [], published)
+    shown = {(t.number, column.key, column.origin) for t in tables for column in t.columns}
+    assert {(str(v["table"]), v["column"], "published") for v in published["values"]} <= shown
+
+
+def test_rows_can_be_named(records, capsys):
+    main(["table", "--row", "WavLM base + SCORE=evals/base/asr", "--row", "my encoder=evals/base/qbe"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| WavLM base + SCORE |  | 6.42 |") for line in lines)
+    assert any(line.startswith("| my encoder |") and "7.36" in line for line in lines)
+    # A name wins over a path that was given without one.
+    main(["table", "evals/base", "--row", "mine=evals/base/asr"])
+    assert "| mine |  | 6.42 |" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_superb_s_stay_out(records, capsys, caplog):
+    write(Path("other/a/results.json"), result("asr", "wer", 3.0, split="my-test"))
+    subset = {"unit": "", "split": "eval", "trials": "subset"}
+    write(Path("other/q/results.json"), result("qbe", "mtwv", 0.5, **subset))
+    main(["table", "other"])
+    printed = capsys.readouterr().out
+    assert "3.00" not in printed
+    assert "50.00" not in printed
+    assert "has no wer on SUPERB's test data" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot read bad.json"),
+        ("[]", "expected a JSON object, got list"),
+        ('{"systems": []}', "bad.json is no result record: it lacks 'protocol'"),
+        ('{"protocol": "slow", "metrics": []}', "unknown protocol 'slow'"),
+        ('{"protocol": "quick", "metrics": []}', "bad.json: no metrics"),
+        ('{"protocol": "quick", "metrics": [{"metric": "wer"}]}', "lacks split, unit, value"),
+        ('{"base_model": {"name": "x"}, "method": "laser"}', "it lacks 'recipe'"),
+    ],
+)
+def test_unreadable_records_are_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["table", "bad.json"])
+    assert message in str(stopped.value)
+    assert "bad.json" in str(stopped.value)
+
+
+def test_places_without_records_and_double_cells_are_refused(records):
+    with pytest.raises(RecordError, match="does not exist"):
+        find_records(Path("nowhere"))
+    Path("empty").mkdir()
+    with pytest.raises(RecordError, match=r"holds neither results\.json nor laser_config\.json"):
+        find_records(Path("empty"))
+    write(Path("again/results.json"), result("asr", "wer", 6.5))
+    with pytest.raises(SystemExit, match=r"two records for HuBERT base, wer: .*--row NAME=PATH"):
+        main(["table", "evals", "again"])
+    with pytest.raises(SystemExit, match="--row expects NAME=PATH"):
+        main(["table", "--row", "evals"])
+    main(["table", "evals/base", "evals/base/asr/results.json", "--output", "t.md"])  # one file, given twice
+
+
+def test_row_names():
+    for row in (Row("HuBERT base", "base"), Row("WavLM base", "soft_dtw"), Row("x/y", "laser")):
+        assert Row.parse(row.name) == row
+    assert Row.parse("a + b").name == "a + b"
