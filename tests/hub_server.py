@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -20,6 +21,24 @@ from pathlib import Path
 import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png")
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with requests whose "METHOD /path" matches `pattern`.
+
+    Attributes:
+        status: HTTP status of the answer; 0 cuts the connection in the middle of the request instead.
+        times: requests it happens to before all is well again; `None` for all of them.
+        headers: of the answer, such as Retry-After.
+        after: do what was asked first, so that only the answer goes wrong.
+    """
+
+    pattern: str
+    status: int
+    times: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class HubServer:
 
     Attributes:
         tokens: user name by token; whoever has one may write anywhere, other tokens are refused.
-        failures: pairs of a pattern of "METHOD /path" and the HTTP status that such requests get.
+        failures: faults, or pairs of a pattern of "METHOD /path" and the HTTP status that such requests get.
         requests: "METHOD /path" of everything asked so far.
     """
 
@@ -70,7 +89,7 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.tokens = {"hf_test": "tester"}
-        self.failures: list[tuple[str, int]] = []
+        self.failures: list[Fault | tuple[str, int]] = []
         self.requests: list[str] = []
         self.lock = threading.RLock()
         server = self
@@ -162,8 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode())
 
-    def _fail(self, status: int, message: str, code: str | None = None) -> None:
-        headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+    def _fail(self, status: int, message: str, code: str | None = None, headers: dict | None = None) -> None:
+        headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
         self._send(status, json.dumps({"error": message}).encode(), headers)
         raise _Stop
 
@@ -207,13 +226,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         path = urllib.parse.urlsplit(self.path).path
         request = f"{self.command} {urllib.parse.unquote(path)}"
-        body = self._body()
         with self.hub.lock:
             self.hub.requests.append(request)
+            fault = self._fault(request)
+        if fault and not fault.status and not fault.after:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self._cut()
+            return
+        body = self._body()
+        with self.hub.lock:
             try:
-                for pattern, status in self.hub.failures:
-                    if re.search(pattern, request):
-                        self._fail(status, f"made to fail with {status}")
+                if fault and fault.after:
+                    self._send = lambda *_: None  # what was asked is done, but its answer is not sent
+                elif fault:
+                    self._fail(fault.status, f"made to fail with {fault.status}", headers=fault.headers)
                 # Matched before unquoting: a branch like `a/b` arrives as `a%2Fb`.
                 for method, pattern, answer in _ROUTES:
                     match = re.fullmatch(pattern, path)
@@ -223,6 +249,26 @@ class _Handler(BaseHTTPRequestHandler):
                 self._fail(404, f"no such address: {request}", "EntryNotFound")
             except _Stop:
                 pass
+            finally:
+                if fault and fault.after:
+                    del self._send
+                    if fault.status:
+                        self._send(fault.status, b"{}", fault.headers)
+                    else:
+                        self._cut()
+
+    def _fault(self, request: str) -> Fault | None:
+        for entry in self.hub.failures:
+            fault = entry if isinstance(entry, Fault) else Fault(*entry)
+            if fault.times != 0 and re.search(fault.pattern, request):
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault
+        return None
+
+    def _cut(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def whoami(self, _) -> None:
         self._json({"type": "user", "name": self._user(needed=True), "orgs": [{"name": "org"}], "auth": {}})
@@ -274,7 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
         def listed(kind: str, commits: dict[str, Commit]):
             return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": c.oid} for n, c in commits.items()]
 
-        heads = {name: commits[-1] for name, commits in repository.branches.items()}
+        branches = {name: c for name, c in repository.branches.items() if not name.startswith("refs/pr/")}
+        heads = {name: commits[-1] for name, commits in branches.items()}
         self._json({"branches": listed("heads", heads), "tags": listed("tags", repository.tags), "converts": []})
 
     def create_branch(self, body: bytes, repo_id: str, branch: str) -> None:
@@ -357,9 +404,16 @@ class _Handler(BaseHTTPRequestHandler):
                     self._fail(404, "A file with this name doesn't exist", "EntryNotFound")
             else:
                 self._fail(400, f"unknown operation {entry['key']}")
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        answer = {"success": True, "hookOutput": ""}
+        if query.get("create_pr") == ["1"]:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repository.branches)
+            branch = f"refs/pr/{number}"
+            repository.branches[branch] = [head]
+            answer["pullRequestUrl"] = f"{self.hub.endpoint}/{repo_id}/discussions/{number}"
         made = repository.add(branch, message, files)
         url = f"{self.hub.endpoint}/{repo_id}/commit/{made.oid}"
-        self._json({"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""})
+        self._json({**answer, "commitOid": made.oid, "commitUrl": url})
 
     def tree(self, _, repo_id: str, revision: str, folder: str = "") -> None:
         commit = self._commit(self._repository(repo_id), revision)

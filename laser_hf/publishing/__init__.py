@@ -6,9 +6,14 @@ import importlib
 from typing import Any
 
 # Looked up on first use: pushing needs no transformers in its own process, which takes seconds to import.
-_LAZY = {"export_encoder": ".export", "find_facts": ".card", "render_card": ".card"}
+_LAZY = {
+    "export_encoder": ".export",
+    "find_facts": ".card",
+    "render_card": ".card",
+    "sample_features": ".export",
+}
 
-__all__ = ["export_encoder", "find_facts", "render_card"]
+__all__ = ["export_encoder", "find_facts", "render_card", "sample_features"]
 
 
 def __getattr__(name: str) -> Any:

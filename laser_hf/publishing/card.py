@@ -1,4 +1,4 @@
-"""The model card: a template filled from the records of a run, never from memory."""
+"""The model card: a template filled from the records of a run and from facts files, never from memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from ..records import located, read_json
+from .evaluation import OWN, Result, comparison, model_index, number, others
 
 # Of the held-out quantities in a record, those that a reader can make use of.
 _HELD_OUT = {
@@ -19,6 +20,33 @@ _HELD_OUT = {
     "eval_idm": "temporal regularisation (IDM) term",
     "eval_frame_cosine": "mean cosine of frame pairs",
     "eval_effective_rank": "effective rank of the frames",
+}
+_NOT_KINDS = ("bases.json", "speech.json")
+_NO_FACTS = {
+    "base_url": None,
+    "base_authors": None,
+    "base_paper": None,
+    "languages": ["en"],
+    "note": None,
+}
+_OBJECTIVE = {
+    "gamma": "soft-DTW smoothing (gamma)",
+    "alpha": "weight of the IDM term (alpha)",
+    "sigma": "window of the IDM term in frames (sigma)",
+    "margin": "margin of the IDM term",
+    "distance": "distance in the IDM term",
+}
+# A file of the package, so that cards and reports quote the literature alike.
+_PUBLISHED = Path(__file__).resolve().parents[1] / "superb" / "published.json"
+_METHODS = {"laser": "LASER", "score": "SCORE", "spin": "Spin"}
+_COLUMNS = {
+    "wer": "SUPERB speech recognition, word error rate",
+    "per": "SUPERB phoneme recognition, phone error rate",
+    "mtwv": "query by example, maximum term-weighted value",
+    "wer_gain": "SUPERB speech recognition, word error rate, relative gain over the base model",
+    "per_gain": "SUPERB phoneme recognition, phone error rate, relative gain over the base model",
+    "mtwv_gain": "query by example, maximum term-weighted value, relative gain over the base model",
+    "time": "fine-tuning on one GPU",
 }
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\b(?:TODO|TBD|FIXME|XXX|None|undefined|nan)\b|(?i:more information needed)"
@@ -29,25 +57,52 @@ class CardError(ValueError):
     """Records or facts that make no honest card."""
 
 
-def find_facts(record: Mapping[str, Any], cards_dir: str | Path) -> dict[str, Any]:
-    """The facts file written for the base model of a run.
+def find_facts(
+    record: Mapping[str, Any], cards_dir: str | Path, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What is known about the base model and the method of a run.
+
+    `bases.json` holds the base models, every other file one kind of published model: a method on some of them.
 
     Args:
         record: `laser_config.json` of the run.
         cards_dir: folder of the facts files (`model_cards/`).
+        given: facts that the user gives, of either kind; they go before those of the folder.
+
+    Returns:
+        The facts of the kind, of its base model (as `base_*`, `licence`, `licence_text`, `languages`) and `title`.
 
     Raises:
-        CardError: no facts, and therefore no known licence, for this base model.
+        CardError: an unknown base model, and therefore no known licence, or an unknown method.
     """
-    name = _base_path(record)
-    for path in sorted(Path(cards_dir).glob("*.json")):
-        facts = read_json(path)
-        if any(_is_source(name, base) for base in facts.get("bases", ())):
-            return facts
-    raise CardError(
-        f"nothing is known here about the base model {record['base_model']['name']!r}, above all its licence. Write a "
-        f"facts file like {Path(cards_dir).name}/hubert-laser.json and give it with --facts"
-    )
+    given = dict(given or {})
+    cards_dir = Path(cards_dir)
+    name, method = _base_path(record), record["method"]
+    bases = read_json(cards_dir / "bases.json")["bases"]
+    base = next((entry for entry in bases if any(_is_source(name, known) for known in entry["match"])), {})
+    needed = ("base_title", "base_training_data", "licence", "licence_text")
+    missing = [key for key in needed if not {**base, **given}.get(key)]
+    if missing:
+        raise CardError(
+            f"nothing is known here about the base model {record['base_model']['name']!r}, above all its licence. "
+            f"Write a JSON file with the keys of an entry of {cards_dir.name}/bases.json (missing: "
+            f"{', '.join(missing)}) and give it with --facts"
+        )
+    kinds = [read_json(path) for path in sorted(cards_dir.glob("*.json")) if path.name not in _NOT_KINDS]
+    kinds = [kind for kind in kinds if kind["method"] == method]
+    if not kinds and "method_title" not in given:
+        raise CardError(
+            f"nothing is known here about the method {method!r}; write a JSON file like {cards_dir.name}/"
+            "hubert-laser.json and give it with --facts"
+        )
+    # A kind made for this base model before one made for others: the method is the same, a note on the model is not.
+    own = [kind for kind in kinds if any(_is_source(name, known) for known in kind["bases"])]
+    kind = own[0] if own else {**kinds[0], "note": None, "tags": []} if kinds else {}
+    facts = {**_NO_FACTS, **base, **kind, **given}
+    facts["tags"] = [*base.get("tags", ()), *kind.get("tags", ()), *given.get("tags", ())]
+    title = facts["base_title"]
+    facts.setdefault("title", f"{title[0].upper()}{title[1:]}, fine-tuned with {facts['method_title']}")
+    return facts
 
 
 def find_speech(record: Mapping[str, Any], cards_dir: str | Path) -> dict[str, Any] | None:
@@ -56,61 +111,6 @@ def find_speech(record: Mapping[str, Any], cards_dir: str | Path) -> dict[str, A
         if any(_is_source(located(record["data"]["source"]), known) for known in entry["match"]):
             return entry
     return None
-
-
-def read_results(
-    files: Mapping[str, Path], own_names: Sequence[str] = ()
-) -> tuple[list[dict[str, str]], list[str], list[str]]:
-    """Rows of the results table.
-
-    Two layouts are read: one measure of one model (`task`, `model`, `metric`, `value`), and the same measures
-    `before` and `after` fine-tuning.
-
-    Args:
-        files: path of each result file by its name in the repository.
-        own_names: names that mean the model itself in a `model` entry: its folder and its repository.
-
-    Returns:
-        Rows with `task`, `model`, `measure`, `value` and `file`; the files that say something about this very
-        model; the files of neither layout.
-    """
-    rows, own, unread = [], [], []
-    for name, path in files.items():
-        found = list(_result_rows(read_json(path), {_comparable(n) for n in own_names}))
-        if not found:
-            unread.append(name)
-        if any(row["model"] == "this model" for row in found):
-            own.append(name)
-        rows += [{**row, "file": name} for row in found]
-    return rows, own, unread
-
-
-def _result_rows(content: Any, own_names: set[str]):
-    if not isinstance(content, dict):
-        return
-    if {"task", "metric"} <= content.keys() and isinstance(content.get("value"), int | float):
-        model = str(content.get("model", ""))
-        layer = f", layer {content['layer']}" if content.get("layer") is not None else ""
-        protocol = f" ({content['protocol']})" if content.get("protocol") else ""
-        yield {
-            "task": f"{content['task']}{protocol}",
-            "model": "this model" if _comparable(model) in own_names else Path(model).name or "not named",
-            "measure": str(content["metric"]).replace("_", " ") + layer,
-            "value": f"{_number(content['value'])} {content.get('unit') or ''}".strip(),
-        }
-    elif isinstance(content.get("before"), dict) and isinstance(content.get("after"), dict):
-        for key, after in content["after"].items():
-            before = content["before"].get(key)
-            if isinstance(after, float) and isinstance(before, int | float):
-                yield {
-                    "task": str(content.get("task", "")),
-                    "model": "this model",
-                    "measure": key.replace("_", " "),
-                    "value": f"{_number(after)} (before fine-tuning {_number(before)})",
-                }
-    elif content and all(isinstance(entry, dict) and "value" in entry for entry in content.values()):
-        for entry in content.values():
-            yield from _result_rows(entry, own_names)
 
 
 def render_card(
@@ -122,22 +122,20 @@ def render_card(
     config: Mapping[str, Any],
     preprocessor: Mapping[str, Any],
     speech: Mapping[str, Any] | None = None,
-    results: Sequence[Mapping[str, str]] = (),
-    evaluated: bool | None = None,
+    results: Sequence[Result] = (),
     plots: Sequence[str] = (),
 ) -> str:
     """The model card as Markdown with YAML front matter.
 
     Args:
         record: `laser_config.json` of the run.
-        facts: of the base model, from `find_facts`.
+        facts: of the base model and the method, from `find_facts`.
         template_path: the Jinja template.
         repo_id: where the model will be found.
         config: `config.json` of the exported encoder.
         preprocessor: `preprocessor_config.json` of the exported encoder.
         speech: of the training speech, from `find_speech`.
-        results: rows from `read_results`.
-        evaluated: whether any of them is about this model; by default, whether there are any.
+        results: from `evaluation.read_results`.
         plots: paths of images in the repository.
 
     Raises:
@@ -153,11 +151,15 @@ def render_card(
     )
     try:
         values = _values(record, facts, config, preprocessor, speech)
+        evaluated = any(result.whose == OWN for result in results)
+        values["metadata"] = _metadata(record, facts, repo_id, results)
         card = environment.get_template(template_path.name).render(
             values,
             repo_id=repo_id,
-            results=results,
-            evaluated=bool(results) if evaluated is None else evaluated,
+            results=comparison(results) if evaluated else [],
+            others=others(results),
+            evaluated=evaluated,
+            published=published_values(facts["base_title"], record["method"]),
             plots=[{"file": plot, "title": _plot_title(plot)} for plot in plots],
         )
     except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as error:
@@ -168,11 +170,43 @@ def render_card(
 
 def placeholders(card: str) -> list[str]:
     """What looks like a gap left in a card, each with its line number."""
-    return [
-        f"line {number}: {match.group()}"
-        for number, line in enumerate(card.splitlines(), 1)
-        for match in _PLACEHOLDER.finditer(line)
-    ]
+    found, in_code = [], False
+    for line_number, line in enumerate(card.splitlines(), 1):
+        in_code ^= line.startswith("```")
+        found += [
+            f"line {line_number}: {match.group()}"
+            for match in _PLACEHOLDER.finditer(line)
+            if not (in_code and match.group() == "None")  # in a program `None` is a value
+        ]
+    return found
+
+
+def published_values(base: str, method: str) -> list[dict[str, str]]:
+    """What the literature reports for a base model and a method on it, from the table of published values.
+
+    Args:
+        base: title of the base model, as in `bases.json`.
+        method: as in the record of a run.
+
+    Returns:
+        Rows with `model`, `measure`, `value` and `source`.
+    """
+    known, rows = read_json(_PUBLISHED), []
+    for entry in known["values"]:
+        if entry["base"] != base or entry["method"] not in ("base", method) or entry["column"] not in _COLUMNS:
+            continue
+        source = known["sources"][entry["source"]]
+        second = ", quoted second-hand" if entry["evidence"] != "read" else ""
+        row = {
+            "model": base if entry["method"] == "base" else f"{base} with {_METHODS.get(method, method)}",
+            "measure": _COLUMNS[entry["column"]],
+            "value": f"{entry['value']} {'%' if entry['unit'] == 'percent' else entry['unit']}",
+            "source": f"[{source['title']}]({source['url']}), {entry['place']}{second}",
+        }
+        # The same value may stand in several tables of a paper.
+        if not any(row["model"] == r["model"] and row["measure"] == r["measure"] for r in rows):
+            rows.append(row)
+    return rows
 
 
 def _values(record, facts, config, preprocessor, speech) -> dict[str, Any]:
@@ -182,41 +216,42 @@ def _values(record, facts, config, preprocessor, speech) -> dict[str, Any]:
         stride *= factor
     layers = config["num_hidden_layers"]
     held_out = [
-        (label, _number(record["first"][key]["value"]), _number(record["last"][key]["value"]))
+        (label, number(record["first"][key]["value"]), number(record["last"][key]["value"]))
         for key, label in _HELD_OUT.items()
         if key in record["first"]
         and record["first"][key]["value"] is not None
         and record["last"][key]["value"] is not None
     ]
     trained = sorted({int(n) for n in re.findall(r"encoder\.layers\.(\d+)\.", " ".join(record["trained_parameters"]))})
-    others = [name for name in record["trained_parameters"] if not re.match(r"encoder\.layers\.\d+\.", name)]
+    beside = [name for name in record["trained_parameters"] if not re.match(r"encoder\.layers\.\d+\.", name)]
     link = f"[{facts['base_title']}]({facts['base_url']})" if facts["base_url"] else facts["base_title"]
-    paper = (
-        f"([{facts['base_authors']}]({facts['base_paper']}))" if facts["base_paper"] else f"({facts['base_authors']})"
-    )
+    authors = facts["base_authors"]
+    if authors and facts["base_paper"]:
+        authors = f"[{authors}]({facts['base_paper']})"
     # By name and not by truth: an unknown licence of the data must be said, not left out.
     unknown = f"The origin and licence of the fine-tuning speech ({_source_name(data)}) are not recorded."
     return {
-        "metadata": _metadata(record, facts),
         "facts": facts,
         "collapse_step": record["collapse"]["fired_at"],
         "sampling_rate": preprocessor["sampling_rate"],
         "do_normalize": preprocessor["do_normalize"],
         "hidden_size": config["hidden_size"],
-        "frame_milliseconds": _number(1000 * stride / preprocessor["sampling_rate"]),
+        "frame_milliseconds": number(1000 * stride / preprocessor["sampling_rate"]),
         "group_norm": config.get("feat_extract_norm") == "group",
         "layers": layers,
         "base_link": link,
-        "base_attribution": f"Base model: {link} {paper}.",
+        "base_attribution": f"Base model: {link}" + (f" ({authors})." if authors else "."),
         "trained_layers": _trained_layers(trained),
-        "trained_others": f", and so were {_listed([f'`{name}`' for name in others])}" if others else "",
+        "trained_others": f", and so were {_listed([f'`{name}`' for name in beside])}" if beside else "",
         "speech_source": (f"{speech['title']}, " if speech else "") + _source_name(data),
         "speech_amount": f" ({data['utterances']:,} utterances)" if data.get("utterances") else "",
         "skipped": data["skipped"]["utterances"],
         "speech_attribution": speech["attribution"] if speech else unknown,
         "speech_limits": speech["limits"] if speech else unknown,
         "updates": f"{record['updates']:,}",
-        "processed_hours": _number(record["processed_hours"]),
+        "processed_hours": number(record["processed_hours"]),
+        "wall_time": _duration(record["wall_time_seconds"]),
+        "hardware": _hardware(record["hardware"]),
         "settings": _settings(record, recipe, base),
         "held_out": held_out,
         "held_out_steps": [record[when]["eval_loss"]["step"] for when in ("first", "last")] if held_out else [],
@@ -229,49 +264,46 @@ def _trained_layers(numbers: Sequence[int]) -> str:
     return f"numbers {_listed(numbers)} were" if numbers else ""
 
 
-def _metadata(record: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _metadata(record: Mapping[str, Any], facts: Mapping[str, Any], repo_id: str, results: Sequence[Result]) -> str:
     source = record["data"]["source"]
     base = record["base_model"]
     hub_data = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+    entries = model_index(results)
     return ModelCardData(
         language=facts["languages"],
         license=facts["licence"],
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["laser", "speech", "self-supervised", *facts["tags"]],
+        tags=[record["method"], "speech", "self-supervised", *facts["tags"]],
         base_model=None if base["local"] else base["name"],
         datasets=[source] if hub_data else None,
+        metrics=sorted({entry.metric_type for entry in entries}) or None,
+        model_name=repo_id.split("/")[-1] if entries else None,
+        eval_results=entries or None,
     ).to_yaml()
 
 
 def _settings(record, recipe, base) -> list[tuple[str, Any]]:
-    objective, training, hardware = recipe["objective"], recipe["training"], record["hardware"]
+    objective, training = recipe["objective"], recipe["training"]
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     preset = record["preset"]
     rows = [
         ("base model", ("a local folder, " if base["local"] else "") + f"`{base['name']}`{revision}"),
         ("parameters of the encoder", f"{base['parameters']:,}"),
         ("preset", f"`{preset}`" if preset else None),
-        ("soft-DTW smoothing (gamma)", objective["gamma"]),
-        ("weight of the IDM term (alpha)", objective["alpha"]),
-        ("window of the IDM term in frames (sigma)", objective["sigma"]),
-        ("margin of the IDM term", objective["margin"]),
-        ("distance in the IDM term", objective["distance"]),
-        ("size of the projection", recipe["model"]["projection_dim"]),
-        ("pairs an update", training["pairs_per_update"]),
+        *((_OBJECTIVE.get(key, key.replace("_", " ")), value) for key, value in objective.items() if key != "name"),
+        ("size of the projection", recipe["model"].get("projection_dim")),
+        ("pairs an update", training.get("pairs_per_update")),
         ("learning rate", training["learning_rate"]),
         (
             "schedule",
-            f"{_enum(training['lr_scheduler_type'])}, {training['warmup_steps']} updates of warm-up",
+            f"{_enum(training['lr_scheduler_type'])}, {number(training['warmup_steps'])} updates of warm-up",
         ),
         ("optimiser", _enum(training["optim"])),
         ("precision", record["precision"]),
         ("seed", record["seed"]),
         ("wall time", _duration(record["wall_time_seconds"])),
-        (
-            "hardware",
-            ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['cores']} cores, no GPU",
-        ),
+        ("hardware", _hardware(record["hardware"])),
         (
             "code",
             f"laser_hf {record['versions']['laser_hf']}"
@@ -286,6 +318,10 @@ def _settings(record, recipe, base) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in rows if value is not None]
 
 
+def _hardware(hardware: Mapping[str, Any]) -> str:
+    return ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['cores']} cores, no GPU"
+
+
 def _base_path(record: Mapping[str, Any]) -> str:
     """Hub id, or the path of the folder that the base model was loaded from."""
     if record["base_model"]["local"]:
@@ -295,11 +331,6 @@ def _base_path(record: Mapping[str, Any]) -> str:
 
 def _is_source(name: str, known: str) -> bool:
     return f"/{known}/" in f"/{name.strip('/')}/"
-
-
-def _comparable(name: str) -> str:
-    """Folders by their absolute path, whatever way they were written; Hub ids as they are."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _source_name(data: Mapping[str, Any]) -> str:
@@ -327,13 +358,6 @@ def _enum(value: Any) -> str:
 def _listed(items: Sequence[Any]) -> str:
     words = [str(item) for item in items]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _number(value: float) -> str:
-    """Four significant digits, without exponents for everyday sizes."""
-    if isinstance(value, int) or float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

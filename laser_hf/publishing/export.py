@@ -7,9 +7,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
+
+from .probe import describe_frames, probe_waveform
 
 
 def export_encoder(
@@ -50,13 +53,7 @@ def export_encoder(
     if getattr(config, "tokenizer_class", None) is None:
         # Without it AutoTokenizer cannot make a CTC tokenizer for WavLM; the Hub's own configs carry it.
         config.tokenizer_class = "Wav2Vec2CTCTokenizer"
-    extractor = Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=sampling_rate,
-        padding_value=0.0,
-        do_normalize=do_normalize,
-        return_attention_mask=True,
-    )
+    extractor = _extractor(do_normalize, sampling_rate)
     output_dir.mkdir(parents=True, exist_ok=True)
     # Through a folder beside it: an interrupted export never leaves half a model at the root.
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=output_dir))
@@ -76,3 +73,39 @@ def export_encoder(
         model.config = training_config
         shutil.rmtree(staging, ignore_errors=True)
     return written
+
+
+@torch.no_grad()
+def sample_features(model: PreTrainedModel, do_normalize: bool = False, sampling_rate: int = 16_000) -> dict[str, Any]:
+    """What the encoder makes of a second of made-up sound: for the record, so that a reload can be compared with it.
+
+    Computed on the CPU in evaluation mode, whatever device and mode `model` is in; the model is left as it was.
+
+    Args:
+        model: bare encoder (no task head).
+        do_normalize: whether waveforms were normalised in training.
+        sampling_rate: in Hz.
+
+    Returns:
+        `frames`, `dimension` and some `values` of the last hidden state.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    encoder = model if on_cpu else copy.deepcopy(model).cpu()
+    training = encoder.training
+    inputs = _extractor(do_normalize, sampling_rate)(
+        probe_waveform(sampling_rate), sampling_rate=sampling_rate, return_tensors="pt"
+    )
+    try:
+        return describe_frames(encoder.eval()(inputs["input_values"]).last_hidden_state[0])
+    finally:
+        encoder.train(training)
+
+
+def _extractor(do_normalize: bool, sampling_rate: int) -> Wav2Vec2FeatureExtractor:
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1,
+        sampling_rate=sampling_rate,
+        padding_value=0.0,
+        do_normalize=do_normalize,
+        return_attention_mask=True,
+    )

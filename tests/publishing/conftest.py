@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from conftest import REPOSITORY, make_model
+from safetensors.torch import save
 
-from laser_hf.publishing import export_encoder
+from laser_hf.publishing import export_encoder, sample_features, weights
+from laser_hf.records import tensors_digest
+from laser_hf.superb import results as superb_results
 
 CARDS = REPOSITORY / "model_cards"
 
@@ -102,32 +107,85 @@ def make_record(kind: str = "hubert") -> dict:
     }
 
 
-def make_result(model: str) -> dict:
-    """A downstream result, as `python -m laser_hf.superb` writes it."""
-    return {
-        "task": "qbe",
-        "protocol": "quick",
-        "model": model,
-        "metric": "mean_average_precision",
-        "unit": "fraction",
-        "value": 0.43219,
-        "layer": 3,
-        "command": f"python -m laser_hf.superb qbe --model {model}",
-        "written": "2026-11-21T07:00:00+00:00",
+def make_result(folder: Path, model: str, digest: str | None, task: str = "qbe", **changes) -> Path:
+    """An evaluation record, written by what all tasks write theirs with."""
+    metrics = {
+        "asr": [{"metric": "wer", "value": 6.1839, "unit": "percent", "split": "test-clean"}],
+        "pr": [{"metric": "per", "value": 4.9688, "unit": "percent", "split": "test-clean"}],
+        "qbe": [
+            {"metric": "mean_average_precision", "value": 0.43219, "unit": "fraction", "split": "test", "layer": 3}
+        ],
+    }[task]
+    values = {
+        "protocol": "quick" if task == "qbe" else "superb",
+        "metrics": metrics,
+        "data": {"source": "openslr/librispeech_asr", "revision": "71cacbfb7e2354c4226d01e70d77d5fca3d04ba1"},
+        "hyper_parameters": {"learning_rate": 1e-4},
+        "seed": 1337,
+        "wall_seconds": 61.24,
+        **changes,
     }
+    written = {"command": f"python -m laser_hf.superb {task}", "written": "2026-11-21T07:00:00+00:00"}
+    named = {"model": model, "model_revision": None, "weights_sha256": digest}
+    # Asking git and the processor takes longer than all the rest.
+    with mock.patch.object(superb_results, "provenance", return_value=written):
+        superb_results.write_results(folder, task=task, model=named, **values)
+    return folder / "results.json"
+
+
+@dataclass
+class Run:
+    """A finished run folder and what it was made from."""
+
+    folder: Path
+    digest: str
+    base_digest: str
+    base_file: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def record(self) -> dict:
+        return json.loads((self.folder / "laser_config.json").read_text())
+
+    def change(self, **changes) -> None:
+        """Other values in the record."""
+        (self.folder / "laser_config.json").write_text(json.dumps({**self.record(), **changes}))
+
+    def add_result(self, name: str, digest: str | None, model: str = "outputs/some", **values) -> None:
+        """Another evaluation record among the results."""
+        made = make_result(self.folder.parent / f"{self.folder.name}-{name}", model, digest, **values)
+        made.rename(self.folder / "results" / f"{name}.json")
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Builds a finished run folder: `make_run(kind="hubert", evaluated=True, **changes_to_the_record)`."""
+    """Builds a finished run: `make_run(kind="hubert", evaluated=True, name="run", hub=None, **record_changes)`.
 
-    def build(kind: str = "hubert", evaluated: bool = True, name: str = "run", **changes) -> Path:
+    With `hub`, the base model is published there first, and the record names its commit.
+    """
+
+    def build(kind: str = "hubert", evaluated: bool = True, name: str = "run", hub=None, **changes) -> Run:
         folder: Path = tmp_path / name
         model = make_model(kind, apply_spec_augment=True, layerdrop=0.05)
-        base = copy.deepcopy(model.config)
+        # As a checkpoint of a model with a head has it, and with the names of older versions.
+        base = {f"{kind}.{n}": t.clone() for n, t in model.state_dict().items()}
+        base_digest = tensors_digest(model.state_dict())
+        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+            found = next(n for n in base if n.endswith(f"parametrizations.weight.{new}"))
+            base[found.replace(f"parametrizations.weight.{new}", old)] = base.pop(found)
+        base_file = tmp_path / f"{name}-base.safetensors"
+        base_file.write_bytes(save({**base, "lm_head.weight": torch.ones(3)}))
+        config = copy.deepcopy(model.config)
         torch.nn.init.normal_(model.encoder.layers[-1].attention.k_proj.weight)
-        export_encoder(model, base, folder)
-        record = {**make_record(kind), **changes}
+        export_encoder(model, config, folder)
+        record = {**make_record(kind), "sample_features": sample_features(model), **changes}
+        if hub is not None:
+            commit = hub.create(record["base_model"]["name"], {"model.safetensors": base_file.read_bytes()}).at("main")
+            record["base_model"]["revision"] = commit.oid
         (folder / "laser_config.json").write_text(json.dumps(record))
         (folder / "training_log.json").write_text(json.dumps({"log": [{"loss": 11259.978, "step": 1}]}))
         (folder / "recipe.json").write_text("{}")
@@ -138,9 +196,20 @@ def make_run(tmp_path):
         checkpoint.mkdir()
         torch.save({"state": 1}, checkpoint / "optimizer.pt")
         torch.save({"state": 1}, folder / "training_args.bin")
+        (folder / "results").mkdir()
+        run = Run(folder, tensors_digest(model.state_dict()), base_digest, base_file)
         if evaluated:
-            (folder / "results").mkdir()
-            (folder / "results" / "qbe.json").write_text(json.dumps(make_result(str(folder))))
-        return folder
+            run.add_result("qbe", run.digest)
+        return run
 
     return build
+
+
+@pytest.fixture
+def base_at_hand(monkeypatch):
+    """Makes the base model of a `Run` what a download gives."""
+
+    def use(run: Run) -> None:
+        monkeypatch.setattr(weights, "hf_hub_download", lambda name, file, **_: str(run.base_file))
+
+    return use

@@ -12,13 +12,24 @@ import pytest
 from conftest import make_model
 from huggingface_hub import ModelCard
 
-from laser_hf.publishing.card import CardError, find_facts, find_speech, placeholders, read_results, render_card
+from laser_hf.publishing import card as card_module
+from laser_hf.publishing.card import (
+    CardError,
+    find_facts,
+    find_speech,
+    placeholders,
+    published_values,
+    render_card,
+)
+from laser_hf.publishing.evaluation import BASE, OTHER, OWN, Identity, hub_entries, model_index, number, read_results
 
 from .conftest import CARDS, make_record, make_result
 
 GOLDEN = Path(__file__).parent / "golden_card.md"
 CONFIG = {**make_model().config.to_dict()}
 PREPROCESSOR = {"do_normalize": False, "sampling_rate": 16000}
+DIGEST, BASE_DIGEST = "a" * 64, "b" * 64
+PLOTS = ["plots/alignment.png", "plots/loss_terms.png"]
 
 
 def render(record: dict, results=(), **values) -> str:
@@ -41,22 +52,157 @@ def parse(card: str) -> ModelCard:
         return ModelCard(card)
 
 
+def read(folder: Path, *paths: Path, base: str = "facebook/hubert-base-ls960"):
+    """Results of records in `folder`, by their names there."""
+    files = {f"results/{path.parent.name}.json": path for path in paths}
+    return read_results(files, Identity(DIGEST, BASE_DIGEST, base, ["org/hubert-laser"], make_record()["written"]))
+
+
+def sample_results(folder: Path) -> list[Path]:
+    """Records of this model, of its base model and of another one, and a report of words."""
+    asr = {"metrics": [{"metric": "wer", "value": 6.4172, "unit": "percent", "split": "test-clean"}]}
+    mean = {"metric": "wer", "value": 6.1839, "unit": "percent", "split": "test-clean", "standard_deviation": 0.0517}
+    repeated = {"metrics": [mean], "runs": [{"seed": seed} for seed in (1, 2, 3)]}
+    paths = [
+        make_result(folder / "asr", "outputs/one", DIGEST, task="asr", **repeated),
+        make_result(folder / "asr_base", "facebook/hubert-base-ls960", BASE_DIGEST, task="asr", **asr),
+        make_result(folder / "pr", "outputs/one", DIGEST, task="pr"),
+        make_result(folder / "qbe", "outputs/one", DIGEST),
+        make_result(folder / "qbe_mfcc", "mfcc", None),
+    ]
+    (folder / "words").mkdir(parents=True)
+    report = {"task": "word discrimination", "written": "2026-11-21T07:00:00+00:00",
+              "before": {"ratio": 0.75, "words": 9}, "after": {"ratio": 0.6875, "words": 9}}  # fmt: skip
+    (folder / "words" / "results.json").write_text(json.dumps(report))
+    return [*paths, folder / "words" / "results.json"]
+
+
+def demo_record() -> dict:
+    record = make_record()
+    folder = "{laser_hf}/demo"
+    record["base_model"].update(name="encoder", local=True, revision=None)
+    record["recipe"]["model"]["model_name_or_path"] = f"{folder}/encoder"
+    record["data"].update(source=f"{folder}/speech/train", name=None, split=None)
+    return {**record, "preset": "demo"}
+
+
+def baseline_record(method: str) -> dict:
+    """Made up: no run of this method stands behind it."""
+    record = make_record("wavlm" if method == "spin" else "hubert")
+    objective = {"score": {"gamma": 0.1}, "spin": {"codebook_size": 256, "temperature": 0.1, "epsilon": 0.02}}[method]
+    record["recipe"]["objective"] = {"name": method, **objective}
+    return {**record, "method": method, "preset": f"constructed for a test of the {method} card"}
+
+
+KINDS = {
+    "hubert-laser": make_record,
+    "wavlm-laser": lambda: make_record("wavlm"),
+    "demo": demo_record,
+    "score": lambda: baseline_record("score"),
+    "spin": lambda: baseline_record("spin"),
+}
+
+
+# ------------------------------------------------------------------------------------------------ the whole card
+
+
 def test_whole_card_against_the_golden_text(tmp_path):
-    (tmp_path / "qbe.json").write_text(json.dumps(make_result(str(tmp_path))))
-    words = {
-        "task": "word discrimination",
-        "before": {"ratio": 0.75, "words": 9},
-        "after": {"ratio": 0.6875, "words": 9},
-    }
-    (tmp_path / "words.json").write_text(json.dumps(words))
-    files = {f"results/{name}.json": tmp_path / f"{name}.json" for name in ("qbe", "words")}
-    rows, own, unread = read_results(files, [str(tmp_path)])
-    assert (own, unread) == (list(files), [])
-    card = render(make_record(), rows, plots=["plots/alignment.png", "plots/loss_terms.png"])
+    results, unread = read(tmp_path, *sample_results(tmp_path))
+    assert unread == []
+    card = render(make_record(), results, plots=PLOTS)
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(card)
     assert card == GOLDEN.read_text()
     assert placeholders(card) == []
+
+
+def tables(card: str) -> list[list[list[str]]]:
+    """Cells of all tables, rule lines included."""
+    found: list[list[list[str]]] = [[]]
+    for line in re.sub(r"```.*?```", "", card, flags=re.DOTALL).splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|"), line
+            found[-1].append([cell.strip() for cell in line[1:-1].split("|")])
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+def numbers_without_record(card: str, *records) -> list[str]:
+    """Numbers of the card's tables and of the training's summary that stand in none of the records."""
+    known, texts = {"0"}, []
+
+    def visit(value):
+        if isinstance(value, dict | list):
+            for entry in value.values() if isinstance(value, dict) else value:
+                visit(entry)
+        elif isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            known.update({number(value), str(value), f"{value:,}"})
+
+    for record in records:
+        visit(record)
+    known.update(str(len(record["runs"])) for record in records if "runs" in record)
+    known.add(card_module._duration(records[0]["wall_time_seconds"]).split()[0])
+    cells = [cell for table in tables(card) for row in table[2:] for cell in row]
+    cells += re.findall(r"^In .* updates.*\n.*hours of it", card, flags=re.MULTILINE)
+    unknown = []
+    for cell in cells:
+        cell = re.sub(r"\]\([^)]*\)|\(\w+\)", "]", cell)
+        for text in sorted(texts, key=len, reverse=True):
+            cell = cell.replace(text, " ") if re.search(r"\d", text) else cell
+        cell = re.sub(r"[A-Za-z_][\w.-]*", " ", cell)
+        unknown += [n for n in re.findall(r"\d[\d,.]*(?:e-?\d+)?", cell) if n.strip(",.") not in known]
+    return unknown
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cards_of_all_kinds_are_whole(kind, evaluated, tmp_path):
+    record = KINDS[kind]()
+    paths = sample_results(tmp_path) if evaluated else []
+    results, _ = read(tmp_path, *paths, base=record["base_model"]["name"])
+    card = render(record, results, plots=PLOTS)
+    assert placeholders(card) == []
+    assert ("**Not evaluated.**" in card) is not evaluated
+    assert len(tables(card)) >= 2
+    for table in tables(card):
+        assert len({len(row) for row in table}) == 1, table
+        assert all(re.fullmatch("-+", cell) for cell in table[1])
+        assert len(table) > 2, table
+        assert all(cell for row in table for cell in row), table
+    sections = re.split(r"^#+ (.*)$", parse(card).text, flags=re.MULTILINE)
+    assert all(text.strip() for text in sections[2::2]), sections
+    for title in ("Use", "Results", "Training", "Limits and risks", "Licence and attribution", "Citation"):
+        assert title in sections[1::2]
+    records = [
+        record,
+        CONFIG,
+        json.loads(card_module._PUBLISHED.read_text()),
+        *(json.loads(p.read_text()) for p in paths),
+    ]
+    assert numbers_without_record(card, *records) == []
+    if evaluated:
+        assert numbers_without_record(card.replace("0.6875", "0.6876"), *records) == ["0.6876"]
+    assert "speaker" in card.split("## Limits")[1]
+    assert "CC BY 4.0" in card
+
+
+def test_kinds_have_facts_files():
+    assert {path.stem for path in CARDS.glob("*.json")} == {*KINDS, "bases", "speech"}
+    keys = set(json.loads((CARDS / "hubert-laser.json").read_text()))
+    for name in KINDS:
+        facts = json.loads((CARDS / f"{name}.json").read_text())
+        assert set(facts) == keys, name
+    for base in json.loads((CARDS / "bases.json").read_text())["bases"]:
+        assert re.fullmatch(r"[a-z0-9.-]+", base["licence"])
+        assert base["licence_text"]
+    for entry in json.loads((CARDS / "speech.json").read_text())["sources"]:
+        assert set(entry) == {"match", "title", "attribution", "limits"}
+
+
+# ---------------------------------------------------------------------------------------------------- its parts
 
 
 def test_front_matter():
@@ -76,23 +222,77 @@ def test_an_unevaluated_model_says_so_first():
     assert parse(render(make_record())).text.strip().startswith("> **Not evaluated.**")
 
 
-def test_results_of_other_models_alone_leave_a_model_unevaluated(tmp_path):
-    (tmp_path / "base.json").write_text(json.dumps(make_result("facebook/hubert-base-ls960")))
-    rows, own, _ = read_results({"results/base.json": tmp_path / "base.json"}, [str(tmp_path), "org/hubert-laser"])
-    assert [row["model"] for row in rows] == ["hubert-base-ls960"]
-    assert own == []
-    assert "**Not evaluated.**" in render(make_record(), rows, evaluated=False)
+def test_results_belong_to_the_weights_whose_digest_they_carry(tmp_path):
+    results, _ = read(
+        tmp_path,
+        make_result(tmp_path / "own", "some/where", DIGEST),
+        make_result(tmp_path / "base", "some/where", BASE_DIGEST),
+        make_result(tmp_path / "other", "some/where", "c" * 64),
+    )
+    assert [result.whose for result in results] == [OWN, BASE, OTHER]
+    assert "**Not evaluated.**" in render(make_record(), results[1:])
 
 
 def test_summaries_and_unknown_layouts(tmp_path):
-    summary = {"mfcc": make_result("mfcc"), "org/hubert-laser": make_result("org/hubert-laser")}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "other.json").write_text('{"accuracy": 1}')
-    files = {name: tmp_path / name for name in ("summary.json", "other.json")}
-    rows, own, unread = read_results(files, ["org/hubert-laser"])
-    assert [row["model"] for row in rows] == ["mfcc", "this model"]
-    assert rows[1]["value"] == "0.4322 fraction"
-    assert (own, unread) == (["summary.json"], ["other.json"])
+    systems = [
+        {"name": name, **json.loads(make_result(tmp_path / name, name, digest).read_text())}
+        for name, digest in (("mfcc", None), ("here", DIGEST))
+    ]
+    for name, content in (("summary", {"systems": systems}), ("other", {"accuracy": 1}), ("list", [1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    results, unread = read(tmp_path, *(tmp_path / name / "results.json" for name in ("summary", "other", "list")))
+    assert [result.model for result in results] == ["mfcc", "this model"]
+    assert results[1].text == "0.4322"
+    assert unread == ["results/other.json", "results/list.json"]
+
+
+def test_quick_results_are_no_benchmark(tmp_path):
+    both = [
+        make_result(tmp_path / protocol, "x", DIGEST, task="asr", protocol=protocol) for protocol in ("superb", "quick")
+    ]
+    for paths, count in ((both[:1], 1), (both[1:], 0), (both, 1)):
+        results, _ = read(tmp_path, *paths)
+        assert len(model_index(results)) == len(hub_entries(results, "https://example.org")) == count
+        assert ("model-index" in render(make_record(), results)) is bool(count)
+    card = render(make_record(), results)
+    assert "| speech recognition (SUPERB) |" in card
+    assert "| speech recognition (quick, not a SUPERB number) |" in card
+
+
+def test_benchmark_results_of_other_models_stay_out_of_the_metadata(tmp_path):
+    results, _ = read(tmp_path, make_result(tmp_path / "asr", "x", BASE_DIGEST, task="asr"))
+    assert model_index(results) == hub_entries(results, "https://example.org") == []
+
+
+def test_metadata_of_all_benchmark_tasks(tmp_path):
+    mtwv = {"metrics": [{"metric": "mtwv", "value": 0.0736, "unit": "fraction", "split": "eval", "layer": 12}]}
+    results, _ = read(
+        tmp_path,
+        *(make_result(tmp_path / task, "x", DIGEST, task=task) for task in ("asr", "pr")),
+        make_result(tmp_path / "qbe", "x", DIGEST, protocol="superb", **mtwv),
+    )
+    (index,) = parse(render(make_record(), results)).data.to_dict()["model-index"]
+    assert index["name"] == "hubert-laser"
+    found = [
+        (r["task"]["type"], r["dataset"].get("config"), r["dataset"]["split"], r["metrics"][0]["value"])
+        for r in index["results"]
+    ]
+    assert found == [
+        ("automatic-speech-recognition", "clean", "test", 6.1839),
+        ("phoneme-recognition", "clean", "test", 4.9688),
+        ("query-by-example", None, "eval", 0.0736),
+    ]
+    # The Hub's own file knows no metric, so that only word error rates are in it.
+    assert [entry.value for entry in hub_entries(results, "https://example.org")] == [6.1839]
+
+
+def test_published_values_are_of_this_base_and_method():
+    rows = published_values("HuBERT base", "laser")
+    assert {row["model"] for row in rows} == {"HuBERT base", "HuBERT base with LASER"}
+    assert all(row["source"].startswith("[") for row in rows)
+    assert published_values("the small HuBERT that laser_hf ships for its demo", "laser") == []
+    assert "SCORE" in render(baseline_record("score"))
 
 
 def test_wavlm_carries_its_own_licence():
@@ -119,14 +319,9 @@ def test_unknown_speech_is_said_to_be_unknown():
 
 
 def test_the_demo_encoder_and_speech_are_known():
-    record = make_record()
-    folder = "/anywhere/site-packages/laser_hf/demo"
-    record["base_model"].update(name="encoder", local=True, revision=None)
-    record["recipe"]["model"]["model_name_or_path"] = f"{folder}/encoder"
-    record["data"]["source"] = f"{folder}/speech/train"
-    card = render(record)
-    assert "The laser_hf demo encoder" in card
-    assert "synthetic" in card
+    card = render(demo_record())
+    assert "# The small HuBERT that laser_hf ships for its demo, fine-tuned with LASER" in card
+    assert "synthetic speech of the laser_hf demo, the local folder `train`" in card
     assert parse(card).data.base_model is None
 
 
@@ -137,17 +332,22 @@ def test_no_held_out_speech():
     assert "No held-out speech was used in training." in render(record)
 
 
-def test_unknown_base_model_is_refused():
+def test_unknown_base_models_and_methods_are_refused():
     record = make_record()
     record["base_model"]["name"] = "someone/hubert-base-ls960"
     with pytest.raises(CardError, match=r"someone/hubert-base-ls960.*licence.*--facts"):
         find_facts(record, CARDS)
+    given = {"base_title": "Some HuBERT", "base_training_data": "speech", "licence": "mit", "licence_text": "MIT."}
+    facts = find_facts(record, CARDS, given)
+    assert (facts["title"], facts["licence"]) == ("Some HuBERT, fine-tuned with LASER", "mit")
+    with pytest.raises(CardError, match=r"nothing is known here about the method 'other'"):
+        find_facts({**make_record(), "method": "other"}, CARDS)
 
 
 def test_incomplete_records_are_refused():
     record = make_record()
-    del record["recipe"]["objective"]["gamma"]
-    with pytest.raises(CardError, match="gamma"):
+    del record["recipe"]["training"]["learning_rate"]
+    with pytest.raises(CardError, match="learning_rate"):
         render(record)
 
 
@@ -158,14 +358,3 @@ def test_gaps_are_found(gap):
 
 def test_words_that_only_look_like_gaps():
     assert placeholders("Finance, none of them, nano, todos, undefinable {a}") == []
-
-
-def test_facts_files_are_complete():
-    keys = set(json.loads((CARDS / "hubert-laser.json").read_text()))
-    for path in CARDS.glob("*.json"):
-        facts = json.loads(path.read_text())
-        if path.name == "speech.json":
-            assert all(set(entry) == {"match", "title", "attribution", "limits"} for entry in facts["sources"])
-            continue
-        assert set(facts) == keys, path
-        assert re.fullmatch(r"[a-z0-9.-]+", facts["licence"])

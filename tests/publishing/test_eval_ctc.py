@@ -1,0 +1,335 @@
+"""The evaluation script that is published beside a model: its numbers, its sources of speech, and what it refuses."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+from conftest import REPOSITORY, make_model, make_waveform
+from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+
+from laser_hf.publishing import eval_ctc
+from laser_hf.records import tensors_digest
+
+TEXTS = {"1-2-0000": "THE CAT SAT", "1-2-0001": "A BAD ACT", "1-2-0002": "SEED", "3-4-0000": "EAST BEACH"}
+LETTERS = ["[PAD]", "[UNK]", "|", *"ABCDEHST"]
+PHONES = ["[PAD]", "[UNK]", "AH", "AE", "B", "K", "T", "S", "IY", "D"]
+
+
+def write_tree(root: Path, texts: dict[str, str], seconds: float = 0.4, seed: int = 0) -> Path:
+    """A LibriSpeech tree; utterances of different lengths, but for two of the same."""
+    for index, (name, text) in enumerate(texts.items()):
+        speaker, chapter, _ = name.split("-")
+        folder = root / speaker / chapter
+        folder.mkdir(parents=True, exist_ok=True)
+        length = seconds + 0.1 * max(index - 1, 0)
+        soundfile.write(folder / f"{name}.flac", make_waveform(length, seed=seed + index), 16_000)
+        with (folder / f"{speaker}-{chapter}.trans.txt").open("a") as file:
+            file.write(f"{name} {text}\n")
+    return root
+
+
+def save_ctc_model(folder: Path, vocabulary: list[str]) -> str:
+    """A tiny random model that writes something else for every utterance."""
+    base = make_model(vocab_size=len(vocabulary), pad_token_id=0)
+    torch.manual_seed(3)
+    model = HubertForCTC(base.config)
+    torch.nn.init.normal_(model.lm_head.weight, std=3)
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(vocabulary)}))
+    Wav2Vec2CTCTokenizer(
+        str(folder / "vocab.json"), pad_token="[PAD]", unk_token="[UNK]", bos_token=None, eos_token=None
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    return save_ctc_model(tmp_path_factory.mktemp("letters"), LETTERS)
+
+
+@pytest.fixture(scope="module")
+def phones(tmp_path_factory):
+    return save_ctc_model(tmp_path_factory.mktemp("phones"), PHONES)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    root = tmp_path_factory.mktemp("speech")
+    write_tree(root / "test", TEXTS)
+    return root
+
+
+def run(model: str, data: Path | str, *options: str, split: str | None = "test") -> dict:
+    argv = ["--model", model, "--data", str(data), "--device", "cpu", *options]
+    return eval_ctc.evaluate(eval_ctc.parse(argv + (["--split", split] if split else [])))
+
+
+def refused(model: str, data: Path | str, *options: str, split: str | None = "test") -> str:
+    with pytest.raises(eval_ctc.EvaluationError) as caught:
+        run(model, data, *options, split=split)
+    return str(caught.value)
+
+
+def greedy(model: str, vocabulary: list[str], speech: Path, texts=TEXTS) -> list[list[str]]:
+    """What the model says to each utterance, decoded here by hand."""
+    network, said = HubertForCTC.from_pretrained(model).eval(), []
+    for name in texts:
+        speaker, chapter, _ = name.split("-")
+        samples, _ = soundfile.read(speech / "test" / speaker / chapter / f"{name}.flac", dtype="float32")
+        with torch.no_grad():
+            path = network(torch.tensor(samples)[None]).logits[0].argmax(-1).tolist()
+        said.append([vocabulary[n] for n, before in zip(path, [None, *path], strict=False) if n not in (before, 0)])
+    return said
+
+
+def errors(reference: list, hypothesis: list) -> int:
+    row = list(range(len(hypothesis) + 1))
+    for i, wanted in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, found in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != found))
+    return row[-1]
+
+
+def rate(references: list[list], hypotheses: list[list]) -> float:
+    total = sum(errors(r, h) for r, h in zip(references, hypotheses, strict=True))
+    return 100 * total / sum(map(len, references))
+
+
+def values(record: dict) -> dict[str, float]:
+    return {metric["metric"]: metric["value"] for metric in record["metrics"]}
+
+
+def test_rates_are_those_computed_by_hand(letters, speech, tmp_path):
+    record = run(letters, speech, "--hypotheses", str(tmp_path / "said.tsv"))
+    said = ["".join(units).replace("|", " ").replace("[UNK]", "?") for units in greedy(letters, LETTERS, speech)]
+    said = [" ".join(text.lower().split()) for text in said]
+    texts = [text.lower() for text in TEXTS.values()]
+    assert len(set(said)) > 2  # else this would be a poor witness
+    cuts = {"wer": str.split, "cer": list}
+    expected = {kind: rate([cut(t) for t in texts], [cut(t) for t in said]) for kind, cut in cuts.items()}
+    assert values(record) == pytest.approx(expected)
+    assert record["reference_units"] == 9
+    assert record["weights_sha256"] == tensors_digest(HubertForCTC.from_pretrained(letters).state_dict())
+    assert {"command", "versions", "hardware", "written", "wall_seconds", "protocol"} <= record.keys()
+    written = [line.split("\t") for line in (tmp_path / "said.tsv").read_text().splitlines()]
+    assert [row[0] for row in written] == list(TEXTS)
+    assert [row[2].replace("\ufffd", "?") for row in written] == said
+
+
+def test_batches_hold_one_length_and_change_nothing(letters, speech, monkeypatch):
+    alone, shapes, transcribe = run(letters, speech), [], eval_ctc.CtcModel.transcribe
+
+    def spy(model, samples):
+        shapes.append([len(s) for s in samples])
+        return transcribe(model, samples)
+
+    monkeypatch.setattr(eval_ctc.CtcModel, "transcribe", spy)
+    together = run(letters, speech, "--batch_size", "4")
+    assert together["metrics"] == alone["metrics"]
+    assert sorted(map(len, shapes)) == [1, 1, 2]
+    assert all(len(set(batch)) == 1 for batch in shapes)
+
+
+def test_every_source_gives_the_same(letters, speech, tmp_path):
+    expected = run(letters, speech)
+    folder, rows = tmp_path / "folder" / "test", []
+    folder.mkdir(parents=True)
+    for name, text in TEXTS.items():
+        speaker, chapter, _ = name.split("-")
+        data = (speech / "test" / speaker / chapter / f"{name}.flac").read_bytes()
+        (folder / f"{name}.flac").write_bytes(data)
+        rows.append({"file_name": f"{name}.flac", "transcription": text, "id": name, "bytes": data})
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["file_name", "transcription"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert run(letters, tmp_path / "folder")["metrics"] == expected["metrics"]
+    # As on the Hub: stored bytes, and a schema that says they are audio.
+    text = datasets.Value("string")
+    features = datasets.Features({"id": text, "text": text, "audio": datasets.Audio(sampling_rate=16_000)})
+    audio = pa.array([{"bytes": row["bytes"], "path": None} for row in rows], features.arrow_schema.field("audio").type)
+    columns = {"id": pa.array(list(TEXTS)), "text": pa.array(list(TEXTS.values())), "audio": audio}
+    data_set = datasets.Dataset(pa.table(columns), info=datasets.DatasetInfo(features=features))
+    (tmp_path / "parquet").mkdir()
+    data_set.to_parquet(tmp_path / "parquet" / "test-00000-of-00001.parquet")
+    found = run(letters, tmp_path / "parquet", "--batch_size", "2")
+    assert found["metrics"] == expected["metrics"]
+    assert found["data"]["utterances"] == 4
+
+
+def test_librispeech_on_the_hub_by_its_own_split_names(letters, speech, monkeypatch):
+    asked = []
+
+    def load(name, config, **options):
+        asked.append((name, config, options["split"], options["revision"], options["streaming"]))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = "openslr/librispeech_asr"
+    for split in ("test-clean", "dev-other", "train-clean-100", "validation"):
+        assert "no network" in refused(letters, hub, "--data_revision", "abc", split=split)
+    assert [(config, split) for _, config, split, *_ in asked] == [
+        ("clean", "test"), ("other", "validation"), ("clean", "train.100"), (None, "validation"),
+    ]  # fmt: skip
+    assert {entry[3:] for entry in asked} == {("abc", True)}
+    assert "Give --split" in refused(letters, hub, split=None)
+
+
+def test_bad_utterances_are_skipped_and_counted(letters, speech, tmp_path):
+    write_tree(tmp_path / "test", TEXTS)
+    good, folder = run(letters, tmp_path), tmp_path / "test" / "5" / "6"
+    folder.mkdir(parents=True)
+    wave = make_waveform(0.5)
+    bad = wave.copy()
+    bad[100] = np.nan
+    for name, samples in {"nan": bad, "silent": 0 * wave, "none": wave[:0], "short": wave[:300]}.items():
+        soundfile.write(folder / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    (folder / "broken.flac").write_bytes(b"fLaC nothing")
+    soundfile.write(folder / "unwritten.wav", wave, 16_000)
+    names = ("nan", "silent", "none", "short", "broken", "lost")
+    (folder / "5-6.trans.txt").write_text("".join(f"{name} A BAD ACT\n" for name in names) + "empty\n")
+    record = run(letters, tmp_path)
+    assert record["metrics"] == good["metrics"]
+    assert {reason: entry["first"] for reason, entry in record["data"]["skipped"].items()} == {
+        "samples that are NaN or infinite": ["nan"],
+        "digital silence": ["silent"],
+        "no samples": ["none"],
+        "less than one frame of speech": ["short"],
+        "cannot be decoded": ["broken"],
+        "no audio file": ["lost"],
+        "no transcript": ["empty", "unwritten"],
+    }
+    assert "no utterance" in refused(letters, tmp_path, split="test/5")
+
+
+def test_other_rates_and_channels(letters, tmp_path):
+    folder = tmp_path / "test" / "1" / "2"
+    folder.mkdir(parents=True)
+    time = np.arange(8_000) / 16_000
+    wave = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    soundfile.write(folder / "1-2-0000.wav", np.stack([1.5 * wave, 0.5 * wave], axis=1), 16_000, subtype="FLOAT")
+    faster = (0.3 * np.sin(2 * np.pi * 440 * np.arange(24_000) / 48_000)).astype(np.float32)
+    soundfile.write(folder / "1-2-0001.wav", faster, 48_000, subtype="FLOAT")
+    (folder / "1-2.trans.txt").write_text("1-2-0000 A CAT\n1-2-0001 A CAT\n")
+    data = run(letters, tmp_path)["data"]
+    assert (data["utterances"], data["resampled"], data["averaged_channels"]) == (2, 1, 1)
+    notes = eval_ctc.Counter()
+    np.testing.assert_allclose(eval_ctc.decode_audio(folder / "1-2-0000.wav", 16_000, notes), wave, atol=1e-6)
+    resampled = eval_ctc.decode_audio((folder / "1-2-0001.wav").read_bytes(), 16_000, notes)
+    assert len(resampled) == 8_000
+    np.testing.assert_allclose(resampled[200:-200], wave[200:-200], atol=1e-3)
+
+
+def test_phone_error_rate_and_unknown_words(phones, speech, tmp_path):
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("CAT K AE1 T\nCAT K AH0 T\nTHE\tAH0\nSAT S AE1 T\nSEED S IY1 D\nA AH0\nBAD B AE1 D\n\n")
+    record = run(phones, speech, "--metric", "per", "--lexicon", str(lexicon), "--batch_size", "3")
+    said = greedy(phones, PHONES, speech, [name for name in TEXTS if name in ("1-2-0000", "1-2-0002")])
+    references = [["AH", "K", "AE", "T", "S", "AE", "T"], ["S", "IY", "D"]]
+    assert values(record) == pytest.approx({"per": rate(references, said)})
+    data = record["data"]
+    assert (record["task"], data["utterances"], record["reference_units"]) == ("pr", 2, 10)
+    assert data["skipped"]["a word that the lexicon lacks"] == {"utterances": 2, "first": ["1-2-0001", "3-4-0000"]}
+    assert data["words_not_in_lexicon"] == {"ACT": 1, "EAST": 1, "BEACH": 1}
+    with_cmudict = run(phones, speech, "--metric", "per")
+    assert with_cmudict["data"]["utterances"] == 4
+    # Transcripts that are phones already.
+    write_tree(tmp_path / "test", {"1-2-0000": "AH0 K AE1 T SIL S AE1 T", "1-2-0001": "s iy1 d"})
+    assert run(phones, tmp_path, "--metric", "per", "--lexicon", "none")["reference_units"] == 10
+
+
+def test_stress_is_compared_where_the_model_tells_it_apart(tmp_path):
+    model = save_ctc_model(tmp_path, ["[PAD]", "[UNK]", "AE1", "AE0", "K", "T"])
+    loaded = eval_ctc.CtcModel(
+        eval_ctc.parse(["--model", model, "--data", "x"]), HubertForCTC.from_pretrained(model).config
+    )
+    assert (loaded.phones, loaded.stress) == (True, True)
+    assert eval_ctc.Phones("none", stress=True)("k ae1 SIL t") == "K AE1 T"
+    assert eval_ctc.Phones("none", stress=False)("k ae1 SIL t") == "K AE T"
+
+
+def test_a_head_trained_on_a_bare_encoder(speech, tiny_encoder, tmp_path):
+    assert "encoder without a CTC head (HubertModel)" in refused(str(tiny_encoder), speech)
+    texts = {"7-8-0000": "ACE", "7-8-0001": "BED", "7-8-0002": "HAT"}
+    for split in ("train", "test"):  # the same speech in both, to see that the head learns
+        write_tree(tmp_path / split, texts, 0.5)
+    (tmp_path / "train" / "7" / "8" / "7-8-0003.flac").write_bytes(b"")
+    with (tmp_path / "train" / "7" / "8" / "7-8.trans.txt").open("a") as file:
+        file.write("7-8-0003 CAT\n")
+    encoder, options = str(REPOSITORY / "laser_hf" / "demo" / "encoder"), ["--train_head", "train", "--head_steps"]
+    assert values(run(encoder, tmp_path, *options, "1"))["wer"] == 100
+    record = run(encoder, tmp_path, *options, "100")
+    assert values(record) == {"wer": 0, "cer": 0}
+    assert "not SUPERB" in record["protocol"]
+    assert (record["seed"], record["hyper_parameters"]["head_steps"]) == (1337, 100)
+    head = record["data"]["head_training"]
+    assert (head["split"], head["utterances"]) == ("train", 3)
+    assert list(head["skipped"]) == ["cannot be decoded"]
+    # The same seed, the same head; and phones instead of characters.
+    halfway = [run(encoder, tmp_path, *options, "8")["metrics"] for _ in range(2)]
+    assert halfway[0] == halfway[1]
+    per = run(encoder, tmp_path, *options, "100", "--metric", "per")
+    assert per["task"] == "pr"
+    assert values(per)["per"] < 60
+
+
+def test_what_cannot_be_evaluated_is_said(letters, phones, speech, tmp_path):
+    assert "has no split 'dev'; its folders are test" in refused(letters, speech, split="dev")
+    assert "no such folder" in refused(letters, speech / "no" / "where")
+    assert "writes phones; give --metric per" in refused(phones, speech)
+    assert "writes characters; give --metric wer" in refused(letters, speech, "--metric", "per")
+    assert "of its own; leave out --train_head" in refused(letters, speech, "--train_head", "train")
+    assert "--lexicon nothing.txt: no such file" in refused(
+        phones, speech, "--metric", "per", "--lexicon", "nothing.txt"
+    )
+    assert "cannot be loaded" in refused(str(tmp_path / "model"), speech)
+    (tmp_path / "test").mkdir()
+    soundfile.write(tmp_path / "test" / "a.wav", make_waveform(0.3), 16_000)
+    assert "no transcripts: neither *.trans.txt" in refused(letters, tmp_path)
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,words\na.wav,A CAT\n")
+    assert "--text_column names another" in refused(letters, tmp_path)
+    assert run(letters, tmp_path, "--text_column", "words")["data"]["utterances"] == 1
+
+
+def test_command_line(letters, speech, tmp_path, monkeypatch, capsys):
+    argv = ["--model", letters, "--data", str(speech), "--split", "test", "--max_utterances", "2"]
+    monkeypatch.setattr(sys, "argv", ["/some/where/eval_ctc.py", *argv])
+    eval_ctc.main([*argv, "--output", str(tmp_path / "new" / "results.json")])
+    record = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert record["command"].startswith("python eval_ctc.py --model")
+    assert "on 2 utterances of test (greedy CTC" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"eval_ctc\.py: .* has no split"):
+        eval_ctc.main([*argv, "--split", "none"])
+    for wrong, said in ((["--batch_size", "0"], "at least 1"), (["--train_head", "test"], "are the same")):
+        with pytest.raises(SystemExit):
+            eval_ctc.main([*argv, *wrong])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        eval_ctc.main(["--help"])
+    assert "--train_head" in capsys.readouterr().out
+
+
+def test_it_stands_alone():
+    source = REPOSITORY / "laser_hf" / "publishing" / "eval_ctc.py"
+    roots = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            roots.add(node.module.split(".")[0])
+    required = (source.parent / "eval_requirements.txt").read_text().splitlines()
+    required = {line.split(">")[0] for line in required if line and not line.startswith("#")}
+    assert roots - set(sys.stdlib_module_names) == required
