@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 # An environment that forbids byte code would make every process compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint clean benchmarks gpu-check
 
 help:
 	@echo "make demo   fine-tune the shipped encoder on the shipped speech (CPU, a few minutes)"
 	@echo "make test   run the test-suite (CPU, offline)"
 	@echo "make lint   check the style"
+	@echo "make benchmarks   run all CPU benchmarks and write their records (half an hour, nothing else running)"
+	@echo "make gpu-check    run all GPU tests and benchmarks with PYTHON=python3 as it is (nine minutes at most, offline)"
 	@echo "make setup  only create the virtual environment $(VENV)"
 
 setup: $(VENV)/.ready
@@ -34,11 +36,25 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m laser_hf.demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+benchmarks: $(VENV)/.ready-dev
+	$(BIN)/python -m uv pip install --python $(BIN)/python -r benchmarks/requirements.txt || \
+		$(BIN)/python -m pip install -r benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks.soft_dtw
+	$(BIN)/python -m benchmarks.perturbation
+	$(BIN)/python -m benchmarks.update
+	$(BIN)/python -m benchmarks.update --model wavlm-base --figure outputs/update_profile_wavlm.png
+	$(BIN)/python -m benchmarks.qbe
+
+# No virtual environment: a GPU machine may be offline, and its PyTorch fits its driver. GPU_CHECK_OUT=FOLDER gets copies
+# of the records.
+gpu-check:
+	$(PYTHON) scripts/gpu_check.py
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache

@@ -58,15 +58,16 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory_mib(function: Callable[..., Any], *arguments: Any) -> float:
+def peak_memory_mib(function: Callable[..., Any], *arguments: Any, warm_up: Sequence[Any] | None = None) -> float:
     """Growth of the resident memory's peak in MiB while `function(*arguments)` runs in a fresh process.
 
     `function` must be importable (no lambda). What it imports itself counts, unless it is imported before: give
-    a module-level function of a module that imports all it needs.
+    a module-level function of a module that imports all it needs, or with `warm_up` the arguments of a small
+    first call that does not count.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(sender, function, arguments))
+    process = context.Process(target=_measure_memory, args=(sender, function, arguments, warm_up))
     process.start()
     sender.close()
     try:
@@ -77,21 +78,25 @@ def peak_memory_mib(function: Callable[..., Any], *arguments: Any) -> float:
         process.join()
 
 
-def _measure_memory(sender, function, arguments) -> None:
+def _measure_memory(sender, function, arguments, warm_up) -> None:
+    if warm_up is not None:
+        function(*warm_up)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     function(*arguments)
     sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-def save_record(name: str, content: dict[str, Any], peers: Sequence[str] = (), device: str = "cpu") -> Path:
-    """Write `benchmarks/records/NAME-DEVICE.json`: `content`, versions of the peers, and provenance."""
+def save_record(
+    name: str, content: dict[str, Any], peers: Sequence[str] = (), device: str = "cpu", path: Path | None = None
+) -> Path:
+    """Write `benchmarks/records/NAME-DEVICE.json`, or `path`: `content`, versions of the peers, and provenance."""
     versions = {}
     for peer in peers:
         try:
             versions[peer] = importlib.metadata.version(peer)
         except importlib.metadata.PackageNotFoundError:
             versions[peer] = None
-    path = RECORDS / f"{name}-{device}.json"
+    path = path or RECORDS / f"{name}-{device}.json"
     write_json(
         path,
         {"benchmark": name, "device": device, "threads": torch.get_num_threads()}

@@ -1,0 +1,318 @@
+"""One update of a full-size encoder, side by side: this toolkit through `train.py`'s own code, and the released way.
+
+The encoders have random weights, which change neither time nor memory. Both sides read the same files, of the lengths
+of LibriSpeech train-clean-100, with two data workers each and in a fresh process each:
+
+* `laser_hf`: the preset (top two layers trained), pairs cut into micro-batches by length;
+* `laser_hf, same parameters trained`: also the LayerNorm behind the positional convolution, as the released way does,
+  so that gradients run through all layers (`--train_encoder_layer_norm`);
+* `released way`: `benchmarks/released.py`.
+
+    python -m benchmarks.update                       # HuBERT base in fp32 on this CPU, about eight minutes
+    python -m benchmarks.update --model wavlm-base
+    python -m benchmarks.update --device cuda --bf16 --updates 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import save_record
+from benchmarks.librispeech_like import LENGTHS, write_utterances
+
+OURS, SAME, RELEASED = "laser_hf", "laser_hf, same parameters trained", "released way"
+WARM_UP = 2
+"""Updates that the Trainer's profile leaves out."""
+FIGURE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "update_profile.png"
+_TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+def make_encoder(name: str, folder: Path, tiny: bool = False, training: bool = False):
+    """Save a random encoder of the architecture `name` and return it; `training` sets the recipe's dropouts."""
+    import transformers
+
+    from laser_hf.encoders import TRAINING_CONFIG
+
+    kinds = {
+        "hubert-base": (transformers.HubertConfig, transformers.HubertModel),
+        "wavlm-base": (transformers.WavLMConfig, transformers.WavLMModel),
+    }
+    config_class, model_class = kinds[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**(_TINY if tiny else {}), **(TRAINING_CONFIG if training else {})))
+    if not training:
+        model.save_pretrained(folder)
+    return model
+
+
+def bf16_trouble(device: str) -> str | None:
+    """Why bf16 would not be worth measuring here, or `None`."""
+    if device == "cuda":
+        return None if torch.cuda.is_bf16_supported() else "this GPU has no bf16 arithmetic"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return None
+    return "this CPU has neither AVX512-BF16 nor AMX, so bf16 would be emulated"
+
+
+def in_process(function, *arguments) -> dict[str, Any]:
+    """Result of a module-level function in a fresh process, and the peak memory of it and of its workers in GiB."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{function.__name__} failed in its own process; see above") from None
+    finally:
+        process.join()
+
+
+def _call(sender, function, arguments) -> None:
+    result = function(*arguments)
+    # Linux counts in KiB.
+    result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak_memory_worker_gib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    if torch.cuda.is_available():
+        result["peak_memory_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    sender.send(result)
+
+
+def train_options(settings: dict[str, Any], folder: str, speech: str, output: str) -> list[str]:
+    """The command line of `train.py` for `updates` updates on the files of `speech`."""
+    arguments = {
+        "preset": settings["model"],
+        "model_name_or_path": folder,
+        "train_data": speech,
+        "train_split": "",
+        "train_name": "",
+        "output_dir": output,
+        "max_steps": settings["updates"],
+        "pairs_per_update": settings["pairs"],
+        "per_device_train_batch_size": settings["micro_batch"],
+        "dataloader_num_workers": settings["workers"],
+        "save_strategy": "no",
+        "report_to": "none",
+        "plots": "false",
+        "disable_tqdm": "true",
+        "bf16": str(settings["bf16"]).lower(),
+        "use_cpu": str(settings["device"] == "cpu").lower(),
+        **settings["options"],
+    }
+    return [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+
+
+def run_ours(settings: dict[str, Any], folder: str, speech: str) -> dict[str, Any]:
+    """Updates through the real Trainer; the profile of those after the warm-up."""
+    from laser_hf.training import parse_options, run_training
+
+    with tempfile.TemporaryDirectory() as output:
+        settings = settings | {
+            "updates": WARM_UP + settings["updates"],
+            "options": settings["options"] | {"profile_updates": settings["updates"], "logging_steps": 1},
+        }
+        run = run_training(parse_options(train_options(settings, folder, speech, output)))
+        profile = json.loads((Path(output) / "profile.json").read_text())
+    return {
+        "seconds_per_update": profile["seconds_per_update"],
+        "times": profile.get("times", []),
+        "seconds": profile["seconds"],
+        "workers": profile["workers"],
+        "padding": profile["padding"],
+        "trained_parameters": len(run["trained_parameters"]),
+    }
+
+
+def run_released(settings: dict[str, Any], folder: str, speech: str) -> dict[str, Any]:
+    """Updates the released way."""
+    from benchmarks.released import released_updates
+
+    torch.manual_seed(0)
+    model = make_encoder(settings["model"], Path(folder), settings["tiny"], training=True)
+    paths = sorted(Path(speech).iterdir())
+    found = released_updates(
+        model, paths, settings["updates"], settings["pairs"], settings["device"], settings["bf16"], settings["workers"]
+    )
+    return {
+        "seconds_per_update": statistics.median(found["times"]),
+        "workers": settings["workers"],
+        **found,
+        "trained_parameters": sum(p.requires_grad for p in model.parameters()),
+    }
+
+
+def plot(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
+    """Stacked bars of the parts of an update, and what the workers did beside."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.8 * len(systems)), layout="constrained")
+    colours = dict(zip(("encode", "backward", "loss", "wait", "optimizer", "other"), plt.cm.tab10.colors, strict=False))
+    colours |= {"decode": "0.75", "perturb": "0.45"}
+    names = list(systems)
+    for row, name in enumerate(names):
+        seconds, left, beside = systems[name]["seconds"], 0.0, 0.0
+        for part, colour in colours.items():
+            spent = max(seconds.get(part, 0.0), 0.0)
+            in_workers = part in ("decode", "perturb") and systems[name]["workers"] > 0
+            start = beside if in_workers else left
+            place, height = (row + 0.36, 0.14) if in_workers else (row, 0.5)
+            axes.barh(place, spent, height, start, color=colour, label=part if row == 0 else None)
+            beside, left = (beside + spent, left) if in_workers else (beside, left + spent)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds of one update (thin bars: core time of the data workers, beside the rest)")
+    axes.set_title(title)
+    axes.legend(ncols=len(colours), fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.update", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=["hubert-base", "wavlm-base"], default="hubert-base")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast on all sides")
+    parser.add_argument("--updates", type=int, default=1, help="updates measured on each side (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of an update (default: %(default)s)")
+    parser.add_argument(
+        "--micro_batch",
+        type=int,
+        help="pairs in memory at once here; default: 1 on a CPU, where more gain nothing, else 8",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="data workers of each side (default: %(default)s)")
+    parser.add_argument("--speech", type=Path, help="folder of real 16 kHz speech to cut the utterances from")
+    parser.add_argument("--without", nargs="*", default=[], choices=["same", "released"], help="sides to leave out")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="more options of train.py")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and short utterances: only to see it run")
+    parser.add_argument("--output", type=Path, help="record to write; default: benchmarks/records")
+    parser.add_argument("--figure", type=Path, help="picture to write; default: docs/figures for the full CPU run")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the comparison; returns the record's path."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device here")
+    if options.bf16 and (trouble := bf16_trouble(options.device)):
+        parser.error(f"--bf16: {trouble}")
+    pairs = 2 if options.quick else options.pairs
+    settings = {
+        "model": options.model,
+        "device": options.device,
+        "bf16": options.bf16,
+        "updates": options.updates,
+        "pairs": pairs,
+        "micro_batch": options.micro_batch or (1 if options.device == "cpu" else pairs),
+        "workers": options.workers,
+        "tiny": options.quick,
+        "options": dict(option.split("=", 1) for option in options.options),
+    }
+    same = settings | {"options": settings["options"] | {"train_encoder_layer_norm": "true"}}
+    sides = {OURS: (run_ours, settings), SAME: (run_ours, same), RELEASED: (run_released, settings)}
+    left_out = {}
+    for side, name in (("same", SAME), ("released", RELEASED)):
+        trouble = "asked for" if side in options.without else (released_trouble() if name == RELEASED else None)
+        if trouble:
+            left_out[name] = trouble
+            del sides[name]
+    systems: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        encoder, speech = Path(folder) / "encoder", Path(folder) / "speech"
+        parameters = sum(p.numel() for p in make_encoder(options.model, encoder, options.quick).parameters())
+        count = (WARM_UP + options.updates) * pairs
+        write_utterances(speech, count, speech=options.speech, scale=0.1 if options.quick else 1.0)
+        for name, (function, chosen) in sides.items():
+            print(f"{name}: {options.updates} update(s) of {pairs} pairs and a warm-up ...", flush=True)
+            systems[name] = in_process(function, chosen, str(encoder), str(speech))
+            print(f"{name}: {systems[name]['seconds_per_update']:.3g} s an update", flush=True)
+    ours = systems[OURS]["seconds_per_update"]
+    content = {
+        "model": options.model,
+        "weights": "random",
+        "quick": options.quick,
+        "parameters": parameters,
+        "precision": "bf16" if options.bf16 else "fp32",
+        "bf16_here": bf16_trouble(options.device) or "supported",
+        "settings": settings,
+        "speech": "synthetic" if options.speech is None else options.speech.name,
+        "lengths": LENGTHS,
+        "audio_format": "flac",
+        "systems": systems,
+        "left_out": left_out,
+        "ratios": {name: system["seconds_per_update"] / ours for name, system in systems.items()},
+        "ratio_same_parameters": (
+            systems[RELEASED]["seconds_per_update"] / systems[SAME]["seconds_per_update"]
+            if {SAME, RELEASED} <= systems.keys()
+            else None
+        ),
+        "target_ratio": 4.0 if options.bf16 else 2.0,
+    }
+    show(content)
+    title = f"One update of {options.model} ({content['precision']}, {options.device}), {pairs} pairs"
+    figure = options.figure or (
+        FIGURE if not options.quick and options.output is None and options.device == "cpu" else None
+    )
+    if figure is not None:
+        plot(systems, figure, title)
+    name = f"update-{options.model}" + ("-bf16" if options.bf16 else "")
+    path = save_record(
+        name, content, peers=("torchaudio", "transformers", "numba"), device=options.device, path=options.output
+    )
+    print(f"record: {path}")
+    return path
+
+
+def released_trouble() -> str | None:
+    """Why the released way cannot run here, or `None`."""
+    for package in ("torchaudio", "numba"):
+        try:
+            __import__(package)
+        except (ImportError, OSError) as error:
+            return f"{package} is missing ({error})"
+    return None
+
+
+def show(content: dict[str, Any]) -> None:
+    """Print the table."""
+    parts = ("decode", "perturb", "encode", "loss", "backward", "optimizer", "wait")
+    header = "".join(f"{part:>10}" for part in parts)
+    print(f"\n{'seconds of an update':<36}{'all':>9}{'ratio':>7}{header}{'GiB':>8}")
+    for name, system in content["systems"].items():
+        cells = "".join(f"{system['seconds'].get(part, 0.0):>10.3f}" for part in parts)
+        ratio = content["ratios"][name]
+        memory = system["peak_memory_gib"]
+        print(f"{name:<36}{system['seconds_per_update']:>9.3f}{ratio:>6.2f}x{cells}{memory:>8.2f}")
+    for name, reason in content["left_out"].items():
+        print(f"{name}: left out ({reason})")
+    print("decode and perturb run in the data workers, beside the rest.")
+
+
+if __name__ == "__main__":
+    main()

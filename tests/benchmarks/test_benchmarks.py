@@ -1,0 +1,153 @@
+"""Every benchmark's quick CPU path runs to its record; the baseline computes what it stands for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY))  # the benchmarks belong to the repository, not to the package
+
+from benchmarks import epoch, perturbation, update
+from benchmarks.librispeech_like import SAMPLE_RATE, draw_seconds, write_utterances
+
+
+def needs(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+
+
+def test_lengths_are_those_of_train_clean_100():
+    seconds = draw_seconds(200_000, np.random.default_rng(0))
+    assert seconds.mean() == pytest.approx(12.7, abs=0.05)
+    assert 2 <= seconds.min() < 2.1
+    assert 16.8 < seconds.max() <= 17
+
+
+def test_utterances_are_written_once_and_linked(tmp_path, small_tree):
+    import soundfile
+
+    paths = write_utterances(tmp_path / "made", 7, distinct=3, scale=0.05)
+    assert len({path.stat().st_ino for path in paths}) == 3
+    samples, rate = soundfile.read(paths[6])
+    assert rate == SAMPLE_RATE
+    assert 0.05 < np.abs(samples).max() < 1
+    real = write_utterances(tmp_path / "cut", 2, speech=small_tree, scale=0.1)
+    expected = [soundfile.info(path).frames for path in write_utterances(tmp_path / "same", 2, scale=0.1)]
+    assert [soundfile.info(path).frames for path in real] == expected
+    with pytest.raises(SystemExit, match=r"no \.flac"):
+        write_utterances(tmp_path / "none", 1, speech=tmp_path / "missing")
+
+
+def test_released_loss_is_ours():
+    """The baseline does slowly what `LaserLoss` does: same value, same gradient."""
+    needs("numba")
+    from benchmarks.released import released_loss
+    from laser_hf import LaserLoss
+
+    torch.manual_seed(0)
+    x, y = (torch.nn.functional.normalize(torch.randn(n, 8), dim=-1) for n in (13, 9))
+    results = []
+    for ours in (True, False):
+        a, b = (frames.clone().requires_grad_() for frames in (x, y))
+        if ours:
+            loss = LaserLoss(backend="reference")(a[None], torch.tensor([13]), b[None], torch.tensor([9]))["total"][0]
+        else:
+            loss = released_loss(a, b)
+        loss.backward()
+        results.append((loss.detach(), a.grad, b.grad))
+    for ours, released in zip(*results, strict=True):
+        torch.testing.assert_close(released, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_released_update_trains_what_was_released(tmp_path, monkeypatch):
+    """On one thread and with a pitch shift whose kernel is small."""
+    needs("numba", "torchaudio")
+    import torchaudio.transforms
+
+    from benchmarks import released
+
+    real = torchaudio.transforms.PitchShift
+    monkeypatch.setattr(torchaudio.transforms, "PitchShift", lambda rate, steps: real(rate, 6 * steps))
+    paths = write_utterances(tmp_path, 4, scale=0.04)
+    model = update.make_encoder("hubert-base", tmp_path, tiny=True, training=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = released.released_updates(model, paths, 1, 2, "cpu", False, workers=0)
+    assert len(found["times"]) == 1
+    assert all(found["seconds"][part] > 0 for part in released.PARTS)
+    changed = {name for name, tensor in model.state_dict().items() if (tensor != before[name]).any()}
+    trained = ("encoder.layers.1.", "encoder.layers.2.", "encoder.layer_norm.")
+    assert changed
+    assert all(name.startswith(trained) for name in changed)
+    assert {"encoder.layer_norm.weight", "encoder.layers.1.attention.q_proj.weight"} <= changed
+
+
+def test_perturbation(tmp_path, capsys):
+    record = json.loads(perturbation.main(["--quick", "--output", str(tmp_path / "record.json")]).read_text())
+    (pitch,) = record["pitch"]
+    if "torchaudio" not in record["missing"]:
+        assert pitch["max_difference"] < 5e-4
+        assert pitch["same_length"]
+    assert pitch["laser_hf_table_mib"] <= 2
+    assert record["batched"]["max_difference"] < 1e-5
+    assert "semitones" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments"), [(update, ["--without", "same", "released", "--workers", "0"]), (epoch, [])]
+)
+def test_training_benchmarks(benchmark, arguments, tmp_path, monkeypatch):
+    def here(function, *given):  # a fresh process takes seconds to import everything again
+        return function(*given) | {"peak_memory_gib": 0.0, "peak_memory_worker_gib": 0.0}
+
+    monkeypatch.setattr(benchmark, "in_process", here)
+    arguments = ["--quick", *arguments, "--output", str(tmp_path / "record.json")]
+    record = json.loads(benchmark.main(arguments).read_text())
+    assert record["quick"]
+    assert record["audio_format"] == "flac"
+    profile = record["profile"] if benchmark is epoch else record["systems"][update.OURS]
+    assert profile["seconds"]["encode"] > 0
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    if benchmark is epoch:
+        assert record["epoch_seconds"] is None  # four updates of a tiny model say nothing about an epoch
+        assert record["gpu_busy"] is None
+
+
+def test_update_profile_is_drawn(tmp_path):
+    systems = {
+        name: {"seconds": {"encode": 1.0, "loss": share, "decode": 0.5, "perturb": 1.5}, "workers": 2}
+        for name, share in ((update.OURS, 0.1), (update.RELEASED, 3.0))
+    }
+    update.plot(systems, tmp_path / "figures" / "profile.png", "One update")
+    assert (tmp_path / "figures" / "profile.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("benchmark", [update, epoch, perturbation])
+def test_a_device_that_is_not_there(benchmark, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(SystemExit):
+        benchmark.main(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_gpu_check_says_what_is_missing():
+    """In an interpreter in which some packages cannot be imported."""
+    blocked = ("datasets", "soundfile", "torchaudio", "pysdtw")
+    code = (
+        f"import sys, runpy; [sys.modules.__setitem__(name, None) for name in {blocked!r}]; "
+        "sys.argv = ['gpu_check.py', '--dry_run']; runpy.run_path('scripts/gpu_check.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for package in blocked:
+        assert f"missing: {package}" in done.stdout
+    assert 'tests: {"status": "would run"' in done.stdout
+    assert '"reason": "missing: torchaudio, datasets, soundfile"' in done.stdout
