@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "docs" / "records"
+BENCHMARKS = ROOT / "benchmarks" / "records"
 
 
 def read(path: Path) -> dict:
@@ -85,25 +86,139 @@ def qbe_table() -> str:
     return table(["features", "layer", "mean average precision"], rows)
 
 
-def full_size_table() -> str:
-    """Memory and time of full-size updates."""
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.02 else f"{1000 * seconds:.1f} ms"
+
+
+def measured_on(record: dict) -> str:
+    hardware = record["hardware"]
+    return f"{hardware['processor']}, {record['threads']} thread(s) of {hardware['cores']} cores"
+
+
+def soft_dtw_table() -> str:
+    """Medians and ratios of the divergence and of the whole loss, every contestant."""
+    record = read(BENCHMARKS / "soft_dtw-cpu.json")
+    parts = []
+    for kind, title in (("divergence", "normalised soft-DTW"), ("loss", "LASER loss, with the IDM term")):
+        cases = record[kind]
+        names = list(dict.fromkeys(name for rows in cases.values() for name in rows))
+        largest = list(cases)[-1]
+        rows = []
+        for name in names:
+            cells = []
+            for contestants in cases.values():
+                row = contestants.get(name, {"failed": ""})
+                failed = row.get("failed")
+                cells.append(
+                    failed if failed is not None else f"{milliseconds(row['time']['median'])} ({row['ratio']:.1f}x)"
+                )
+            errors = [c[name]["gradient_error"] for c in cases.values() if "gradient_error" in c.get(name, {})]
+            memory = cases[largest].get(name, {}).get("memory_mib")
+            rows.append([name, *cells, "" if memory is None else f"{memory:.0f} MiB", f"{max(errors):.0e}"])
+        parts.append(table([title, *cases, f"memory, {largest}", "gradient error"], rows))
+    note = (
+        f"Medians; in brackets, times what laser_hf takes. Gradient error: largest difference from float64. Memory: growth of "
+        f"the process's peak. {measured_on(record)}."
+    )
+    return "\n\n".join([*parts, note])
+
+
+def update_table() -> str:
+    """One update of full size, ours and the released way."""
+    rows, notes = [], []
+    for path in sorted(BENCHMARKS.glob("update-*-cpu.json")):
+        record = read(path)
+        for name, system in record["systems"].items():
+            seconds = system["seconds"]
+            rows.append(
+                [
+                    f"{record['model']}, {record['precision']}",
+                    name,
+                    f"{system['seconds_per_update']:.1f} s",
+                    f"{record['ratios'][name]:.2f}x",
+                    *(f"{seconds.get(part, 0.0):.1f} s" for part in ("encode", "loss", "backward")),
+                    f"{system['peak_memory_gib']:.1f} GiB",
+                ]
+            )
+        same = record["ratio_same_parameters"]
+        if same is not None:
+            notes.append(f"{record['model']}: {same:.2f}x with the same parameters trained")
+    header = ["model", "way", "an update", "ratio", "encode", "loss", "backward", "peak memory"]
+    note = f"\n\n{'; '.join(notes)}. {record['settings']['updates']} update(s) each after a warm-up. {measured_on(record)}."
+    return table(header, rows) + note
+
+
+def perturbation_table() -> str:
+    """Pitch shift against torchaudio."""
+    record = read(BENCHMARKS / "perturbation-cpu.json")
     rows = []
-    for preset in ("hubert-base", "wavlm-base"):
-        run = read(RECORDS / f"full_size_{preset}.json")
+    for pitch in record["pitch"]:
+        times, first = pitch["timings"], pitch["first_call_seconds"]
         rows.append(
             [
-                preset,
-                f"{run['parameters'] / 1e6:.1f} M",
-                run["precision"],
-                str(len(run["steps"])),
-                f"{run['training_seconds'] / len(run['steps']):.0f} s",
-                f"{run['peak_memory_gib']:.1f} GiB",
+                f"{pitch['semitones']:+g} semitones",
+                milliseconds(times["laser_hf"]["median"]),
+                milliseconds(times["torchaudio"]["median"]),
+                f"{pitch['ratios']['torchaudio']:.1f}x",
+                f"{first['laser_hf']:.2f} s / {first['torchaudio']:.1f} s",
+                f"{pitch['laser_hf_table_mib']:.1f} / {pitch['torchaudio_kernel_mib']:.0f} MiB",
+                f"{pitch['max_difference']:.1e}",
             ]
         )
-    return table(["preset", "parameters", "precision", "updates", "time an update", "peak memory"], rows)
+    header = ["shift", "laser_hf", "torchaudio", "ratio", "first call", "table / kernel", "largest difference"]
+    return (
+        table(header, rows) + f"\n\nDifferences are of full scale, over {record['seconds']:g} s. {measured_on(record)}."
+    )
 
 
-TABLES = {"demo": demo_table, "collapse": collapse_table, "qbe": qbe_table, "full-size": full_size_table}
+def matching_table() -> str:
+    """Query-by-example matching against dtw-python."""
+    rows = []
+    for path in sorted(BENCHMARKS.glob("qbe*-cpu.json")):
+        record = read(path)
+        for name, result in record["results"].items():
+            rows.append(
+                [
+                    record["task"]["source"].removeprefix("laser_hf "),
+                    name,
+                    f"{result['dtw-python']['median']:.2f} s",
+                    f"{result['laser_hf']['median']:.3f} s",
+                    f"{result['ratio']:.0f}x",
+                    f"{result['largest_difference']:.0e}",
+                ]
+            )
+    task = record["task"]
+    note = f"\n\n{task['queries']} queries against {task['documents']} documents. {measured_on(record)}."
+    return table(["speech", "timed", "dtw-python", "laser_hf", "ratio", "scores differ by"], rows) + note
+
+
+def recognition_table() -> str:
+    """Quick-protocol ASR and PR of the shipped encoder."""
+    rows = []
+    for path in sorted((RECORDS / "recognition").glob("*.json")):
+        record = read(path)
+        values = {(m["metric"], m["split"]): m["value"] for m in record["metrics"]}
+        test = record["split"]
+        rates = [
+            f"{metric.upper()} {values[metric, test]:.1f} %"
+            for metric in ("wer", "cer", "per")
+            if (metric, test) in values
+        ]
+        used = record["data"]["train"]["utterances"] if "train" in record["data"] else None
+        rows.append([record["task"].upper(), ", ".join(rates), test, str(used or "")])
+    return table(["task", "error rate", "tested on", "utterances trained on"], rows)
+
+
+TABLES = {
+    "demo": demo_table,
+    "collapse": collapse_table,
+    "qbe": qbe_table,
+    "recognition": recognition_table,
+    "soft-dtw": soft_dtw_table,
+    "update": update_table,
+    "perturbation": perturbation_table,
+    "matching": matching_table,
+}
 
 
 def render(text: str) -> str:
