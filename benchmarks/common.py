@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import multiprocessing
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -81,9 +81,16 @@ def peak_memory_mib(function: Callable[..., Any], *arguments: Any, warm_up: Sequ
 def _measure_memory(sender, function, arguments, warm_up) -> None:
     if warm_up is not None:
         function(*warm_up)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mib()
     function(*arguments)
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    sender.send(_peak_mib() - before)
+
+
+def _peak_mib() -> float:
+    """Peak resident memory of this process in MiB (Linux)."""
+    # Not ru_maxrss, which a new process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def save_record(
