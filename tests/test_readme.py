@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 
+import pytest
 from conftest import REPOSITORY
 
 from laser_hf.training.options import build_parser
@@ -20,11 +21,13 @@ def test_tables_come_from_records():
     assert script.render(README) == README
 
 
-def test_pictures_and_links_exist():
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
-    assert links
-    for link in links:
-        assert (REPOSITORY / link.split("#")[0]).exists(), link
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/superb.md", "benchmarks/README.md", "examples/ctc_finetuning.md", "examples/s3prl.md"]
+)
+def test_pictures_and_links_exist(page):
+    path = REPOSITORY / page
+    for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", path.read_text()):
+        assert (path.parent / link.split("#")[0]).exists(), link
 
 
 def test_options_in_commands_exist():
