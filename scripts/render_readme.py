@@ -110,14 +110,14 @@ def soft_dtw_table() -> str:
                 row = contestants.get(name, {"failed": ""})
                 failed = row.get("failed")
                 cells.append(
-                    failed if failed is not None else f"{milliseconds(row['time']['median'])} ({row['ratio']:.1f}x)"
+                    "not run" if failed is not None else f"{milliseconds(row['time']['median'])} ({row['ratio']:.1f}x)"
                 )
             errors = [c[name]["gradient_error"] for c in cases.values() if "gradient_error" in c.get(name, {})]
             memory = cases[largest].get(name, {}).get("memory_mib")
             rows.append([name, *cells, "" if memory is None else f"{memory:.0f} MiB", f"{max(errors):.0e}"])
         parts.append(table([title, *cases, f"memory, {largest}", "gradient error"], rows))
     note = (
-        "Medians; in brackets, times what laser_hf takes. Gradient error: largest difference from float64. Memory: "
+        "Medians; in brackets, times what laser_hf takes. Not run: minutes a call, or to compile. Gradient error: largest difference from float64. Memory: "
         f"growth of the process's peak. {measured_on(record)}."
     )
     return "\n\n".join([*parts, note])
@@ -179,7 +179,7 @@ def matching_table() -> str:
         for name, result in record["results"].items():
             rows.append(
                 [
-                    record["task"]["source"].removeprefix("laser_hf "),
+                    "LibriSpeech" if record["task"]["source"] == "qbe" else "the demo's",
                     name,
                     f"{result['dtw-python']['median']:.2f} s",
                     f"{result['laser_hf']['median']:.3f} s",
@@ -192,28 +192,10 @@ def matching_table() -> str:
     return table(["speech", "timed", "dtw-python", "laser_hf", "ratio", "scores differ by"], rows) + note
 
 
-def recognition_table() -> str:
-    """Quick-protocol ASR and PR of the shipped encoder."""
-    rows = []
-    for path in sorted((RECORDS / "recognition").glob("*.json")):
-        record = read(path)
-        values = {(m["metric"], m["split"]): m["value"] for m in record["metrics"]}
-        test = record["split"]
-        rates = [
-            f"{metric.upper()} {values[metric, test]:.1f} %"
-            for metric in ("wer", "cer", "per")
-            if (metric, test) in values
-        ]
-        used = record["data"]["train"]["utterances"] if "train" in record["data"] else None
-        rows.append([record["task"].upper(), ", ".join(rates), test, str(used or "")])
-    return table(["task", "error rate", "tested on", "utterances trained on"], rows)
-
-
 TABLES = {
     "demo": demo_table,
     "collapse": collapse_table,
     "qbe": qbe_table,
-    "recognition": recognition_table,
     "soft-dtw": soft_dtw_table,
     "update": update_table,
     "perturbation": perturbation_table,
