@@ -117,7 +117,8 @@ def soft_dtw_table() -> str:
             rows.append([name, *cells, "" if memory is None else f"{memory:.0f} MiB", f"{max(errors):.0e}"])
         parts.append(table([title, *cases, f"memory, {largest}", "gradient error"], rows))
     note = (
-        "Medians; in brackets, times what laser_hf takes. Not run: minutes a call, or to compile. Gradient error: largest difference from float64. Memory: "
+        "Medians; in brackets, times what laser_hf takes. Not run: minutes a call, or to compile. Gradient error: "
+        "largest difference from float64. Memory: "
         f"growth of the process's peak. {measured_on(record)}."
     )
     return "\n\n".join([*parts, note])
