@@ -1,0 +1,95 @@
+"""The experiments: points, each a change to one small recipe, and the tables that they belong to.
+
+The recipe is that of the demo preset on short utterances of Mini-LibriSpeech, so that a point takes minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+ENCODER = "laser_hf/demo/encoder"
+SEEDS = (1, 2, 3)
+TRAIN_SPLIT, DEV_SPLIT, TEST_SPLIT = "train-clean-5", "heldout-clean-5", "test-other-100"
+
+COMMON: dict[str, Any] = {
+    # Utterances of 12 s, as most of LibriSpeech's are, would take three times as long.
+    "max_seconds": 9.0,
+    "max_eval_samples": 64,
+    "max_steps": 60,
+    "warmup_steps": 15,
+    "eval_steps": 20,
+    "save_steps": 30,
+    "logging_steps": 5,
+    "per_device_train_batch_size": 4,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recipe.
+
+    Attributes:
+        name: of its folder.
+        label: in tables.
+        tables: that show it: "methods" (shape of the paper's Tables 1 and 2), "collapse" (Table 3), "sensitivity".
+        options: of train.py, on top of `COMMON`; `None` for the encoder as it is.
+        preset: of train.py.
+        group: what is varied, in the sensitivity table.
+    """
+
+    name: str
+    label: str
+    tables: tuple[str, ...]
+    options: dict[str, Any] | None = field(default_factory=dict)
+    preset: str = "demo"
+    group: str = ""
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything to train."""
+        return self.options is not None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What is done with it, in order."""
+        probes = ("pr", "asr") if "methods" in self.tables else ()
+        return (("train",) if self.trained else ()) + ("qbe", *probes)
+
+
+def _varied(group: str, name: str, label: str, **options: Any) -> Point:
+    return Point(name, label, ("sensitivity",), options, group=group)
+
+
+POINTS = (
+    Point("base", "the encoder as it is", ("methods", "collapse", "sensitivity"), None),
+    Point("laser", "LASER", ("methods", "collapse", "sensitivity"), group="as in the preset"),
+    _varied("alpha (0.15)", "alpha-0.05", "0.05", alpha=0.05),
+    _varied("alpha (0.15)", "alpha-0.4", "0.4", alpha=0.4),
+    _varied("sigma (1)", "sigma-5", "5", sigma=5),
+    _varied("margin (1.0)", "margin-1.4", "1.4", margin=1.4),
+    _varied("Transformer layers trained (2 of 4)", "layers-1", "1", trainable_layers=1),
+    _varied("Transformer layers trained (2 of 4)", "layers-4", "4", trainable_layers=4),
+    _varied("`encoder.layer_norm` (frozen)", "layer-norm", "trained", train_encoder_layer_norm=True),
+    _varied("distance of the IDM term (euclidean)", "sqeuclidean", "sqeuclidean", distance="sqeuclidean"),
+    _varied("speed (0.9, 1, 1.1)", "speed-1", "1", speed_factors=[1.0]),
+    _varied("speed (0.9, 1, 1.1)", "speed-wide", "0.8 … 1.2", speed_factors=[0.8, 0.85, 0.9, 1.0, 1.1, 1.15, 1.2]),
+    _varied("pitch (±2 semitones)", "pitch-0", "0", pitch_steps=[0.0]),
+    _varied("pitch (±2 semitones)", "pitch-4", "±4", pitch_steps=[-4.0, 4.0]),
+    _varied(
+        "pairs an update, same speech (8)", "batch-16", "16, 30 updates",
+        pairs_per_update=16, max_steps=30, warmup_steps=8, eval_steps=10, save_steps=15,
+    ),
+)  # fmt: skip
+
+
+def point(name: str) -> Point:
+    """The point of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for found in POINTS:
+        if found.name == name:
+            return found
+    raise ValueError(f"unknown point {name!r}; there are {', '.join(found.name for found in POINTS)}")

@@ -1,0 +1,134 @@
+"""Run the experiments, as many at a time as asked for; what is done already is left alone.
+
+python -m experiments.run --speech LibriSpeech --qbe qbe
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .plan import COMMON, DEV_SPLIT, ENCODER, POINTS, SEEDS, TEST_SPLIT, TRAIN_SPLIT, Point, point
+
+ROOT = Path(__file__).resolve().parent.parent
+DONE = {
+    "train": "encoder/laser_config.json",
+    "qbe": "qbe/results.json",
+    "pr": "pr/results.json",
+    "asr": "asr/results.json",
+}
+
+
+def seeds_of(one: Point, stage: str, seeds: list[int]) -> list[int]:
+    """Seeds of a stage: QbE draws nothing, so that for an untrained encoder one of them is enough."""
+    return seeds[:1] if stage == "qbe" and not one.trained else seeds
+
+
+def folder(output_dir: Path, one: Point, seed: int) -> Path:
+    """Where everything about a point and a seed is."""
+    return output_dir / one.name / f"seed-{seed}"
+
+
+def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) -> list[str]:
+    """Command line of a stage, from the root of the repository."""
+    where = folder(arguments.output_dir, one, seed)
+    speech = str(arguments.speech)
+    if stage == "train":
+        options = {
+            "train_data": f"{speech}/{TRAIN_SPLIT}",
+            "eval_data": f"{speech}/{DEV_SPLIT}",
+            **COMMON,
+            **(one.options or {}),
+            "seed": seed,
+            "use_cpu": arguments.use_cpu,
+            "dataloader_num_workers": 0,
+            "cache_decoded": str(arguments.output_dir / "decoded"),
+            "plots": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "output_dir": str(where / "encoder"),
+        }
+        words = []
+        for name, value in options.items():
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return ["train.py", "--preset", one.preset, *words]
+    model = str(where / "encoder") if one.trained else ENCODER
+    if stage == "qbe":
+        return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe),
+                "--output_dir", str(where / "qbe")]  # fmt: skip
+    return ["-m", "laser_hf.superb", stage, "--protocol", "quick", "--model", model, "--data", speech,
+            "--train_split", TRAIN_SPLIT, "--dev_split", DEV_SPLIT, "--test_split", TEST_SPLIT, "--seed", str(seed),
+            "--disable_tqdm", "--output_dir", str(where / stage),
+            *(["--use_cpu"] if arguments.use_cpu else [])]  # fmt: skip
+
+
+def run_chain(one: Point, seed: int, stages: list[str], arguments: argparse.Namespace, bar: tqdm) -> str | None:
+    """The stages of a point and a seed, one after the other; the stage that failed, if one did."""
+    where = folder(arguments.output_dir, one, seed)
+    for stage in stages:
+        if not (where / DONE[stage]).exists():
+            where.mkdir(parents=True, exist_ok=True)
+            # One thread each: several of them side by side lose less than one with several threads.
+            env = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+            with (where / f"{stage}.log").open("a") as log:
+                status = subprocess.run(
+                    [sys.executable, *command(stage, one, seed, arguments)],
+                    cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
+                ).returncode  # fmt: skip
+            if status:
+                bar.write(f"failed: {stage} of {one.name}, seed {seed}; see {where / (stage + '.log')}")
+                return f"{one.name}/seed-{seed}/{stage}"
+        bar.update()
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is missing, points in the order of the plan."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--speech", type=Path, required=True, help=f"LibriSpeech tree with {TRAIN_SPLIT}, {DEV_SPLIT} and {TEST_SPLIT}"
+    )
+    parser.add_argument("--qbe", type=Path, required=True, help="folder with queries, documents and targets (.tsv)")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/experiments"), help="default: %(default)s")
+    parser.add_argument("--points", nargs="+", metavar="NAME", help="only these (default: all of the plan)")
+    parser.add_argument("--stages", nargs="+", choices=list(DONE), default=list(DONE), help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="side by side")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: %(default)s)")
+    parser.add_argument("--use_cpu", action="store_true", help="leave a GPU alone")
+    arguments = parser.parse_args(argv)
+    try:
+        points = [point(name) for name in arguments.points] if arguments.points else list(POINTS)
+    except ValueError as error:
+        parser.error(str(error))
+    for path in (arguments.speech / TRAIN_SPLIT, arguments.qbe / "queries.tsv"):
+        if not (ROOT / path).exists():
+            parser.error(f"there is no {path}")
+
+    chains = []
+    for one in points:
+        for seed in arguments.seeds:
+            stages = [
+                stage
+                for stage in one.stages
+                if stage in arguments.stages and seed in seeds_of(one, stage, arguments.seeds)
+            ]
+            if stages:
+                chains.append((one, seed, stages))
+    with (
+        tqdm(total=sum(len(stages) for *_, stages in chains), unit="stage") as bar,
+        ThreadPoolExecutor(arguments.jobs) as pool,
+    ):
+        failed = [name for name in pool.map(lambda chain: run_chain(*chain, arguments, bar), chains) if name]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}. The same command runs what is missing.")
+
+
+if __name__ == "__main__":
+    main()
