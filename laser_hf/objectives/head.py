@@ -7,16 +7,25 @@ from torch import nn
 
 
 class ProjectionHead(nn.Module):
-    """Linear map of every frame, then L2 normalisation, shared by the two views (768 -> 256 in the paper).
+    """Projection of every frame, then L2 normalisation, shared by the two views (768 -> 256 in the paper).
 
     Args:
         input_dim: hidden size of the encoder.
         output_dim: dimension of the projected frames.
+        layers: 1 for a linear map; 2 for linear, ReLU, linear, as SCORE has it for WavLM (768 -> 256 -> 256).
+
+    Raises:
+        ValueError: another number of layers.
     """
 
-    def __init__(self, input_dim: int, output_dim: int = 256):
+    def __init__(self, input_dim: int, output_dim: int = 256, layers: int = 1):
         super().__init__()
+        if layers not in (1, 2):
+            raise ValueError(f"layers must be 1 (linear) or 2 (linear, ReLU, linear), got {layers!r}")
+        self.output_dim = output_dim
         self.projection = nn.Linear(input_dim, output_dim)
+        if layers == 2:
+            self.projection = nn.Sequential(self.projection, nn.ReLU(), nn.Linear(output_dim, output_dim))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames `(batch, frames, input_dim)` to unit vectors `(batch, frames, output_dim)`, always float32."""
