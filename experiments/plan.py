@@ -13,7 +13,7 @@ SEEDS = (1, 2, 3)
 TRAIN_SPLIT, DEV_SPLIT, TEST_SPLIT = "train-clean-5", "heldout-clean-5", "test-other-100"
 
 MAX_SECONDS = 9.0
-"""Longer utterances are left out of training; with those of 12 s, as most of LibriSpeech are, it would take far longer."""
+"""Longer utterances are left out of training: with those of 12 s, as most of LibriSpeech are, it takes far longer."""
 
 COMMON: dict[str, Any] = {
     "max_eval_samples": 32,
@@ -65,10 +65,18 @@ def _varied(group: str, name: str, label: str, **options: Any) -> Point:
 POINTS = (
     Point("base", "the encoder as it is", ("methods", "collapse", "sensitivity"), None),
     Point("laser", "LASER", ("methods", "collapse", "sensitivity"), group="as in the preset"),
+    Point("soft-dtw", "soft-DTW alone", ("collapse",), {"objective": "soft_dtw"}),
+    Point("score", "SCORE", ("methods",), preset="demo-score"),
+    Point(
+        "spin", "Spin", ("methods",), preset="demo-spin",
+        # As much speech an update as eight pairs of the others have.
+        options={"seconds_per_update": 44.0},
+    ),
     _varied("alpha (0.15)", "alpha-0.05", "0.05", alpha=0.05),
     _varied("alpha (0.15)", "alpha-0.4", "0.4", alpha=0.4),
     _varied("sigma (1)", "sigma-5", "5", sigma=5),
     _varied("margin (1.0)", "margin-1.4", "1.4", margin=1.4),
+    _varied("offsets of the IDM term (in frames)", "idm-scaled", "as if every utterance had 275", reference_frames=275),
     _varied("Transformer layers trained (2 of 4)", "layers-1", "1", trainable_layers=1),
     _varied("Transformer layers trained (2 of 4)", "layers-4", "4", trainable_layers=4),
     _varied("`encoder.layer_norm` (frozen)", "layer-norm", "trained", train_encoder_layer_norm=True),

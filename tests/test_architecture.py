@@ -13,13 +13,14 @@ ALLOWED = {
     "ops": set(),
     "data": set(),
     "records": set(),
-    "plots": {"records"},
+    "plots": {"records", "encoders", "data", "superb", "ops"},
     "cpu": set(),
     "encoders": {"cpu"},
     "objectives": {"ops"},
     "publishing": {"records"},
-    "superb": {"encoders", "data", "records", "plots", "ops"},
+    "superb": {"encoders", "data", "records", "ops"},
     "training": {"ops", "objectives", "data", "encoders", "records", "publishing", "plots", "superb", "cpu"},
+    "search": {"training", "superb", "records", "encoders"},
     "demo": {"training", "encoders", "records", "superb"},
 }
 

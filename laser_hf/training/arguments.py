@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
 from ..objectives.idm import DISTANCES
+
+# Objective -> the options that it reads.
+OBJECTIVES = {
+    "laser": ("gamma", "alpha", "sigma", "margin", "distance", "reference_frames"),
+    "soft_dtw": ("gamma",),
+    "score": ("gamma", "twin_dropout"),
+    "spin": ("codes", "temperature", "epsilon", "iterations"),
+}
 
 
 @dataclass
@@ -29,6 +38,9 @@ class ModelArguments:
         },
     )
     projection_dim: int = field(default=256, metadata={"help": "dimension of the projection the loss sees"})
+    projection_layers: int = field(
+        default=1, metadata={"help": "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)"}
+    )
     do_normalize: bool = field(
         default=False,
         metadata={"help": "scale every waveform to zero mean and unit variance (the paper does not)"},
@@ -46,22 +58,48 @@ class ModelArguments:
 
 @dataclass
 class ObjectiveArguments:
-    """The loss (LASER, Eq. 1 to 4)."""
+    """The loss: LASER (Eq. 1 to 4), soft-DTW alone, SCORE or Spin."""
 
-    gamma: float = field(default=0.1, metadata={"help": "smoothing of soft-DTW"})
-    alpha: float = field(
-        default=0.4, metadata={"help": "weight of the regulariser; 0 is soft-DTW alone, which collapses"}
+    objective: str = field(
+        default="laser",
+        metadata={
+            "help": "laser; soft_dtw (LASER without its regulariser: it collapses); score (against a frozen twin of "
+            "the encoder); spin (swapped prediction of codes; needs views of the same duration)",
+            "choices": list(OBJECTIVES),
+        },
     )
-    sigma: int = field(default=1, metadata={"help": "window of the regulariser in frames"})
-    margin: float = field(default=1.1, metadata={"help": "distance beyond which far frames no longer repel"})
+    gamma: float = field(default=0.1, metadata={"help": "laser, soft_dtw, score: smoothing of soft-DTW"})
+    alpha: float = field(
+        default=0.4, metadata={"help": "laser: weight of the regulariser; 0 is soft-DTW alone, which collapses"}
+    )
+    sigma: int = field(default=1, metadata={"help": "laser: window of the regulariser in frames"})
+    margin: float = field(default=1.1, metadata={"help": "laser: distance beyond which far frames no longer repel"})
     distance: str = field(
         default="euclidean",
         metadata={
-            "help": "distance of the regulariser: euclidean (released code, published results) or sqeuclidean "
+            "help": "laser: distance of the regulariser: euclidean (released code, published results) or sqeuclidean "
             "(the paper's equation)",
             "choices": list(DISTANCES),
         },
     )
+    reference_frames: int | None = field(
+        default=None,
+        metadata={
+            "help": "laser: weigh frames in the regulariser as if every utterance had so many frames; default: by "
+            "their distance in frames, as published, so that the weights grow with the square of the length"
+        },
+    )
+    twin_dropout: bool = field(
+        default=True, metadata={"help": "score: dropout in the frozen twin too while training, as released"}
+    )
+    codes: int = field(default=256, metadata={"help": "spin: size of the codebook (128 to 2048 in the paper)"})
+    temperature: float = field(default=0.1, metadata={"help": "spin: temperature of the predictions"})
+    epsilon: float = field(default=0.02, metadata={"help": "spin: entropy weight of the Sinkhorn targets"})
+    iterations: int = field(default=3, metadata={"help": "spin: Sinkhorn iterations"})
+
+    def used(self) -> dict[str, Any]:
+        """`name` and the options that this objective reads."""
+        return {"name": self.objective} | {name: getattr(self, name) for name in OBJECTIVES[self.objective]}
 
 
 @dataclass
@@ -98,15 +136,36 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "use only so many utterances"})
     max_eval_samples: int | None = field(default=64, metadata={"help": "held-out utterances used"})
     min_seconds: float = field(default=0.1, metadata={"help": "shorter utterances are skipped and counted"})
+    crop_seconds: float | None = field(
+        default=None, metadata={"help": "of longer utterances a random piece of this length is taken (Spin: 17)"}
+    )
     max_seconds: float | None = field(
         default=None, metadata={"help": "longer ones too; default: none is too long, as in the paper"}
     )
+    perturbations: list[str] = field(
+        default_factory=lambda: ["speed_pitch"],
+        metadata={
+            "help": "what makes the second view, one after the other: speed_pitch, noise (needs --noise_dir), voice "
+            "(formants and pitch by Praat; needs praat-parselmouth), equalizer"
+        },
+    )
     speed_factors: list[float] = field(
-        default_factory=lambda: [0.9, 1.0, 1.1], metadata={"help": "speed factors, one drawn per pair"}
+        default_factory=lambda: [0.9, 1.0, 1.1], metadata={"help": "speed_pitch: speed factors, one drawn per pair"}
     )
     pitch_steps: list[float] = field(
         default_factory=lambda: [-2.0, 2.0],
-        metadata={"help": "pitch shifts in semitones, one drawn per pair"},
+        metadata={"help": "speed_pitch: pitch shifts in semitones, one drawn per pair"},
+    )
+    noise_dir: str | None = field(default=None, metadata={"help": "noise: folder of noise recordings"})
+    noise_snrs: list[float] = field(
+        default_factory=lambda: [20.0, 10.0, 5.0],
+        metadata={"help": "noise: signal-to-noise ratios in dB, one drawn per pair"},
+    )
+    speaker_f0: str | None = field(
+        default=None,
+        metadata={
+            "help": "voice: tab-separated speaker, floor and ceiling of its pitch in Hz; default: from each utterance"
+        },
     )
     perturb_on: str = field(
         default="worker",
@@ -189,6 +248,24 @@ class LaserTrainingArguments(TrainingArguments):
         },
     )
 
+    seconds_per_update: float | None = field(
+        default=None,
+        metadata={
+            "help": "instead of --pairs_per_update: fill an update with utterances of like length up to so many "
+            "seconds of source speech over all processes (Spin: 256); not for streams"
+        },
+    )
+    per_device_train_seconds: float | None = field(
+        default=None,
+        metadata={"help": "with --seconds_per_update: source speech in memory at once; default: this process's share"},
+    )
+    min_learning_rate: float = field(
+        default=0.0, metadata={"help": "where the linear warm-up starts and the linear decay ends"}
+    )
+    coupled_weight_decay: bool = field(
+        default=False, metadata={"help": "Adam with L2 regularisation of all parameters instead of AdamW (Spin)"}
+    )
+
     def __post_init__(self):
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -209,6 +286,23 @@ class LaserTrainingArguments(TrainingArguments):
             # Meant for accelerate, which would compile the model as a whole: LaserTrainer compiles its layers.
             for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
                 os.environ.pop(name, None)
+        if not 0 <= self.min_learning_rate < self.learning_rate:
+            raise ValueError(
+                f"--min_learning_rate must be at least 0 and below --learning_rate {self.learning_rate:g}, got "
+                f"{self.min_learning_rate:g}"
+            )
+        if self.min_learning_rate and self.lr_scheduler_type != "linear":
+            raise ValueError(f"--min_learning_rate is for the linear schedule, not for {self.lr_scheduler_type}")
+        for name in ("seconds_per_update", "per_device_train_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be positive, got {value}")
+        if self.per_device_train_seconds and not self.seconds_per_update:
+            raise ValueError("--per_device_train_seconds goes with --seconds_per_update")
+        # Every trained parameter takes part in every loss; and those of an objective are used outside the forward
+        # call, where the search for unused ones would not see them.
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
         # The collator's keys are not the model's argument names; the loss stops on NaN itself, with the ids.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False

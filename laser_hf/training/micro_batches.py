@@ -3,7 +3,7 @@
 The data loader yields the pairs in the order of their random draw, so that neither sampling nor resuming knows about
 lengths. Only when the pairs of an update are together are they sorted, so that a micro-batch needs little padding. The
 loss of an update is a mean over its pairs and padding changes no frame, so the cut changes the update through
-dropout alone.
+dropout alone. (Spin is the exception: it assigns codes to the frames of a micro-batch together.)
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from .presets import PresetError, load_preset, preset_names
 DEFAULT_PRESET = "hubert-base"
 
 _DESCRIPTION = """\
-Fine-tune a speech encoder with LASER: align each utterance with its speed- and pitch-perturbed copy.
+Fine-tune a speech encoder with LASER: align each utterance with its speed- and pitch-perturbed copy. Or with others of
+its family: --objective soft_dtw, score, spin.
 
 Without arguments this is the paper's HuBERT recipe on LibriSpeech train-clean-100 from the Hugging Face Hub."""
 
@@ -32,6 +33,7 @@ _EXAMPLES = """\
 examples:
   python train.py --preset demo                                    # no network, CPU, minutes
   accelerate launch train.py --preset hubert-base --output_dir outputs/hubert-laser
+  accelerate launch train.py --preset hubert-base-score --output_dir outputs/hubert-score
   accelerate launch train.py --preset wavlm-base --train_data LibriSpeech --train_split train-clean-100 --bf16
   python train.py --preset demo --train_data my_speech/ --max_steps 500
 
@@ -43,8 +45,9 @@ _SHOWN = {
     "output_dir", "overwrite_output_dir", "pairs_per_update", "per_device_train_batch_size",
     "per_device_eval_batch_size", "max_steps", "learning_rate", "warmup_steps", "adam_epsilon", "max_grad_norm",
     "seed", "bf16", "logging_steps", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "report_to",
-    "dataloader_num_workers", "resume_from_checkpoint", "use_cpu", "collapse_cosine_fraction", "collapse_rank_fraction",
-    "plots", "torch_compile", "torch_compile_backend", "disable_tqdm",
+    "dataloader_num_workers", "resume_from_checkpoint", "use_cpu", "weight_decay",
+    "collapse_cosine_fraction", "collapse_rank_fraction", "plots", "torch_compile", "torch_compile_backend",
+    "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo",
 }  # fmt: skip
 
@@ -66,7 +69,8 @@ class Options:
             for name in (
                 "pairs_per_update", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim",
                 "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "seed", "data_seed",
-                "bf16", "fp16",
+                "bf16", "fp16", "seconds_per_update", "per_device_train_seconds", "min_learning_rate",
+                "coupled_weight_decay",
             )
         }  # fmt: skip
         data = dataclasses.asdict(self.data)
@@ -83,7 +87,7 @@ class Options:
             data.pop(name)
         recipe = {
             "model": dataclasses.asdict(self.model),
-            "objective": {"name": "laser", **dataclasses.asdict(self.objective)},
+            "objective": self.objective.used(),
             "data": data,
             "training": {name: getattr(value, "value", value) for name, value in training.items()},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -86,6 +86,73 @@ class PairBatchSampler(torch.utils.data.Sampler[list[int]]):
             update = order[start : start + self.pairs_per_update]
             for micro_batch in range(self.micro_batches):
                 yield update[micro_batch * self.world_size + self.rank :: shares]
+
+
+class SecondsBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Batches of dataset indices for one process, updates filled with speech instead of with a number of pairs.
+
+    Utterances are sorted by length and cut into updates of at most `seconds_per_update` (at least one utterance); what
+    is left at the end makes no update; the order of the updates is drawn from (seed, epoch). As Spin's released code
+    has it. An update is dealt out as in `PairBatchSampler`.
+
+    Args:
+        seconds: of each utterance, as it is trained on (cropped). 0 where it is not known.
+        seconds_per_update: source speech of one optimiser step, over all processes.
+        micro_batches: micro-batches that a process accumulates for one step.
+        world_size, rank: processes, and which of them this is.
+        seed: of the order.
+
+    Raises:
+        ValueError: all the speech is not enough for one update.
+    """
+
+    def __init__(
+        self,
+        seconds: Sequence[float],
+        seconds_per_update: float,
+        micro_batches: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ):
+        self.updates = _fill(seconds, seconds_per_update)
+        if not self.updates:
+            raise ValueError(
+                f"{sum(seconds):.0f} seconds of speech in {len(seconds)} utterances do not fill one update of "
+                f"{seconds_per_update:g}; lower --seconds_per_update or give more speech"
+            )
+        self.micro_batches = micro_batches
+        self.world_size = world_size
+        self.rank = rank
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.updates) * self.micro_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch]))
+        shares = self.world_size * self.micro_batches
+        for index in generator.permutation(len(self.updates)):
+            for micro_batch in range(self.micro_batches):
+                yield self.updates[index][micro_batch * self.world_size + self.rank :: shares]
+
+
+def _fill(seconds: Sequence[float], limit: float) -> list[list[int]]:
+    """Indices by descending length, cut before the sum of an update passes the limit; the rest is dropped."""
+    updates: list[list[int]] = []
+    current, total = [], 0.0
+    for index in sorted(range(len(seconds)), key=lambda i: seconds[i], reverse=True):
+        if current and total + seconds[index] > limit:
+            updates.append(current)
+            current, total = [], 0.0
+        current.append(index)
+        total += seconds[index]
+    return updates
 
 
 class EpochStream(torch.utils.data.IterableDataset):

@@ -55,6 +55,56 @@ def test_paper_presets(name, tmp_path):
     assert args.lr_scheduler_type == "linear"
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_of_the_family(name, tmp_path):
+    """Facts of the SCORE, Spin and noise recipes; what is not said there is as in LASER."""
+    laser, alone, score, noise, spin = (
+        parse("--preset", preset, output=tmp_path)
+        for preset in (name, *(f"{name}-{method}" for method in ("soft-dtw", "score", "noise", "spin")))
+    )
+
+    def differing(other):
+        ours, theirs = laser.recipe(), other.recipe()
+        return {
+            option: value
+            for group in ("model", "data", "training")
+            for option, value in theirs[group].items()
+            if ours[group].get(option) != value
+        }
+
+    assert alone.recipe()["objective"] == {"name": "soft_dtw", "gamma": 0.1}
+    assert differing(alone) == {}
+    assert score.recipe()["objective"] == {"name": "score", "gamma": 0.1, "twin_dropout": True}
+    # WavLM: another head, other speeds.
+    wavlm = {"projection_layers": 2, "speed_factors": [0.85, 0.9, 1.0, 1.1, 1.15]}
+    assert differing(score) == ({} if name == "hubert-base" else wavlm)
+    assert noise.recipe()["objective"] == laser.recipe()["objective"]
+    assert {"perturbations": ["noise"]}.items() <= differing(noise).items()
+    assert noise.data.noise_snrs == [20.0, 10.0, 5.0]
+    assert spin.recipe()["objective"] == {
+        "name": "spin", "codes": 256, "temperature": 0.1, "epsilon": 0.02, "iterations": 3,
+    }  # fmt: skip
+    assert differing(spin) == {
+        "perturbations": ["voice", "equalizer"],
+        "streaming": False,
+        "min_seconds": 40_000 / 16_000,
+        "crop_seconds": 272_000 / 16_000,
+        "seconds_per_update": 4_096_000 / 16_000,
+        "max_steps": 5000,
+        "warmup_steps": 2500,
+        "learning_rate": 1e-4,
+        "min_learning_rate": 1e-6,
+        "coupled_weight_decay": True,
+        "weight_decay": 1e-6,
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": 10.0,
+        "seed": 7122,
+    } | ({} if name == "hubert-base" else {"speed_factors": [0.9, 1.0, 1.1]})
+    for options in (alone, score, noise, spin):
+        assert options.model.model_name_or_path == laser.model.model_name_or_path
+        assert (options.model.trainable_layers, options.model.train_encoder_layer_norm) == (2, False)
+
+
 def test_without_arguments_it_is_the_hubert_recipe(tmp_path):
     assert parse(output=tmp_path).recipe() == parse("--preset", "hubert-base", output=tmp_path).recipe()
 
@@ -82,12 +132,17 @@ def test_a_preset_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--preset", "hubert-huge"], "demo, hubert-base, wavlm-base"),
+        (["--preset", "hubert-huge"], "demo, demo-score, demo-spin, hubert-base, hubert-base-noise"),
         (["--no_such_option", "3"], "no_such_option"),
         (["--distance", "cosine"], "invalid choice"),
         (["--gradient_accumulation_steps", "8"], "pairs_per_update"),
         (["--alpha", "lots"], "invalid float"),
         (["--push_to_hub"], "push_to_hub.py"),
+        (["--objective", "contentvec"], "invalid choice"),
+        (["--min_learning_rate", "1"], "below --learning_rate"),
+        (["--min_learning_rate", "1e-6", "--lr_scheduler_type", "cosine"], "not for"),
+        (["--seconds_per_update", "0"], "--seconds_per_update must be positive"),
+        (["--per_device_train_seconds", "9"], "goes with --seconds_per_update"),
     ],
 )
 def test_refused(argv, message, tmp_path, capsys):

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY, make_waveform
+from conftest import make_waveform
 from safetensors.torch import load_file
+from training_runs import NO_DROPOUT, arguments, assert_same_weights, kill_in_step_4, launch_two, losses, start
 
 from laser_hf.objectives import LaserLoss
 from laser_hf.training import NonFiniteLossError, parse_options
-from laser_hf.training.run import RECORD_NAME, RunError, _run, last_complete_checkpoint, prepare_output_dir
+from laser_hf.training.output_folder import RECORD_NAME, RunError, last_complete_checkpoint, prepare_output_dir
 from laser_hf.training.sampling import PairBatchSampler
 from laser_hf.training.trainer import LaserTrainer
-
-NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
-
-
-def arguments(encoder, speech, output, *extra):
-    return [
-        "--preset", "demo", "--model_name_or_path", str(encoder), "--train_data", str(speech), "--eval_data", "",
-        "--output_dir", str(output), "--max_steps", "4", "--warmup_steps", "1", "--learning_rate", "1e-3",
-        "--logging_steps", "1", "--save_steps", "2", "--eval_on_start", "false", "--report_to", "none", "--use_cpu",
-        "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--plots", "false", "--projection_dim", "8", *extra,
-    ]  # fmt: skip
-
-
-def start(encoder, speech, output, *extra):
-    """Run in this process; returns the record, the losses by step and the weights."""
-    record = _run(parse_options(arguments(encoder, speech, output, *extra)))
-    return record, losses(output), load_file(output / "model.safetensors")
-
-
-def losses(output):
-    log = json.loads((output / "training_log.json").read_text())["log"]
-    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +25,6 @@ def straight(tiny_encoder, small_tree, tmp_path_factory):
     """An uninterrupted run with dropout."""
     output = tmp_path_factory.mktemp("straight")
     return output, *start(tiny_encoder, small_tree, output)
-
-
-def assert_same_weights(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
-
-
-def kill_in_step_4(monkeypatch):
-    """Make the run that comes next end like an interrupted one."""
-    original = LaserTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaserTrainer, "training_step", killed)
 
 
 def test_what_a_run_leaves(straight, small_tree):
@@ -225,15 +184,7 @@ def test_two_processes_equal_twice_the_accumulation(tiny_encoder, small_tree, tm
     """Through `accelerate launch`, with gloo; updates of 8, 8 and 2 pairs, then a new epoch."""
     options = (*NO_DROPOUT, "--per_device_train_batch_size", "4")
     _, alone, alone_weights = start(tiny_encoder, small_tree, tmp_path / "one", *options)
-    # With --cpu, accelerate starts a second process only through MPI; --multi_gpu only means "several processes".
-    command = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        str(REPOSITORY / "train.py"),
-        *arguments(tiny_encoder, small_tree, tmp_path / "two", *options, "--ddp_backend", "gloo"),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    launch_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options), tmp_path)
     together = losses(tmp_path / "two")
     record = json.loads((tmp_path / "two" / RECORD_NAME).read_text())
     assert record["processes"] == 2

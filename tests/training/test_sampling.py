@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laser_hf.data import PairTransform, SpeedPitch, load_speech
-from laser_hf.training.sampling import EpochStream, PairBatchSampler, micro_batches_per_update
+from laser_hf.training.sampling import EpochStream, PairBatchSampler, SecondsBatchSampler, micro_batches_per_update
 
 
 def updates(count, pairs, micro, world, epoch=0, **options):
@@ -88,3 +88,42 @@ def test_workers_and_processes_share_a_stream(small_tree, world_size):
         del pairs
     # Workers take turns, so that the first epoch is through when every share has been read once.
     assert sorted(seen) == sorted(item["id"] for item in speech)
+
+
+LENGTHS = [3.0, 9.0, 1.5, 7.0, 7.0, 2.0, 4.5, 6.0, 0.0, 12.0]
+
+
+def test_updates_filled_with_seconds():
+    """By hand: sorted 12 9 7 7 6 4.5 3 2 1.5 0, at most 16 seconds each; the last, unfinished one is dropped."""
+    assert SecondsBatchSampler(LENGTHS, 16.0).updates == [[9], [1, 3], [4, 7]]
+    # A single utterance above the limit still makes an update of its own.
+    assert SecondsBatchSampler(LENGTHS, 5.0).updates == [[9], [1], [3], [4], [7], [6], [0, 5]]
+    with pytest.raises(ValueError, match="52 seconds of speech in 10 utterances do not fill one update of 100"):
+        SecondsBatchSampler(LENGTHS, 100.0)
+
+
+@pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_updates_of_seconds_whatever_the_split(micro, world):
+    generator = torch.Generator().manual_seed(0)
+    lengths = (20 * torch.rand(200, generator=generator)).tolist()
+
+    def dealt(micro, world, epoch):
+        samplers = [SecondsBatchSampler(lengths, 64.0, micro, world, rank, seed=3) for rank in range(world)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        per_rank = [list(sampler) for sampler in samplers]
+        assert {len(batches) for batches in per_rank} == {len(samplers[0])}
+        return [
+            sorted(i for batches in per_rank for batch in batches[start : start + micro] for i in batch)
+            for start in range(0, len(samplers[0]), micro)
+        ]
+
+    first = dealt(micro, world, 0)
+    assert first == dealt(1, 1, 0)
+    assert first != dealt(1, 1, 1)
+    assert sorted(map(tuple, first)) == sorted(map(tuple, dealt(1, 1, 1)))
+    for update in first:
+        assert sum(lengths[i] for i in update) <= 64.0
+    used = [i for update in first for i in update]
+    assert len(used) == len(set(used))
+    assert sum(lengths) - sum(lengths[i] for i in used) <= 64.0

@@ -1,0 +1,101 @@
+"""Gather what the experiments left into one record.
+
+python -m experiments.collect outputs/experiments
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from laser_hf.records import read_json, write_json
+
+from .plan import COMMON, MAX_SECONDS, POINTS, SEEDS, Point
+from .run import DONE, folder
+
+RECORD = Path(__file__).resolve().parent / "records" / "small_encoder.json"
+CURVES = ("eval_soft_dtw", "eval_idm", "eval_frame_cosine", "eval_effective_rank")
+
+
+def collect(output_dir: Path, seeds: list[int]) -> dict[str, Any]:
+    """Results of every point and seed, as far as they are there, and how they were come by."""
+    runs, about = [], {"commits": set(), "versions": [], "hardware": []}
+
+    def note(record: dict[str, Any]) -> None:
+        about["commits"].add(record["commit"])
+        for key in ("versions", "hardware"):
+            if record[key] not in about[key]:
+                about[key].append(record[key])
+
+    for one in POINTS:
+        for seed in seeds:
+            run = _run(folder(output_dir, one, seed), one, note)
+            if run:
+                runs.append({"point": one.name, "seed": seed, **run})
+    return {
+        "what": "experiments with the shipped encoder on Mini-LibriSpeech (experiments/plan.py)",
+        "longest_utterance_seconds": MAX_SECONDS,
+        "common_options": COMMON,
+        "points": {one.name: {"preset": one.preset, "options": one.options} for one in POINTS},
+        "runs": runs,
+        **about,
+        "commits": sorted(about["commits"]),
+    }
+
+
+def _run(where: Path, one: Point, note) -> dict[str, Any]:
+    """What is known of one point and seed."""
+    found: dict[str, Any] = {}
+    for stage in one.stages:
+        if not (where / DONE[stage]).is_file():
+            continue
+        record = read_json(where / DONE[stage])
+        note(record)
+        if stage == "train":
+            found[stage] = _training(record, read_json(where / "encoder" / "training_log.json")["log"])
+        else:
+            found[stage] = {
+                "protocol": record["protocol"],
+                **{f"{entry['metric']} {entry['split']}": entry["value"] for entry in record["metrics"]},
+                "command": record["command"],
+                "wall_seconds": record["wall_seconds"],
+            }
+    return found
+
+
+def _training(record: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
+    curves = {
+        name: [[entry["step"], entry[name]] for entry in log if name in entry]
+        for name in CURVES
+        if any(name in entry for entry in log)
+    }
+    return {
+        "method": record["method"],
+        "updates": record["updates"],
+        "processed_hours": record["processed_hours"],
+        "wall_seconds": record["wall_time_seconds"],
+        "skipped": record["data"]["skipped"],
+        "collapse_at": record["collapse"]["fired_at"],
+        "curves": curves,
+        "command": record["command"],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the record."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.collect", description=__doc__.splitlines()[0])
+    parser.add_argument("output_dir", type=Path, help="as given to experiments.run")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: %(default)s")
+    parser.add_argument("--record", type=Path, default=RECORD, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    record = collect(arguments.output_dir, arguments.seeds)
+    if not record["runs"]:
+        sys.exit(f"nothing is finished in {arguments.output_dir}")
+    write_json(arguments.record, record)
+    print(f"{len(record['runs'])} runs -> {arguments.record}")
+
+
+if __name__ == "__main__":
+    main()

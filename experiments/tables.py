@@ -1,0 +1,187 @@
+"""Tables and pictures of the experiments, from their record alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .plan import POINTS, Point
+
+Runs = list[dict[str, Any]]
+QBE = "mean_average_precision test"
+TEST = "test-other-100"
+
+
+def runs_of(record: dict[str, Any], one: Point) -> Runs:
+    """The runs of a point, by seed."""
+    return [run for run in record["runs"] if run["point"] == one.name]
+
+
+def values(runs: Runs, stage: str, key: str) -> list[float]:
+    """One value of every run that has it."""
+    return [run[stage][key] for run in runs if key in run.get(stage, {})]
+
+
+def spread(found: Sequence[float], digits: int) -> str:
+    """Mean and, of several, the sample standard deviation; empty where there is nothing."""
+    if not found:
+        return ""
+    mean = f"{statistics.mean(found):.{digits}f}"
+    return mean if len(found) < 2 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def curve_end(runs: Runs, name: str, digits: int) -> str:
+    """Last value of a held-out curve, over the seeds."""
+    ends = [run["train"]["curves"][name][-1][1] for run in runs if name in run.get("train", {}).get("curves", {})]
+    return spread(ends, digits)
+
+
+def collapse_table(record: dict[str, Any]) -> str:
+    """The shape of the paper's Table 3."""
+    rows = []
+    for one in POINTS:
+        runs = runs_of(record, one)
+        if "collapse" not in one.tables or not runs:
+            continue
+        fired = [run["train"]["collapse_at"] for run in runs if "train" in run]
+        alarm = "" if not fired else ", ".join("no" if step is None else f"update {step}" for step in fired)
+        rows.append(
+            [
+                one.label,
+                spread(values(runs, "qbe", QBE), 4),
+                curve_end(runs, "eval_soft_dtw", 1),
+                curve_end(runs, "eval_frame_cosine", 2),
+                curve_end(runs, "eval_effective_rank", 1),
+                alarm,
+            ]
+        )
+    header = [
+        "", "QbE, mean average precision", "held-out soft-DTW", "mean cosine of frames", "effective rank",
+        "collapse alarm, by seed",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def methods_table(record: dict[str, Any]) -> str:
+    """The shape of the paper's Tables 1 and 2."""
+    rows = []
+    for one in POINTS:
+        runs = runs_of(record, one)
+        if "methods" not in one.tables or not runs:
+            continue
+        rows.append(
+            [
+                one.label,
+                spread(values(runs, "train", "processed_hours"), 2),
+                spread([seconds / 60 for seconds in values(runs, "train", "wall_seconds")], 1),
+                spread(values(runs, "pr", f"per {TEST}"), 2),
+                spread(values(runs, "asr", f"wer {TEST}"), 1),
+                spread(values(runs, "asr", f"cer {TEST}"), 1),
+                spread(values(runs, "qbe", QBE), 4),
+                str(max((len(values(runs, stage, key)) for stage, key in (("qbe", QBE),)), default=0)),
+            ]
+        )
+    header = [
+        "", "hours processed", "minutes, one core", "PER, %", "WER, %", "CER, %", "QbE, mean average precision", "runs",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def sensitivity_table(record: dict[str, Any]) -> str:
+    """What changes when one value of the recipe does; differences are of runs with the same seed."""
+    reference = {run["seed"]: run for run in record["runs"] if run["point"] == "laser"}
+    rows = []
+    for one in POINTS:
+        runs = [run for run in runs_of(record, one) if QBE in run.get("qbe", {})]
+        if not one.group or not runs:
+            continue
+        pairs = [(run, reference[run["seed"]]) for run in runs if QBE in reference.get(run["seed"], {}).get("qbe", {})]
+        differences = [run["qbe"][QBE] - other["qbe"][QBE] for run, other in pairs]
+        rows.append(
+            [
+                one.group,
+                "" if one.name == "laser" else one.label,
+                spread(values(runs, "qbe", QBE), 4),
+                "" if one.name == "laser" else signed(differences),
+                curve_end(runs, "eval_frame_cosine", 2),
+                curve_end(runs, "eval_effective_rank", 0),
+                spread(values(runs, "train", "wall_seconds"), 0),
+            ]
+        )
+    header = [
+        "varied (preset)", "value", "QbE, mean average precision", "against the preset", "mean cosine of frames",
+        "effective rank", "seconds, one core",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def signed(differences: Sequence[float]) -> str:
+    """Mean difference with its standard error; in bold where it is more than twice that."""
+    if not differences:
+        return ""
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.4f}"
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    text = f"{mean:+.4f} ± {error:.4f}"
+    return f"**{text}**" if abs(mean) > 2 * error else text
+
+
+def how(record: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    hardware = "; ".join(sorted({f"{one['processor']}, {one['cores']} cores" for one in record["hardware"]}))
+    seeds = sorted({run["seed"] for run in record["runs"]})
+    commits = ", ".join(f"`{commit[:10]}`" for commit in record["commits"])
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; ± is the standard deviation over seeds, of differences the standard "
+        f"error. {hardware}. Commits {commits}."
+    )
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "collapse": collapse_table,
+    "methods": methods_table,
+    "sensitivity": sensitivity_table,
+    "how": how,
+}
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Held-out collapse statistics of the points of the first table, every seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (
+        ("eval_soft_dtw", "normalised soft-DTW (held out)"),
+        ("eval_frame_cosine", "mean pairwise cosine of frames"),
+        ("eval_effective_rank", "effective rank of frames"),
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.8), layout="constrained")
+    shown = [one for one in POINTS if "collapse" in one.tables and one.trained]
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        for index, one in enumerate(shown):
+            for run in runs_of(record, one):
+                points = run.get("train", {}).get("curves", {}).get(name, [])
+                if points:
+                    first = run["seed"] == min(other["seed"] for other in runs_of(record, one))
+                    axis.plot(
+                        *zip(*points, strict=True), color=f"C{index}", marker=".", label=one.label if first else None
+                    )
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle("The shipped encoder on Mini-LibriSpeech, four speakers held out; one line a seed")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,128 @@
+"""What is drawn: an utterance in two views, and words with times."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from laser_hf.data import BadAudio, SpeedPitch
+from laser_hf.plots import ViewPair, load_pair, load_words
+from laser_hf.plots.speech import find_word_times, held_out_pair, held_out_words, source_name
+from laser_hf.records import located
+
+from .conftest import WORDS
+
+DRAWN = {"speed": 1.1, "pitch": 2.0}
+DEMO = located("{laser_hf}/demo/speech")
+
+
+def test_the_pair_is_an_utterance_and_its_perturbed_copy(small_tree):
+    pair = load_pair(small_tree, SpeedPitch(), DRAWN)
+    assert pair.utterance == "1-10-0000"
+    samples, _ = soundfile.read(next(small_tree.rglob("1-10-0000.flac")), dtype="float32")
+    np.testing.assert_array_equal(pair.clean.numpy(), samples)
+    assert torch.equal(pair.perturbed, SpeedPitch().apply(pair.clean, **DRAWN))
+    assert len(pair.perturbed) == pytest.approx(len(pair.clean) / 1.1, abs=2)
+    assert pair.perturbation == "speed 1.1, +2 semitones"
+    assert str(pair) == f"1-10-0000 ({small_tree.name})"
+    named = load_pair(small_tree, SpeedPitch(), DRAWN, splits=["train"], utterance="3-10-0002")
+    assert named.utterance == "3-10-0002"
+    assert not torch.equal(named.clean[:100], pair.clean[:100])
+
+
+def test_what_was_drawn_is_said_in_words():
+    parts = {"parts": [{"speed": 0.9, "pitch": -1.5}, {"noise_level": 3, "kind": "babble"}]}
+    pair = ViewPair("u", torch.zeros(1), torch.zeros(1), parts)
+    assert pair.perturbation == "speed 0.9, -1.5 semitones, noise level 3, kind babble"
+    assert str(pair) == "u"
+
+
+def test_utterances_that_cannot_be_used_are_passed_over_or_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.sin(np.arange(3000)), 16_000)
+    with pytest.raises(ValueError, match=r"no utterance of 0\.5 seconds or more"):
+        load_pair(tmp_path, SpeedPitch(), DRAWN)
+    soundfile.write(tmp_path / "c.wav", np.sin(np.arange(16_000)), 16_000)
+    assert load_pair(tmp_path, SpeedPitch(), DRAWN).utterance == "c"
+    assert len(load_pair(tmp_path, SpeedPitch(), DRAWN, utterance="b").clean) == 3000
+    with pytest.raises(BadAudio, match="silent"):
+        load_pair(tmp_path, SpeedPitch(), DRAWN, utterance="a")
+    with pytest.raises(ValueError, match="no utterance 'z'; --utterance takes the name of an audio file"):
+        load_pair(tmp_path, SpeedPitch(), DRAWN, utterance="z")
+
+
+def test_words_of_several_speakers(small_tree, word_times):
+    speech = load_words(small_tree, word_times)
+    assert {token.label for token in speech.tokens} == set(WORDS)
+    assert {token.speaker for token in speech.tokens} == {"1", "2", "3"}
+    assert set(speech.waveforms) == {token.utterance for token in speech.tokens}
+    assert len(speech.spoken) == 18
+    assert [word.label for word in speech.spoken["1-10-0001"]] == ["garden", "letter"]
+    assert speech.source == small_tree.name
+    assert len(load_words(small_tree, word_times, splits=["train"]).tokens) == len(speech.tokens)
+
+
+def test_word_times_are_found_near_the_speech(small_tree, word_times, tmp_path):
+    tree = tmp_path / "LibriSpeech" / "dev"
+    shutil.copytree(small_tree / "train", tree)
+    assert find_word_times(tree) is None
+    with pytest.raises(FileNotFoundError, match=r"no word times .* give --alignments FILE"):
+        load_words(tree)
+    shutil.copy(word_times, tmp_path / "alignments.tsv")
+    assert find_word_times(tree) == tmp_path / "alignments.tsv"
+    assert {token.label for token in load_words(tree).tokens} == set(WORDS)
+    assert held_out_words(tree).source == "dev"
+    (tree / "words.tsv").write_text("nearer\n")
+    assert find_word_times(tree) == tree / "words.tsv"
+
+
+def test_tokens_without_usable_audio_are_left_out(small_tree, word_times, tmp_path, caplog):
+    shutil.copytree(small_tree, tmp_path / "speech")
+    for file in (tmp_path / "speech").rglob("2-10-000*.flac"):
+        file.write_bytes(b"no audio")
+    lines = word_times.read_text().splitlines()
+    late = [line.replace("0.05\t", "50.05\t") if line.startswith("1-") else line for line in lines]
+    (tmp_path / "late.tsv").write_text("\n".join(late) + "\n")
+    speech = load_words(tmp_path / "speech", tmp_path / "late.tsv")
+    assert {token.speaker for token in speech.tokens} == {"1", "3"}
+    assert {token.start for token in speech.tokens if token.speaker == "1"} == {0.26}
+    assert "undecodable" in caplog.text
+    assert not any(name.startswith("2-") for name in speech.waveforms)
+
+
+def test_speech_without_words_to_compare_is_refused(small_tree, word_times, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        load_words(tmp_path / "nowhere", word_times)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*dev"):
+        load_words(small_tree, word_times, splits=["dev"])
+    with pytest.raises(ValueError, match=r"none of 5 letters and 0\.2 s is said by two speakers"):
+        load_words(small_tree / "train" / "1", word_times)
+
+
+def test_the_shipped_speech_stands_in(small_tree, caplog):
+    assert held_out_words(None).source == "shipped speech, held-out voices"
+    words = held_out_words(small_tree)  # its word times lie elsewhere
+    assert "The words are those of the shipped speech: no word times" in caplog.text
+    assert len({token.label for token in words.tokens}) == 8
+    assert len({token.speaker for token in words.tokens}) == 6
+    assert held_out_pair(None, SpeedPitch(), DRAWN).utterance.startswith("v17-")
+    assert held_out_pair(small_tree, SpeedPitch(), DRAWN).source == small_tree.name
+    caplog.clear()
+    assert held_out_pair(small_tree, SpeedPitch(), DRAWN, utterance="v18-s1-0033").source == source_name(DEMO)
+    assert "no utterance 'v18-s1-0033'" in caplog.text
+    assert held_out_pair(str(small_tree) + "-gone", SpeedPitch(), DRAWN).utterance.startswith("v17-")
+
+
+def test_real_speech_has_words_of_its_speakers(shared_speech):
+    data = shared_speech / "heldout-clean-5"
+    if find_word_times(data) is None or not data.is_dir():
+        pytest.skip(f"no word times near {data}")
+    speech = load_words(data)
+    assert len({token.label for token in speech.tokens}) == 8
+    for label in {token.label for token in speech.tokens}:
+        assert len({token.speaker for token in speech.tokens if token.label == label}) > 1
+    assert all(token.end < len(speech.waveforms[token.utterance]) / 16_000 + 0.03 for token in speech.tokens)

@@ -1,0 +1,67 @@
+"""Whole runs of a tiny encoder, for the tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+from laser_hf.training import parse_options
+from laser_hf.training.run import _run
+from laser_hf.training.trainer import LaserTrainer
+
+NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
+
+
+def arguments(encoder, speech, output, *extra):
+    return [
+        "--preset", "demo", "--model_name_or_path", str(encoder), "--train_data", str(speech), "--eval_data", "",
+        "--output_dir", str(output), "--max_steps", "4", "--warmup_steps", "1", "--learning_rate", "1e-3",
+        "--logging_steps", "1", "--save_steps", "2", "--eval_on_start", "false", "--report_to", "none", "--use_cpu",
+        "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--plots", "false", "--projection_dim", "8", *extra,
+    ]  # fmt: skip
+
+
+def start(encoder, speech, output, *extra):
+    """Run in this process; returns the record, the losses by step and the weights."""
+    record = _run(parse_options(arguments(encoder, speech, output, *extra)))
+    return record, losses(output), load_file(output / "model.safetensors")
+
+
+def losses(output):
+    log = json.loads((output / "training_log.json").read_text())["log"]
+    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+def assert_same_weights(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+def kill_in_step_4(monkeypatch):
+    """Make the run that comes next end like an interrupted one."""
+    original = LaserTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaserTrainer, "training_step", killed)
+
+
+def launch_two(argv, folder):
+    """Run train.py in two processes, through `accelerate launch`, with gloo."""
+    # With --cpu, accelerate starts a second process only through MPI; --multi_gpu only means "several processes".
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        str(REPOSITORY / "train.py"), *argv, "--ddp_backend", "gloo",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
