@@ -7,6 +7,9 @@ from .cache import DecodedCache, DecodedCacheError
 from .collator import PairCollator, SkipLog
 from .columns import SpeechSourceError
 from .decode import BadAudio, Decoded, decode_audio
+from .durations import durations
+from .equalizer import Equalizer
+from .noise import Noise
 from .pairs import PairTransform, with_pairs
 from .perturbation import (
     Compose,
@@ -22,6 +25,7 @@ from .perturbation import (
 )
 from .resampling import resample
 from .speech import load_speech, shuffled_stream
+from .voice import Voice
 
 __all__ = [
     "BadAudio",
@@ -29,15 +33,19 @@ __all__ = [
     "Decoded",
     "DecodedCache",
     "DecodedCacheError",
+    "Equalizer",
+    "Noise",
     "PairCollator",
     "PairTransform",
     "Perturbation",
     "SkipLog",
     "SpeechSourceError",
     "SpeedPitch",
+    "Voice",
     "build_perturbation",
     "decode_audio",
     "draw_generator",
+    "durations",
     "load_speech",
     "pitch_shift",
     "pitch_shift_batch",

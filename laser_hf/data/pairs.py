@@ -37,6 +37,8 @@ class PairTransform:
         perturb: False leaves the second view to whoever gets the pairs (``Perturbation.apply_batch`` on the
             device that trains): ``perturbed`` is None, and ``drawn`` says what is to be done. The draws
             are the same.
+        crop_seconds: of longer utterances a part of this length is taken, at a place drawn anew each epoch, and
+            both views are made from it; None for whole utterances. The perturbation's draws are the same.
 
     Raises:
         ValueError: the perturbation works at another rate, or the limits contradict each other.
@@ -51,6 +53,7 @@ class PairTransform:
         max_seconds: float | None = None,
         decode: Callable[..., Decoded] = decode_audio,
         perturb: bool = True,
+        crop_seconds: float | None = None,
     ) -> None:
         if perturbation.sample_rate not in (None, sample_rate):
             raise ValueError(
@@ -58,6 +61,11 @@ class PairTransform:
             )
         if max_seconds is not None and max_seconds < min_seconds:
             raise ValueError(f"max_seconds {max_seconds} is below min_seconds {min_seconds}")
+        if crop_seconds is not None and not max(min_seconds, 1 / sample_rate) <= crop_seconds < float("inf"):
+            raise ValueError(
+                f"crop_seconds must be positive and at least min_seconds ({min_seconds}), got {crop_seconds}; "
+                "None for whole utterances"
+            )
         self.perturbation = perturbation
         self.seed = seed
         self.sample_rate = sample_rate
@@ -65,6 +73,7 @@ class PairTransform:
         self.max_seconds = max_seconds
         self.decode = decode
         self.perturb = perturb
+        self.crop_seconds = crop_seconds
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -100,7 +109,7 @@ class PairTransform:
 
         Returns:
             ``id``; ``clean`` and ``perturbed``, each ``(samples,)`` float32; ``drawn``, the parameters of the
-            perturbation (``speed``, ``pitch``); ``skip``, empty. For audio that cannot be used the views are
+            perturbation (such as ``speed`` and ``pitch``); ``skip``, empty. For audio that cannot be used the views are
             None, ``drawn`` is empty, and ``skip`` is ``"kind: reason"``. ``seconds``: what it took this
             process to ``decode`` and to ``perturb``.
 
@@ -114,7 +123,8 @@ class PairTransform:
                 clean = self.decode(
                     audio, self.sample_rate, min_seconds=self.min_seconds, max_seconds=self.max_seconds
                 ).waveform
-            drawn = self.perturbation.draw(draw_generator(self.seed, self.epoch, utterance_id))
+            clean = self._cropped(clean, utterance_id)
+            drawn = self.perturbation.draw_for(draw_generator(self.seed, self.epoch, utterance_id), utterance_id)
             perturbed = None
             if self.perturb:
                 with _clocked(seconds, "perturb"):
@@ -122,6 +132,14 @@ class PairTransform:
         except BadAudio as error:
             return pair | {"skip": str(error)}
         return pair | {"clean": clean, "perturbed": perturbed, "drawn": drawn}
+
+    def _cropped(self, clean: torch.Tensor, utterance_id: str) -> torch.Tensor:
+        spare = len(clean) - round(self.crop_seconds * self.sample_rate) if self.crop_seconds is not None else 0
+        if spare <= 0:
+            return clean
+        start = int(draw_generator(self.seed, self.epoch, f"{utterance_id}\ncrop").integers(spare + 1))
+        # A copy: a view would take the whole utterance along from the worker to the main process.
+        return clean[start : start + len(clean) - spare].clone()
 
     def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
         try:

@@ -166,6 +166,10 @@ class Perturbation(ABC):
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """Choose the parameters: the keyword arguments of :meth:`apply`, plain numbers or text."""
 
+    def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
+        """:meth:`draw` for an utterance; to be overridden where the draw depends on whose voice it is."""
+        return self.draw(rng)
+
     @abstractmethod
     def apply(self, waveform: torch.Tensor, **drawn: Any) -> torch.Tensor:
         """Perturb ``waveform (samples,)`` with these parameters; returns ``(other samples,)``."""
@@ -232,11 +236,9 @@ class SpeedPitch(Perturbation):
         pitch_steps: Sequence[float] = (-2, 2),
         sample_rate: int = 16000,
     ) -> None:
-        if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate or sample_rate <= 0:
-            raise ValueError(f"sample_rate must be a positive whole number of Hz, got {sample_rate!r}")
-        self.sample_rate = int(sample_rate)
-        self.speed_factors = _numbers("speed_factors", speed_factors, "[1.0]")
-        self.pitch_steps = _numbers("pitch_steps", pitch_steps, "[0]")
+        self.sample_rate = check_rate(sample_rate)
+        self.speed_factors = check_numbers("speed_factors", speed_factors, "[1.0]")
+        self.pitch_steps = check_numbers("pitch_steps", pitch_steps, "[0]")
         for factor in self.speed_factors:
             _check_speed(factor, self.sample_rate)
         for step in self.pitch_steps:
@@ -282,6 +284,10 @@ class Compose(Perturbation):
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """``{"parts": [...]}``, in order."""
         return {"parts": [part.draw(rng) for part in self.parts]}
+
+    def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
+        """``{"parts": [...]}``, in order."""
+        return {"parts": [part.draw_for(rng, utterance_id) for part in self.parts]}
 
     def apply(self, waveform: torch.Tensor, *, parts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """``(samples,)`` to ``(other samples,)``."""
@@ -331,7 +337,14 @@ def build_perturbation(config: str | Mapping[str, Any] | Sequence[str | Mapping[
         raise ValueError(f"perturbation {name!r}: {error}") from error
 
 
-def _numbers(name: str, values: Any, neutral: str) -> tuple[float, ...]:
+def check_rate(sample_rate: Any) -> int:
+    """A sample rate in Hz as an int, or a ValueError that says what is wrong with it."""
+    if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate or sample_rate <= 0:
+        raise ValueError(f"sample_rate must be a positive whole number of Hz, got {sample_rate!r}")
+    return int(sample_rate)
+
+
+def check_numbers(name: str, values: Any, neutral: str) -> tuple[float, ...]:
     """A flat, non-empty tuple of numbers, or a ValueError that says what is wrong with ``values``."""
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
         raise ValueError(f"{name} must be a list of numbers, got {values!r}")

@@ -1,4 +1,4 @@
-"""Time-stretching by a phase vocoder, as in ``torchaudio.transforms.PitchShift`` and about twice as fast.
+"""Time-stretching by a phase vocoder, as in ``torchaudio.transforms.PitchShift`` with less work.
 
 The phase vocoder computes magnitude and angle of each frame once instead of twice and keeps a frame's bins
 side by side; its result is torchaudio's bit for bit. The synthesis adds overlapping frames as four shifted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..data import (
     Perturbation,
     build_perturbation,
     decode_audio,
+    durations,
     load_speech,
     with_pairs,
 )
@@ -60,6 +62,9 @@ def perturbation_of(data: DataArguments) -> Perturbation:
         "speed_pitch": {"speed_factors": data.speed_factors, "pitch_steps": data.pitch_steps},
         "voice": {"speaker_f0": data.speaker_f0},
     }
+    if "voice" in data.perturbations and importlib.util.find_spec("parselmouth") is None:
+        # Said now, and not by a data worker later.
+        raise ValueError("--perturbations voice needs Praat: pip install praat-parselmouth")
     if "noise" in data.perturbations:
         if data.noise_dir is None:
             raise ValueError("--perturbations noise needs --noise_dir, a folder of noise recordings")
@@ -97,7 +102,7 @@ def load_pairs(data: DataArguments, args: LaserTrainingArguments) -> SpeechPairs
             data.max_seconds,
             decode,
             perturb=in_workers,
-            **({"crop_seconds": data.crop_seconds} if data.crop_seconds else {}),
+            crop_seconds=data.crop_seconds,
         )
 
     speech = load_speech(
@@ -143,8 +148,6 @@ def _by_length(speech: datasets.Dataset, data: DataArguments) -> tuple[datasets.
 
     Those whose length cannot be read stay, with length 0: decoding them says what is wrong and counts them.
     """
-    from ..data.durations import durations
-
     found = durations(speech)
     longest = data.max_seconds if data.max_seconds is not None else float("inf")
     keep, seconds, left_out = [], [], {"too_short": 0, "too_long": 0}

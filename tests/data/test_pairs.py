@@ -196,6 +196,67 @@ def test_a_bad_perturbed_view(libri):
         dataset[0]
 
 
+def test_crops(libri):
+    """Long utterances lose all but a part, anew each epoch; nothing else changes, the draws neither."""
+    speech = load_speech(libri, "train")
+    transform = PairTransform(SpeedPitch(), seed=5, crop_seconds=0.5)
+    whole, cropped = list(with_pairs(speech, PairTransform(SpeedPitch(), seed=5))), list(with_pairs(speech, transform))
+    assert sum(len(item["clean"]) > 8000 for item in whole) == 3
+    for before, after in zip(whole, cropped, strict=True):
+        assert after["drawn"] == before["drawn"]
+        if len(before["clean"]) <= 8000:
+            assert same(before, after)
+            continue
+        places = before["clean"].unfold(0, 8000, 1)
+        assert (places == after["clean"]).all(1).sum() == 1
+        assert torch.equal(after["perturbed"], SpeedPitch().apply(after["clean"], **after["drawn"]))
+        assert after["clean"].untyped_storage().nbytes() == 4 * 8000  # nothing more goes to the main process
+    long = max(range(len(whole)), key=lambda index: len(whole[index]["clean"]))
+    starts = set()
+    for epoch in range(300):
+        cut = transform.at_epoch(epoch).pair(speech[long]["id"], speech[long]["audio"])["clean"]
+        assert len(cut) == 8000
+        starts.add(int((whole[long]["clean"].unfold(0, 50, 1) == cut[:50]).all(1).nonzero()))
+    spare = len(whole[long]["clean"]) - 8000
+    assert len(starts) > 200
+    assert min(starts) < 0.03 * spare
+    assert 0.97 * spare < max(starts) <= spare
+
+
+def test_crops_come_after_the_limit(libri):
+    speech = load_speech(libri, "train")
+    items = list(with_pairs(speech, PairTransform(SpeedPitch(), max_seconds=0.5, crop_seconds=0.4)))
+    assert sum(item["skip"].startswith("too_long") for item in items) == 3
+    assert max(len(item["clean"]) for item in items if not item["skip"]) == 6400
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0, -1, float("nan"), float("inf")])
+def test_crops_of_no_use_are_refused(seconds):
+    with pytest.raises(ValueError, match="crop_seconds must be positive and at least min_seconds"):
+        PairTransform(SpeedPitch(), crop_seconds=seconds)
+
+
+def test_a_crop_of_no_samples_is_refused():
+    with pytest.raises(ValueError, match="crop_seconds must be positive"):
+        PairTransform(SpeedPitch(), min_seconds=0, crop_seconds=0)
+
+
+class NamesTheVoice(Broken):
+    """Draws whose voice it is."""
+
+    def draw_for(self, rng, utterance_id):
+        return {"voice": utterance_id}
+
+    def apply(self, waveform, *, voice):
+        return waveform + len(voice)
+
+
+def test_the_perturbation_learns_the_utterance(libri):
+    item = with_pairs(load_speech(libri, "train"), PairTransform(NamesTheVoice(None)))[3]
+    assert item["drawn"] == {"voice": "10-21-0000"}
+    assert torch.equal(item["perturbed"], item["clean"] + 10)
+
+
 def test_contradictions_are_refused():
     with pytest.raises(ValueError, match="works at 8000 Hz, the pairs are asked for at 16000 Hz"):
         PairTransform(SpeedPitch(sample_rate=8000))

@@ -246,6 +246,32 @@ def test_draws_are_the_same_everywhere_and_for_ever():
     assert draw_generator(7, 3, "19-198-0000").integers(1000, size=4).tolist() == [62, 153, 689, 177]
 
 
+class OfSpeaker(Perturbation):
+    """Draws what the utterance is called, and a number."""
+
+    def draw(self, rng):
+        return {"name": "nobody", "number": float(rng.random())}
+
+    def draw_for(self, rng, utterance_id):
+        return self.draw(rng) | {"name": utterance_id}
+
+    def apply(self, waveform, *, name, number):
+        return waveform
+
+
+def test_draws_for_an_utterance():
+    """The parts of a composition learn the utterance, in turn and however deep; those that do not ask draw alike."""
+    plain = SpeedPitch()
+    assert plain.draw_for(draw_generator(0, 0, "a"), "a") == plain.draw(draw_generator(0, 0, "a"))
+    composed = Compose([OfSpeaker(), Compose([SpeedPitch(), OfSpeaker()])])
+    rng = draw_generator(0, 0, "a")
+    expected = [OfSpeaker().draw_for(rng, "x"), {"parts": [plain.draw(rng), OfSpeaker().draw_for(rng, "x")]}]
+    assert composed.draw_for(draw_generator(0, 0, "a"), "x") == {"parts": expected}
+    anonymous = composed.draw(draw_generator(0, 0, "a"))["parts"]
+    assert anonymous[0] == expected[0] | {"name": "nobody"}
+    assert anonymous[1]["parts"][1] == expected[1]["parts"][1] | {"name": "nobody"}
+
+
 def test_names(monkeypatch, speech):
     monkeypatch.setitem(_REGISTRY, "speed_pitch", SpeedPitch)  # restores the registry afterwards
 
@@ -277,7 +303,9 @@ def test_names(monkeypatch, speech):
     assert two.batched
     drawn = two.draw(draw_generator(0, 0, "a"))
     assert torch.equal(two.apply_batch([waveform], [drawn])[0], two.apply(waveform, **drawn))
-    with pytest.raises(ValueError, match=r"unknown perturbation 'gian'; known: gain, speed_pitch"):
+    with pytest.raises(
+        ValueError, match=r"unknown perturbation 'gian'; known: equalizer, gain, noise, speed_pitch, voice"
+    ):
         build_perturbation({"name": "gian"})
     with pytest.raises(ValueError, match=r"'gain': .*loud"):
         build_perturbation({"name": "gain", "loud": 1})

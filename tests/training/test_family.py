@@ -15,8 +15,9 @@ from training_runs import NO_DROPOUT, arguments, assert_same_weights, kill_in_st
 
 from laser_hf.encoders import SpeechEncoder
 from laser_hf.objectives import Objective, SpinLoss
-from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
+from laser_hf.training import AlignmentModel, DataArguments, LaserTrainer, LaserTrainingArguments
 from laser_hf.training.output_folder import RECORD_NAME, RunError
+from laser_hf.training.speech_pairs import perturbation_of
 
 SPIN = (
     "--objective", "spin", "--codes", "6", "--perturbations", "equalizer", "--seconds_per_update", "5",
@@ -274,6 +275,12 @@ def test_noise_instead_of_speed_and_pitch(tiny_encoder, small_tree, tmp_path):
 def test_perturbations_that_are_refused(options, message, tiny_encoder, small_tree, tmp_path):
     with pytest.raises(ValueError, match=message):
         start(tiny_encoder, small_tree, tmp_path, *options)
+
+
+def test_voices_without_praat(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install praat-parselmouth"):
+        perturbation_of(DataArguments(perturbations=["voice"]))
 
 
 def test_the_shipped_speech_trains_with_voices(tmp_path, tiny_encoder):
