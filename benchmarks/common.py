@@ -1,7 +1,8 @@
-"""What every benchmark shares: timing, peak memory, and a record with hardware, versions and commit."""
+"""What every benchmark shares: options, timing, peak memory, and a record with hardware, versions and commit."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import multiprocessing
 import re
@@ -29,6 +30,39 @@ class Timing:
 
     def __str__(self) -> str:
         return f"{1000 * self.median:.1f} ms (least {1000 * self.minimum:.1f}, {self.repeats} runs)"
+
+
+def build_parser(name: str, description: str, quick: str, device: str | None = "") -> argparse.ArgumentParser:
+    """A parser with the options that benchmarks have in common; to be used with `parse_options`.
+
+    Args:
+        name: of the module.
+        description: its docstring, shown as it is.
+        quick: help of `--quick`, what is made small.
+        device: help of `--device`; `None` for a benchmark of the CPU alone, which has no such option.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if device is not None:
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device or None)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}: only to see it run")
+    parser.add_argument("--output", type=Path, help="record to write; default: benchmarks/records")
+    return parser
+
+
+def parse_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        SystemExit: wrong options, or a device that is not here.
+    """
+    options = parser.parse_args(arguments)
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device")
+    return options
 
 
 def time_side_by_side(
@@ -81,12 +115,12 @@ def peak_memory_mib(function: Callable[..., Any], *arguments: Any, warm_up: Sequ
 def _measure_memory(sender, function, arguments, warm_up) -> None:
     if warm_up is not None:
         function(*warm_up)
-    before = _peak_mib()
+    before = peak_mib()
     function(*arguments)
-    sender.send(_peak_mib() - before)
+    sender.send(peak_mib() - before)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Peak resident memory of this process in MiB (Linux)."""
     # Not ru_maxrss, which a new process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import common
 from benchmarks.common import save_record
 from benchmarks.librispeech_like import LENGTHS, UTTERANCES, write_utterances
-from benchmarks.update import WARM_UP, bf16_trouble, in_process, make_encoder, train_options
+from benchmarks.training import WARM_UP, add_training_options, bf16_trouble, in_process, make_encoder, train_options
 
 EPOCH = 3600
 """Updates of the recipe."""
@@ -103,11 +104,8 @@ def run(settings: dict[str, Any], encoder: str, speech: str) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.epoch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=["hubert-base", "wavlm-base"], default="hubert-base")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser = common.build_parser("epoch", __doc__, "a tiny model, short utterances, four updates of two pairs")
+    add_training_options(parser)
     parser.add_argument("--updates", type=int, default=EPOCH, help="updates timed (default: %(default)s)")
     parser.add_argument("--profile", type=int, default=40, help="updates profiled (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=15, help="data workers (default: %(default)s)")
@@ -116,23 +114,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_bf16", action="store_true", help="fp32 on the GPU (a CPU runs fp32 anyway)")
     parser.add_argument("--utterances", type=int, default=UTTERANCES, help="files (default: %(default)s)")
     parser.add_argument("--distinct", type=int, default=300, help="of these, different ones (default: %(default)s)")
-    parser.add_argument("--speech", type=Path, help="folder of real 16 kHz speech to cut the utterances from")
-    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="more options of train.py")
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny model, short utterances, four updates of two pairs"
-    )
-    parser.add_argument("--output", type=Path, help="record to write; default: benchmarks/records")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> Path:
     """Time the recipe; returns the record's path."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device here")
+    options = common.parse_options(parser, arguments)
     if options.device == "cpu" and not options.quick and options.updates > 10:
-        parser.error("on a CPU this takes a day; use --quick, or --updates of at most 10")
+        parser.error("on a CPU this takes more than a day; use --quick, or --updates of at most 10")
     if options.quick:
         options.updates, options.profile, options.utterances, options.distinct, options.workers = 4, 2, 40, 8, 1
     bf16 = options.device == "cuda" and not options.no_bf16 and bf16_trouble("cuda") is None

@@ -19,6 +19,7 @@ import soundfile
 import torch
 
 import laser_hf
+from benchmarks import common
 from benchmarks.common import peak_memory_mib, save_record, time_side_by_side
 from benchmarks.librispeech_like import SAMPLE_RATE
 from laser_hf.data import pitch_shift, pitch_shift_batch, speed, speed_batch
@@ -188,10 +189,8 @@ def has(package: str) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.perturbation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = common.build_parser(
+        "perturbation", __doc__, "one second, -5 semitones (a small kernel), two runs", device="of the batched form"
     )
     parser.add_argument(
         "--speech", type=Path, default=DEMO_SPEECH, help="folder of 16 kHz speech (default: the demo's)"
@@ -201,20 +200,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--factors", type=float, nargs="+", default=[0.9, 1.1], help="speed factors")
     parser.add_argument("--repeats", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--budget", type=float, default=30.0, help="seconds for each function (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the batched form")
-    parser.add_argument(
-        "--quick", action="store_true", help="one second, -5 semitones (a small kernel), two runs: only to see it run"
-    )
-    parser.add_argument("--output", type=Path, help="record to write; default: benchmarks/records")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run the comparison; returns the record's path."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device here")
+    options = common.parse_options(parser, arguments)
     if options.quick:
         options.seconds, options.semitones, options.factors, options.repeats = 1.0, [-5.0], [0.9], 2
     threads = torch.get_num_threads()

@@ -11,7 +11,6 @@ queries and documents of `--data`. Three things are timed side by side:
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from dtw import dtw
 from scipy.spatial.distance import cdist
 
 import laser_hf
+from benchmarks import common
 from benchmarks.common import save_record, time_side_by_side
 from laser_hf.superb.qbe.data import Utterance, read_data
 from laser_hf.superb.qbe.frontends import Frontend, load_frontend
@@ -101,15 +101,13 @@ def main(argv: list[str] | None = None) -> dict:
     Raises:
         SystemExit: scores that differ by more than 1e-6.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.qbe", description=__doc__.splitlines()[0])
+    parser = common.build_parser("qbe", __doc__, "four queries, six documents, one repetition", device=None)
     parser.add_argument("--data", type=Path, help="task to take queries and documents from (default: demo speech)")
     parser.add_argument("--model", default=str(DEMO / "encoder"), help="encoder id or folder, mfcc, logmel")
     parser.add_argument("--queries", type=int, default=40, help="at most")
     parser.add_argument("--documents", type=int, default=40, help="at most")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="four queries, six documents, one repetition")
-    parser.add_argument("--output", type=Path, help="write the record here instead of benchmarks/records")
-    options = parser.parse_args(argv)
+    options = common.parse_options(parser, argv)
     if options.quick:
         options.queries, options.documents, options.repeats = 4, 6, 1
     if options.data is None:

@@ -8,7 +8,6 @@ missing or fails is named in the table.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -18,16 +17,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import peers
+from benchmarks import common, peers
 from benchmarks.common import RECORDS, Timing, peak_memory_mib, save_record, time_side_by_side
 
 GAMMA = 0.1
 PACKAGES = ("pysdtw", "tslearn", "ott-jax", "jax", "numba", "triton")
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 OURS = "laser_hf"
-# Seconds for one pair of 635 frames; more would take minutes a call.
+# Seconds for one pair of 635 frames, and the time grows with the number of pairs and the square of their length.
 SLOW = ("released method", "tslearn")
-# XLA compiles for every shape, minutes for long ones; it takes part where one shape is called again and again.
+# XLA compiles for every shape, long for long ones; it takes part where one shape is called again and again.
 COMPILED = ("ott-jax",)
 # Peak memory takes a process for every figure.
 MEMORY_CASES = ("635 frames", "8 ragged pairs around 635")
@@ -93,7 +92,7 @@ def contest(
     runs: dict[str, Callable[[], Any]] = {}
     for name, prepare in getattr(peers, table).items():
         if name in leave_out:
-            rows[name] = {"failed": "left out: minutes a call or to compile"}
+            rows[name] = {"failed": "left out: too long a call, or to compile"}
             continue
         try:
             prepare(peers.make_pairs([(4, 4)], device=device), GAMMA)()  # what is compiled once is compiled now
@@ -195,25 +194,26 @@ def draw(studies: dict[str, dict[str, Any]], device: str, path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs; no record kept")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the comparison; returns the record's path."""
+    parser = common.build_parser("soft_dtw", __doc__, "tiny sizes, record and figure in a temporary folder")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and numba (default 2)")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each contestant (default 7)")
     parser.add_argument("--no_scaling", action="store_true", help="leave out the study of length and batch")
     parser.add_argument("--no_memory", action="store_true", help="leave out peak memory (a process a figure)")
-    parser.add_argument("--output_dir", type=Path, help="where record and figure go instead of their places here")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but PyTorch sees no CUDA device")
+    parser.add_argument("--figure", type=Path, help="picture to write; default: beside --output, else docs/figures")
+    options = common.parse_options(parser, arguments)
     torch.set_num_threads(options.threads)
     _set_numba_threads(options.threads)
     quick = options.quick
     repeats = 2 if quick else options.repeats
-    output = options.output_dir or (Path(tempfile.mkdtemp(prefix="soft-dtw-")) if quick else None)
+    output = options.output
+    if output is None:
+        folder = Path(tempfile.mkdtemp(prefix="soft-dtw-")) if quick else RECORDS
+        output = folder / f"soft_dtw-{options.device}.json"
     suffix = "" if options.device == "cpu" else f"_{options.device}"
-    figure = (output or FIGURES) / f"soft_dtw_scaling{suffix}.png"
+    figures = output.parent if quick or options.output else FIGURES
+    figure = options.figure or figures / f"soft_dtw_scaling{suffix}.png"
 
     record: dict[str, Any] = {"gamma": GAMMA, "dim": 256, "cases": {}, "divergence": {}, "loss": {}}
     for title, lengths in cases(quick).items():
@@ -234,8 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record["scaling"] = scaling(options.device, quick)
         draw(record["scaling"], options.device, figure)
         print(f"\n{figure}")
-    path = (output or RECORDS) / f"soft_dtw-{options.device}.json"
-    print(save_record("soft_dtw", record, PACKAGES, options.device, path))
+    print(f"record: {save_record('soft_dtw', record, PACKAGES, options.device, output)}")
+    return output
 
 
 def _set_numba_threads(threads: int) -> None:

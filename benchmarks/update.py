@@ -8,7 +8,7 @@ of LibriSpeech train-clean-100, with two data workers each and in a fresh proces
   so that gradients run through all layers (`--train_encoder_layer_norm`);
 * `released way`: `benchmarks/released.py`.
 
-    python -m benchmarks.update                       # HuBERT base in fp32 on this CPU, about eight minutes
+    python -m benchmarks.update                       # HuBERT base in fp32 on this CPU
     python -m benchmarks.update --model wavlm-base
     python -m benchmarks.update --device cuda --bf16 --updates 20
 """
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import tempfile
 from pathlib import Path
@@ -26,98 +24,13 @@ from typing import Any
 
 import torch
 
+from benchmarks import common
 from benchmarks.common import save_record
 from benchmarks.librispeech_like import LENGTHS, write_utterances
+from benchmarks.training import WARM_UP, add_training_options, bf16_trouble, in_process, make_encoder, train_options
 
 OURS, SAME, RELEASED = "laser_hf", "laser_hf, same parameters trained", "released way"
-WARM_UP = 2
-"""Updates that the Trainer's profile leaves out."""
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "update_profile.png"
-_TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-
-
-def make_encoder(name: str, folder: Path, tiny: bool = False, training: bool = False):
-    """Save a random encoder of the architecture `name` and return it; `training` sets the recipe's dropouts."""
-    import transformers
-
-    from laser_hf.encoders import TRAINING_CONFIG
-
-    kinds = {
-        "hubert-base": (transformers.HubertConfig, transformers.HubertModel),
-        "wavlm-base": (transformers.WavLMConfig, transformers.WavLMModel),
-    }
-    config_class, model_class = kinds[name]
-    torch.manual_seed(0)
-    model = model_class(config_class(**(_TINY if tiny else {}), **(TRAINING_CONFIG if training else {})))
-    if not training:
-        model.save_pretrained(folder)
-    return model
-
-
-def bf16_trouble(device: str) -> str | None:
-    """Why bf16 would not be worth measuring here, or `None`."""
-    if device == "cuda":
-        return None if torch.cuda.is_bf16_supported() else "this GPU has no bf16 arithmetic"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return None
-    return "this CPU has neither AVX512-BF16 nor AMX, so bf16 would be emulated"
-
-
-def in_process(function, *arguments) -> dict[str, Any]:
-    """Result of a module-level function in a fresh process, and the peak memory of it and of its workers in GiB."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise SystemExit(f"{function.__name__} failed in its own process; see above") from None
-    finally:
-        process.join()
-
-
-def _call(sender, function, arguments) -> None:
-    result = function(*arguments)
-    # Linux counts in KiB.
-    result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    result["peak_memory_worker_gib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    if torch.cuda.is_available():
-        result["peak_memory_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    sender.send(result)
-
-
-def train_options(settings: dict[str, Any], folder: str, speech: str, output: str) -> list[str]:
-    """The command line of `train.py` for `updates` updates on the files of `speech`."""
-    arguments = {
-        "preset": settings["model"],
-        "model_name_or_path": folder,
-        "train_data": speech,
-        "train_split": "",
-        "train_name": "",
-        "output_dir": output,
-        "max_steps": settings["updates"],
-        "pairs_per_update": settings["pairs"],
-        "per_device_train_batch_size": settings["micro_batch"],
-        "dataloader_num_workers": settings["workers"],
-        "save_strategy": "no",
-        "report_to": "none",
-        "plots": "false",
-        "disable_tqdm": "true",
-        "bf16": str(settings["bf16"]).lower(),
-        "use_cpu": str(settings["device"] == "cpu").lower(),
-        **settings["options"],
-    }
-    return [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
 
 
 def run_ours(settings: dict[str, Any], folder: str, speech: str) -> dict[str, Any]:
@@ -191,11 +104,8 @@ def plot(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.update", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=["hubert-base", "wavlm-base"], default="hubert-base")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser = common.build_parser("update", __doc__, "a tiny model and short utterances")
+    add_training_options(parser)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast on all sides")
     parser.add_argument("--updates", type=int, default=1, help="updates measured on each side (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of an update (default: %(default)s)")
@@ -205,11 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="pairs in memory at once here; default: 1 on a CPU, where more gain nothing, else 8",
     )
     parser.add_argument("--workers", type=int, default=2, help="data workers of each side (default: %(default)s)")
-    parser.add_argument("--speech", type=Path, help="folder of real 16 kHz speech to cut the utterances from")
     parser.add_argument("--without", nargs="*", default=[], choices=["same", "released"], help="sides to leave out")
-    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="more options of train.py")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and short utterances: only to see it run")
-    parser.add_argument("--output", type=Path, help="record to write; default: benchmarks/records")
     parser.add_argument("--figure", type=Path, help="picture to write; default: docs/figures for the full CPU run")
     return parser
 
@@ -217,9 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> Path:
     """Run the comparison; returns the record's path."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device here")
+    options = common.parse_options(parser, arguments)
     if options.bf16 and (trouble := bf16_trouble(options.device)):
         parser.error(f"--bf16: {trouble}")
     pairs = 2 if options.quick else options.pairs

@@ -1,13 +1,13 @@
 """Training a speech encoder on a CPU: cheap dropout, attention with dropout, and memory that is kept.
 
 PyTorch's CPU dropout draws a random number of its own for every element, one after the other; attention with
-dropout has no fused kernel and falls back to one with several passes over the weights. Of an update of HuBERT base
-that is a third. `CheapDropout` catches those calls and leaves the model as it is: no module is exchanged, no config
-changed, and evaluation takes the stock kernels. Dropout keeps its distribution and comes from PyTorch's own
-generator, so that seeds and saved generator states work as ever; a seed gives other masks than PyTorch's.
+dropout has no fused kernel and falls back to one with several passes over the weights. `CheapDropout` catches those
+calls and leaves the model as it is: no module is exchanged, no config changed, and evaluation takes the stock kernels.
+Dropout keeps its distribution and comes from PyTorch's own generator, so that seeds and saved generator states work as
+ever; a seed gives other masks than PyTorch's.
 
-The other cost is the kernel's: glibc hands large blocks back at once and every tensor is paged in anew, a
-fifth of an update's time. `keep_freed_memory` stops that.
+The other cost is the kernel's: glibc hands large blocks back at once and every tensor is paged in anew.
+`keep_freed_memory` stops that.
 """
 
 from __future__ import annotations

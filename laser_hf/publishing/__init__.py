@@ -8,7 +8,7 @@ from typing import Any
 # Looked up on first use: pushing needs no transformers in its own process, which takes seconds to import.
 _LAZY = {
     "export_encoder": ".export",
-    "find_facts": ".card",
+    "find_facts": ".facts",
     "render_card": ".card",
     "sample_features": ".export",
 }

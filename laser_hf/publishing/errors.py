@@ -1,4 +1,4 @@
-"""What stops a push, said so that its reader can mend it."""
+"""What stops a push or a conversion, said so that its reader can mend it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from huggingface_hub.errors import (
 
 class PushError(RuntimeError):
     """A run that must not be published as it is, or a Hub that does not take it; the message says why."""
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted, and why."""
 
 
 def status_of(error: Exception) -> int | None:
@@ -44,3 +48,8 @@ def explain(error: Exception, endpoint: str) -> str:
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
         return f"{endpoint} cannot be reached ({error}); check the connection and HF_ENDPOINT, and try again"
     return f"{endpoint} gave an answer that makes no sense, or a file went away: {error}"
+
+
+def shortened(names: list[str], most: int = 12) -> str:
+    """The first `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

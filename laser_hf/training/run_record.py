@@ -47,6 +47,7 @@ def run_record(
         "trained_parameters": trainable,
         "data": {
             "source": portable(options.data.train_data),
+            "local": Path(options.data.train_data).exists(),
             "name": options.data.train_name,
             "split": options.data.train_split,
             "utterances": len(pairs.train) if hasattr(pairs.train, "__len__") else None,

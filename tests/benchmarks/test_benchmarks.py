@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks belong to the repository, not to the package
 
-from benchmarks import epoch, perturbation, update
+from benchmarks import common, epoch, perturbation, qbe, soft_dtw, update
 from benchmarks.librispeech_like import SAMPLE_RATE, draw_seconds, write_utterances
+from benchmarks.training import make_encoder
 
 
 def needs(*packages: str) -> None:
@@ -77,7 +79,7 @@ def test_released_update_trains_what_was_released(tmp_path, monkeypatch):
     real = torchaudio.transforms.PitchShift
     monkeypatch.setattr(torchaudio.transforms, "PitchShift", lambda rate, steps: real(rate, 6 * steps))
     paths = write_utterances(tmp_path, 4, scale=0.04)
-    model = update.make_encoder("hubert-base", tmp_path, tiny=True, training=True)
+    model = make_encoder("hubert-base", tmp_path, tiny=True, training=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = released.released_updates(model, paths, 1, 2, "cpu", False, workers=0)
     assert len(found["times"]) == 1
@@ -129,13 +131,64 @@ def test_update_profile_is_drawn(tmp_path):
     assert (tmp_path / "figures" / "profile.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("benchmark", [update, epoch, perturbation])
+@pytest.mark.parametrize("benchmark", [update, epoch, perturbation, soft_dtw])
 def test_a_device_that_is_not_there(benchmark, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(SystemExit):
         benchmark.main(["--device", "cuda"])
     assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", [update, epoch, perturbation, soft_dtw, qbe])
+def test_all_benchmarks_have_the_common_options(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: python -m {benchmark.__name__} " in shown
+    assert benchmark.__doc__.splitlines()[0] in shown
+    for option in ("--quick", "--output"):
+        assert shown.count(f"\n  {option} ") == 1
+    assert ("--device" in shown) is (benchmark is not qbe)  # it has no GPU code
+
+
+def test_soft_dtw(tmp_path, monkeypatch, capsys):
+    """Ours and the released way, without the study of scaling."""
+    needs("numba")
+    known = {soft_dtw.OURS, "released method"}
+    for table in ("DIVERGENCE", "LOSS"):
+        contestants = getattr(soft_dtw.peers, table)
+        monkeypatch.setattr(soft_dtw.peers, table, {name: contestants[name] for name in contestants if name in known})
+    path = soft_dtw.main(["--quick", "--no_memory", "--no_scaling", "--output", str(tmp_path / "record.json")])
+    assert path == tmp_path / "record.json"
+    record = json.loads(path.read_text())
+    assert (record["benchmark"], record["device"]) == ("soft_dtw", "cpu")
+    for table in ("divergence", "loss"):
+        assert record[table].keys() == soft_dtw.cases(True).keys()
+        for case, rows in record[table].items():
+            assert rows[soft_dtw.OURS]["ratio"] == 1
+            if "failed" in rows["released method"]:  # pair by pair, several pairs are left out
+                assert (table, len(record["cases"][case])) == ("divergence", 3)
+            else:
+                assert rows["released method"]["time"]["median"] > 0
+            assert all(row["gradient_error"] < 1e-5 for row in rows.values() if "failed" not in row)
+    assert "gradient error" in capsys.readouterr().out
+
+
+def test_timing_leaves_the_warm_up_out_and_stops_at_the_budget():
+    calls = {"quick": 0, "slow": 0}
+
+    def quick():
+        calls["quick"] += 1
+
+    def slow():
+        calls["slow"] += 1
+        time.sleep(0.02)
+
+    found = common.time_side_by_side({"quick": quick, "slow": slow}, repeats=4, warm_up=2, budget=0.03)
+    assert (calls["quick"], found["quick"].repeats) == (6, 4)
+    assert (calls["slow"], found["slow"].repeats) == (4, 2)
+    assert found["slow"].minimum >= 0.02 > found["quick"].median
 
 
 def test_gpu_check_says_what_is_missing():

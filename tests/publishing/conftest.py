@@ -14,11 +14,16 @@ import torch
 from conftest import REPOSITORY, make_model
 from safetensors.torch import save
 
-from laser_hf.publishing import export_encoder, sample_features, weights
+from laser_hf.publishing import export_encoder, find_facts, render_card, sample_features, weights
+from laser_hf.publishing.evaluation import Identity, read_results
+from laser_hf.publishing.facts import find_speech
 from laser_hf.records import tensors_digest
 from laser_hf.superb import results as superb_results
 
 CARDS = REPOSITORY / "model_cards"
+CONFIG = {**make_model().config.to_dict()}
+PREPROCESSOR = {"do_normalize": False, "sampling_rate": 16000}
+DIGEST, BASE_DIGEST = "a" * 64, "b" * 64
 
 # One white pixel.
 _PNG = base64.b64decode(
@@ -70,9 +75,20 @@ def make_record(kind: str = "hubert") -> dict:
                 "margin": 1.1,
                 "distance": "euclidean",
             },
-            "data": {"train_data": "openslr/librispeech_asr", "train_name": "clean", "train_split": "train.100"},
+            "data": {
+                "train_data": "openslr/librispeech_asr",
+                "train_name": "clean",
+                "train_split": "train.100",
+                "perturbations": ["speed_pitch"],
+                "speed_factors": [0.9, 1.0, 1.1],
+                "pitch_steps": [-2.0, 2.0],
+                "noise_dir": None,
+                "noise_snrs": [20.0, 10.0, 5.0],
+                "crop_seconds": None,
+            },
             "training": {
                 "pairs_per_update": 8,
+                "seconds_per_update": None,
                 "max_steps": 3600,
                 "learning_rate": 2e-5,
                 "lr_scheduler_type": "SchedulerType.LINEAR",
@@ -131,6 +147,27 @@ def make_result(folder: Path, model: str, digest: str | None, task: str = "qbe",
     with mock.patch.object(superb_results, "provenance", return_value=written):
         superb_results.write_results(folder, task=task, model=named, **values)
     return folder / "results.json"
+
+
+def render(record: dict, results=(), **values) -> str:
+    """The card of a run, without a run."""
+    return render_card(
+        record,
+        find_facts(record, CARDS),
+        CARDS / "model_card.md.jinja",
+        repo_id="org/hubert-laser",
+        config=CONFIG,
+        preprocessor=PREPROCESSOR,
+        speech=find_speech(record, CARDS),
+        results=results,
+        **values,
+    )
+
+
+def read(folder: Path, *paths: Path, base: str = "facebook/hubert-base-ls960"):
+    """Results of records in `folder`, by their names there."""
+    files = {f"results/{path.parent.name}.json": path for path in paths}
+    return read_results(files, Identity(DIGEST, BASE_DIGEST, base, ["org/hubert-laser"], make_record()["written"]))
 
 
 @dataclass

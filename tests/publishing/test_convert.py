@@ -18,7 +18,9 @@ from conftest import make_model
 from transformers import AutoFeatureExtractor, AutoModel
 
 from laser_hf.publishing.__main__ import main
-from laser_hf.publishing.convert import ConversionError, convert_checkpoint, rename
+from laser_hf.publishing.convert import convert_checkpoint
+from laser_hf.publishing.errors import ConversionError
+from laser_hf.publishing.fairseq import rename
 from laser_hf.records import tensors_digest
 
 STRIDES = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"

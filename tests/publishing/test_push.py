@@ -11,7 +11,7 @@ from conftest import make_model
 from safetensors.torch import load_file, save_file
 
 from laser_hf.encoders import load_encoder
-from laser_hf.publishing import push, sample_features, upload, weights
+from laser_hf.publishing import bundle, push, sample_features, upload, weights
 from laser_hf.publishing.collect import EVALUATION_SCRIPTS, without_private
 from laser_hf.publishing.errors import PushError
 from laser_hf.publishing.probe import difference
@@ -30,7 +30,7 @@ def refuse(monkeypatch, capsys, base_at_hand):
         if isinstance(folder, Run):
             base_at_hand(folder)
         if not reload:
-            monkeypatch.setattr(push, "check_reload", lambda *_: None)
+            monkeypatch.setattr(bundle, "check_reload", lambda *_: None)
         assert push.main([str(folder), "--repo_id", REPO, *options], cards_dir=CARDS) == 1
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -47,7 +47,7 @@ def show(monkeypatch, capsys, base_at_hand):
         base_at_hand(folder)
         # Offline there is nothing to wait for.
         monkeypatch.setattr(upload, "time", None)
-        monkeypatch.setattr(push, "check_reload", lambda *_: None)
+        monkeypatch.setattr(bundle, "check_reload", lambda *_: None)
         status = push.main([str(folder), "--repo_id", REPO, "--show_card", *options], cards_dir=CARDS)
         captured = capsys.readouterr()
         assert status == 0, captured.err

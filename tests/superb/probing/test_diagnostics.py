@@ -73,6 +73,20 @@ def test_selection_is_small_spread_and_the_same_every_time(aligned, small_tree):
     assert other.words != speech.words
 
 
+def test_utterances_with_words_of_several_speakers_come_first(small_tree, tmp_path):
+    """Of each speaker one utterance has a word that others say too; the others have words of the speaker alone."""
+    rows = []
+    for file in sorted(small_tree.rglob("*.flac")):
+        speaker, utterance = int(file.stem[0]), int(file.stem[-1])
+        word = "shared" if utterance == 2 + speaker else "lonely" + "abc"[speaker - 1]
+        rows.append(f"{file.stem}\t{word}\t0.10\t0.20\t")
+    path = tmp_path / "alignments.tsv"
+    path.write_text(HEADER + "\n".join(rows) + "\n")
+    for seed in range(3):
+        speech = load_probe_speech(small_tree, path, settings=replace(SETTINGS, max_utterances=3, seed=seed))
+        assert sorted(speech.waveforms) == ["1-10-0003", "2-10-0004", "3-10-0005"]
+
+
 def test_words_of_several_speakers_come_first(aligned, small_tree):
     words = load_probe_speech(small_tree, aligned, settings=SETTINGS).words
     lonely = [replace(words[0], label=f"only{index}") for index in range(20)]

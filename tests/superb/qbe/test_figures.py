@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.stats import norm
 
 from laser_hf.superb.qbe import figures, scoring
 
@@ -21,3 +22,20 @@ def test_matches(tmp_path):
     figures.plot_matches(matches, tmp_path / "alignment.png", 0.02)
     assert plt.imread(tmp_path / "alignment.png").std() > 0.05
     assert not plt.get_fignums()
+
+
+def test_the_best_term_weighted_value_is_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.plt, "close", lambda figure: None)
+    random = np.random.default_rng(1)
+    targets = random.random((4, 300)) < 0.1
+    scores = random.normal(size=targets.shape) + 2 * targets
+    figures.plot_detection({"one": scoring.detection_curve(scores, targets)}, tmp_path / "det.png")
+    axis = plt.gcf().axes[0]
+    best = scoring.mtwv(scores, targets)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [f"one: MTWV {best.value:.4f}"]
+    mark = next(line for line in axis.lines if line.get_marker() == "o")
+    miss = np.mean([(scores[q][targets[q]] < best.threshold).mean() for q in range(4)])
+    false_alarm = np.mean([(scores[q][~targets[q]] >= best.threshold).mean() for q in range(4)])
+    np.testing.assert_allclose(np.ravel(mark.get_data()), norm.ppf([false_alarm, miss]), atol=1e-9)
+    monkeypatch.undo()
+    plt.close("all")

@@ -37,6 +37,12 @@ def test_parts_gain_and_rates(tmp_path):
     assert stores.read_waveform(write(tmp_path / "c.wav", 1.0, channels=2)).shape == (16_000,)
 
 
+def test_a_file_of_one_frame_is_read(tmp_path):
+    assert len(stores.read_waveform(write(tmp_path / "a.wav", 400 / 16_000), shortest=400)) == 400
+    with pytest.raises(BadAudio, match="399 samples; one frame needs 400"):
+        stores.read_waveform(write(tmp_path / "b.wav", 399.5 / 16_000), shortest=400)
+
+
 @pytest.mark.parametrize(
     ("name", "times", "kind"),
     [

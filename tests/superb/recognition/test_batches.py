@@ -54,6 +54,11 @@ def test_target_windows_by_hand():
     assert {len(window) for window in windows} == {8, 16}
 
 
+def test_windows_are_halved_beyond_the_limit_and_not_at_it():
+    for first, size in ((300_000, 4), (300_001, 2)):
+        assert len(target_windows([4, 3, 2, 1], [first, 1, 2, 3], 4, 300_000)[0]) == size
+
+
 def test_windows_of_fewer_utterances_than_a_batch():
     assert target_windows([3, 1, 2], [10, 20, 30], 16, 300_000) == [[2, 1, 0]] * 3
 

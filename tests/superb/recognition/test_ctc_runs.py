@@ -1,97 +1,20 @@
-"""Whole `asr` and `pr` commands on made-up speech: records, resuming, repeating, bad corpora, transcribing."""
+"""Whole `asr` and `pr` commands on made-up speech: what they leave, what must not change it, bad input."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import soundfile
 import torch
-from conftest import REPOSITORY, make_waveform
+from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 from laser_hf.records import read_json
-from laser_hf.superb.recognition import asr, pr, transcribe
 from laser_hf.superb.recognition.probe_training import ProbeTrainer
 
-TEXTS = ["THE CAT SAT", "A DOG RAN", "SHE CAN SEE IT", "HELLO WORLD", "WE ALL WENT", "ONE TWO THREE", "THE END"]
-
-
-def write_chapter(folder: Path, speaker: str, texts: list[str], seed: int) -> None:
-    chapter = folder / speaker / "1"
-    chapter.mkdir(parents=True)
-    lines = []
-    for number, text in enumerate(texts):
-        name = f"{speaker}-1-{number:04d}"
-        wave = make_waveform(0.6 + 0.07 * ((seed + 3 * number) % 8), seed=seed + number)
-        soundfile.write(chapter / f"{name}.flac", wave, 16_000)
-        if text is not None:
-            lines.append(f"{name} {text}")
-    (chapter / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    """A tree of 9 + 4 + 4 utterances, with one transcript missing, one unknown word and one empty file in training."""
-    root = tmp_path_factory.mktemp("transcribed")
-    write_chapter(root / "train", "11", [*TEXTS, "THE XYZZYQ", None], 0)
-    write_chapter(root / "train", "12", ["ONE MORE"], 40)
-    (root / "train" / "12" / "1" / "12-1-0000.flac").write_bytes(b"")
-    write_chapter(root / "dev", "13", TEXTS[:4], 20)
-    write_chapter(root / "test", "14", TEXTS[3:], 30)
-    return root
-
-
-@pytest.fixture(scope="module")
-def lexicon(tmp_path_factory) -> Path:
-    """A few words of the CMU dictionary, which takes seconds to read."""
-    path = tmp_path_factory.mktemp("lexicon") / "words.txt"
-    path.write_text(
-        "THE DH AH0\nCAT K AE1 T\nSAT S AE1 T\nA AH0\nDOG D AO1 G\nRAN R AE1 N\nSHE SH IY1\nCAN K AE1 N\nSEE S IY1\n"
-        "IT IH1 T\nHELLO HH AH0 L OW1\nWORLD W ER1 L D\nWE W IY1\nALL AO1 L\nWENT W EH1 N T\nONE W AH1 N\nTWO T UW1\n"
-        "THREE TH R IY1\nEND EH1 N D\nMORE M AO1 R\n"
-    )
-    return path
-
-
-SMALL = {
-    "asr": [*("--lstm_size", "6", "--projection_size", "8", "--time_mask_width", "10", "--warp_window", "5")],
-    "pr": ["--projection_size", "8"],
-}
-
-
-def command(task, encoder, corpus, output, *words, protocol="quick"):
-    return [
-        *("--model", str(encoder), "--data", str(corpus), "--output_dir", str(output), "--protocol", protocol),
-        *("--train_split", "train", "--dev_split", "dev", "--test_split", "test", "--max_steps", "8"),
-        *("--eval_steps", "2", "--batch_size", "2", "--report_to", "none", "--use_cpu", "--disable_tqdm"),
-        *SMALL[task],
-        *words,
-    ]
-
-
-def run(task, *arguments, **keywords):
-    module = {"asr": asr, "pr": pr}[task]
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(command(task, *arguments, **keywords)))
-
-
-@pytest.fixture(scope="module")
-def finished_asr(tiny_encoder, corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "asr"
-    return folder, run("asr", tiny_encoder, corpus, folder)
-
-
-@pytest.fixture(scope="module")
-def finished_pr(tiny_encoder, corpus, lexicon, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "pr"
-    return folder, run("pr", tiny_encoder, corpus, folder, "--lexicon", str(lexicon))
+from .conftest import command, run, write_chapter
 
 
 def test_what_an_asr_run_leaves(finished_asr):
@@ -161,89 +84,6 @@ def test_without_a_dev_rate_below_100_the_last_update_is_tested(finished_asr):
     assert "last update" in record["selected"]["rule"]
 
 
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_at(monkeypatch, update):
-    real = ProbeTrainer.training_step
-
-    def step(self, *arguments, **keywords):
-        if self.state.global_step == update:
-            raise Interrupted
-        return real(self, *arguments, **keywords)
-
-    monkeypatch.setattr(ProbeTrainer, "training_step", step)
-
-
-@pytest.mark.parametrize("task", ["asr", "pr"])
-def test_resumed_equals_uninterrupted(task, request, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
-    folder, record = request.getfixturevalue(f"finished_{task}")
-    words = ["--lexicon", str(lexicon)] if task == "pr" else []
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
-        with pytest.raises(Interrupted):
-            run(task, tiny_encoder, corpus, tmp_path, *words)
-    assert (tmp_path / "checkpoint-4").is_dir()
-    assert not (tmp_path / "results.json").exists()
-    resumed = run(task, tiny_encoder, corpus, tmp_path, *words)
-    for name, value in load_file(folder / "probe.safetensors").items():
-        assert torch.equal(value, load_file(tmp_path / "probe.safetensors")[name]), name
-    assert resumed["metrics"] == record["metrics"]
-    assert resumed["selected"] == record["selected"]
-    for name in ("hyp.txt", "worst.txt"):
-        assert (tmp_path / "test" / name).read_text() == (folder / "test" / name).read_text()
-
-
-def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(Interrupted):
-            run("asr", tiny_encoder, corpus, tmp_path)
-    with pytest.raises(SystemExit):
-        run("asr", tiny_encoder, corpus, tmp_path, "--dropout", "0.5")
-    assert "--dropout 0.2 -> 0.5" in capsys.readouterr().err
-
-
-def test_a_finished_run_is_not_overwritten_by_accident(finished_asr, tiny_encoder, corpus, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run("asr", tiny_encoder, corpus, finished_asr[0])
-    assert "holds a finished run" in capsys.readouterr().err
-    copy = tmp_path / "copy"
-    shutil.copytree(finished_asr[0], copy)
-    (copy / "mine.txt").write_text("kept")
-    record = run("asr", tiny_encoder, corpus, copy, "--overwrite_output_dir")
-    assert (copy / "mine.txt").exists()
-    assert record["metrics"] == finished_asr[1]["metrics"]
-
-
-def test_runs_are_repeated_and_resumed(finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
-    words = ["--lexicon", str(lexicon), "--runs", "2"]
-    with monkeypatch.context() as patch:
-        real = ProbeTrainer.load_best
-
-        def once(self):
-            if self.args.seed == 1338:
-                raise Interrupted
-            real(self)
-
-        patch.setattr(ProbeTrainer, "load_best", once)
-        with pytest.raises(Interrupted):
-            run("pr", tiny_encoder, corpus, tmp_path, *words)
-    before = (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns
-    record = run("pr", tiny_encoder, corpus, tmp_path, *words)
-    assert (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns == before
-    values = [each["metrics"][0]["value"] for each in record["runs"]]
-    assert [each["seed"] for each in record["runs"]] == [1337, 1338]
-    assert values[0] == finished_pr[1]["value"]  # the first of several runs is the single one
-    assert values[0] != values[1]
-    assert record["value"] == pytest.approx(sum(values) / 2)
-    assert record["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    assert sum(record["layer_weights"]) == pytest.approx(1)
-    assert (tmp_path / "plots" / "layer_weights.png").is_file()
-    assert not (tmp_path / "features").exists()
-
-
 def test_neither_cache_nor_micro_batches_change_the_result(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
     words = ["--lexicon", str(lexicon), "--cache_features", "no", "--micro_batch_size", "1", "--eval_batch_size", "3"]
     run("pr", tiny_encoder, corpus, tmp_path, *words)
@@ -280,36 +120,6 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(tiny_encoder, 
     record = run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), "--max_steps", "4")
     assert record["training"]["updates_left_out"] == 1
     assert all(torch.equal(seen[0][name], seen[-1][name]) for name in seen[0])
-
-
-def test_transcribing(finished_asr, finished_pr, tiny_encoder, corpus, tmp_path, capsys):
-    audio = corpus / "test" / "14" / "1" / "14-1-0000.flac"
-    expected = (finished_pr[0] / "test" / "hyp.txt").read_text().splitlines()[0].rpartition(" (")[0]
-    assert (
-        transcribe.Transcriber(finished_pr[0])(torch.from_numpy(soundfile.read(audio, dtype="float32")[0])) == expected
-    )
-    bad = tmp_path / "bad.wav"
-    bad.write_bytes(b"")
-    parser = argparse.ArgumentParser()
-    transcribe.add_arguments(parser)
-    with pytest.raises(SystemExit) as status:
-        transcribe.run(parser.parse_args(["--probe", str(finished_pr[0]), "--device", "cpu", str(bad), str(audio)]))
-    assert status.value.code == 1
-    captured = capsys.readouterr()
-    assert captured.out == f"{audio}\t{expected}\n"
-    assert "bad.wav: not transcribed, empty" in captured.err
-    words = ["--probe", str(finished_asr[0]), "--device", "cpu", str(audio)]
-    assert set(transcribe.run(parser.parse_args(words))) == {str(audio)}
-
-
-def test_transcribing_with_the_wrong_encoder(finished_pr, tmp_path):
-    from conftest import make_model
-
-    make_model(seed=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="are not those that the probe"):
-        transcribe.Transcriber(finished_pr[0], model=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="holds no finished probe"):
-        transcribe.Transcriber(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,10 @@ def test_values_given_on_the_command_line():
     [
         ([], True),
         (["--learning_rate", "1e-3"], True),  # what SUPERB lets everyone tune
-        (["--learning_rate", "1"], False),
+        (["--learning_rate", "1e-1"], True),  # the ends of the range
+        (["--learning_rate", "1e-7"], True),
+        (["--learning_rate", "1.1e-1"], False),
+        (["--learning_rate", "0.9e-7"], False),
         (["--max_steps", "100"], False),
         (["--time_masks", "0"], False),
         (["--bf16"], False),

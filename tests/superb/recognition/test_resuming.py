@@ -1,0 +1,81 @@
+"""Interrupted, repeated and finished `asr` and `pr` runs: resumed, refused, kept or overwritten."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from laser_hf.superb.recognition.probe_training import ProbeTrainer
+
+from .conftest import Interrupted, interrupt_at, run
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_resumed_equals_uninterrupted(task, request, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    folder, record = request.getfixturevalue(f"finished_{task}")
+    words = ["--lexicon", str(lexicon)] if task == "pr" else []
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(Interrupted):
+            run(task, tiny_encoder, corpus, tmp_path, *words)
+    assert (tmp_path / "checkpoint-4").is_dir()
+    assert not (tmp_path / "results.json").exists()
+    resumed = run(task, tiny_encoder, corpus, tmp_path, *words)
+    for name, value in load_file(folder / "probe.safetensors").items():
+        assert torch.equal(value, load_file(tmp_path / "probe.safetensors")[name]), name
+    assert resumed["metrics"] == record["metrics"]
+    assert resumed["selected"] == record["selected"]
+    for name in ("hyp.txt", "worst.txt"):
+        assert (tmp_path / "test" / name).read_text() == (folder / "test" / name).read_text()
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            run("asr", tiny_encoder, corpus, tmp_path)
+    with pytest.raises(SystemExit):
+        run("asr", tiny_encoder, corpus, tmp_path, "--dropout", "0.5")
+    assert "--dropout 0.2 -> 0.5" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(finished_asr, tiny_encoder, corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("asr", tiny_encoder, corpus, finished_asr[0])
+    assert "holds a finished run" in capsys.readouterr().err
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_asr[0], copy)
+    (copy / "mine.txt").write_text("kept")
+    record = run("asr", tiny_encoder, corpus, copy, "--overwrite_output_dir")
+    assert (copy / "mine.txt").exists()
+    assert record["metrics"] == finished_asr[1]["metrics"]
+
+
+def test_runs_are_repeated_and_resumed(finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    words = ["--lexicon", str(lexicon), "--runs", "2"]
+    with monkeypatch.context() as patch:
+        real = ProbeTrainer.load_best
+
+        def once(self):
+            if self.args.seed == 1338:
+                raise Interrupted
+            real(self)
+
+        patch.setattr(ProbeTrainer, "load_best", once)
+        with pytest.raises(Interrupted):
+            run("pr", tiny_encoder, corpus, tmp_path, *words)
+    before = (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns
+    record = run("pr", tiny_encoder, corpus, tmp_path, *words)
+    assert (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns == before
+    values = [each["metrics"][0]["value"] for each in record["runs"]]
+    assert [each["seed"] for each in record["runs"]] == [1337, 1338]
+    assert values[0] == finished_pr[1]["value"]  # the first of several runs is the single one
+    assert values[0] != values[1]
+    assert record["value"] == pytest.approx(sum(values) / 2)
+    assert record["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert sum(record["layer_weights"]) == pytest.approx(1)
+    assert (tmp_path / "plots" / "layer_weights.png").is_file()
+    assert not (tmp_path / "features").exists()
