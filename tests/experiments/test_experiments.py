@@ -1,0 +1,144 @@
+"""The experiments' commands can run, their record holds what was left, and their tables say what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import REPOSITORY, make_waveform
+
+from experiments import collect, plan, run, tables
+from laser_hf.records import write_json
+from laser_hf.training import parse_options
+
+ARGUMENTS = argparse.Namespace(output_dir=Path("out"), speech=Path("LibriSpeech"), qbe=Path("qbe"), use_cpu=True)
+
+
+def test_points_have_names_of_their_own():
+    names = [one.name for one in plan.POINTS]
+    assert len(set(names)) == len(names)
+    assert plan.point("laser").name == "laser"
+    with pytest.raises(ValueError, match="unknown point 'laserr'; there are base, laser"):
+        plan.point("laserr")
+
+
+@pytest.mark.parametrize("name", [one.name for one in plan.POINTS if one.trained])
+def test_training_commands_are_accepted_and_differ_from_the_preset_in_what_they_vary(name, tmp_path):
+    one = plan.point(name)
+    script, *words = run.command("train", one, 2, ARGUMENTS)
+    assert (REPOSITORY / script).is_file()
+    options = parse_options([*words, "--output_dir", str(tmp_path)])
+    recipe = options.recipe()
+    values = {key: value for group in recipe.values() for key, value in group.items()}
+    assert values["seed"] == 2
+    for key, value in {**plan.COMMON, **one.options}.items():
+        if key in values:
+            assert values[key] == value, key
+    if one.group and one.name != "laser":
+        changed = {**plan.COMMON, **one.options}
+        assert any(plan.COMMON.get(key) != value for key, value in changed.items())
+
+
+def test_an_untrained_encoder_is_searched_once_and_probed_with_every_seed():
+    base = plan.point("base")
+    assert base.stages == ("qbe", "pr", "asr")
+    assert run.seeds_of(base, "qbe", [1, 2, 3]) == [1]
+    assert run.seeds_of(base, "pr", [1, 2, 3]) == [1, 2, 3]
+    assert run.seeds_of(plan.point("laser"), "qbe", [1, 2, 3]) == [1, 2, 3]
+    assert plan.ENCODER in run.command("qbe", base, 1, ARGUMENTS)
+    assert plan.point("alpha-0.4").stages == ("train", "qbe")
+
+
+def test_short_utterances_are_linked(tmp_path):
+    source = tmp_path / "speech" / "split" / "1" / "2"
+    source.mkdir(parents=True)
+    for name, seconds in (("1-2-0000", 8.9), ("1-2-0001", 9.1)):
+        soundfile.write(source / f"{name}.flac", make_waveform(seconds), 16_000)
+    (source / "1-2.trans.txt").write_text("1-2-0000 WORDS\n")
+    for _ in range(2):  # the second time everything is there
+        assert run.link_short(tmp_path / "speech", "split", tmp_path / "out") == 1
+    (link,) = (path for path in (tmp_path / "out").rglob("*") if path.is_symlink())
+    assert link.relative_to(tmp_path / "out") == Path("split/1/2/1-2-0000.flac")
+    assert link.resolve() == (source / "1-2-0000.flac").resolve()
+
+
+def test_a_stage_that_fails_stops_its_chain_and_is_named(tmp_path, monkeypatch, capsys):
+    class Bar:
+        updates = 0
+
+        def update(self):
+            self.updates += 1
+
+        def write(self, text):
+            print(text)
+
+    arguments = argparse.Namespace(**{**vars(ARGUMENTS), "output_dir": tmp_path, "threads": 1})
+    ran = []
+
+    def command(stage, *_):
+        ran.append(stage)
+        return ["-c", "raise SystemExit(3)"]
+
+    monkeypatch.setattr(run, "command", command)
+    one, bar = plan.point("laser"), Bar()
+    done = tmp_path / "laser" / "seed-1" / run.DONE["train"]
+    write_json(done, {})
+    failed = run.run_chain(one, 1, ["train", "qbe", "pr"], arguments, bar)
+    assert failed == "laser/seed-1/qbe"
+    assert ran == ["qbe"]  # the first was done already, the third never came
+    assert bar.updates == 1
+    assert "see" in capsys.readouterr().out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What two points and two seeds leave, one of them without its query-by-example."""
+    about = {"commit": "a" * 40, "versions": {"torch": "2"}, "hardware": {"processor": "X", "cores": 2}}
+    for name, seed, found in (("laser", 1, 0.2), ("laser", 2, 0.3), ("sigma-5", 1, 0.24), ("sigma-5", 2, None)):
+        where = tmp_path / name / f"seed-{seed}"
+        record = {
+            "method": "laser", "updates": 60, "processed_hours": 0.5, "wall_time_seconds": 100.0 + seed,
+            "data": {"skipped": {}}, "collapse": {"fired_at": None}, "command": "python train.py",
+        }  # fmt: skip
+        write_json(where / "encoder" / "laser_config.json", record | about)
+        log = [{"step": 60, "eval_frame_cosine": 0.1 * seed, "eval_soft_dtw": 3.0, "eval_effective_rank": 9.0}]
+        write_json(where / "encoder" / "training_log.json", {"log": [{"step": 1, "loss": 2.0}, *log]})
+        if found is not None:
+            metric = {"metric": "mean_average_precision", "split": "test", "value": found}
+            scores = {"protocol": "quick", "metrics": [metric], "command": "python -m", "wall_seconds": 1.0}
+            write_json(where / "qbe" / "results.json", scores | about)
+    return tmp_path
+
+
+def test_collecting(folder):
+    record = collect.collect(folder, [1, 2, 3])
+    assert [(entry["point"], entry["seed"]) for entry in record["runs"]] == [
+        ("laser", 1), ("laser", 2), ("sigma-5", 1), ("sigma-5", 2),
+    ]  # fmt: skip
+    assert record["commits"] == ["a" * 40]
+    assert record["hardware"] == [{"processor": "X", "cores": 2}]
+    assert record["runs"][0]["qbe"]["mean_average_precision test"] == 0.2
+    assert record["runs"][0]["train"]["curves"]["eval_frame_cosine"] == [[60, 0.1]]
+    assert "qbe" not in record["runs"][3]
+
+
+def test_tables_hold_means_deviations_and_paired_differences(folder):
+    record = collect.collect(folder, [1, 2, 3])
+    text = tables.sensitivity_table(record)
+    laser, sigma = text.splitlines()[2:]
+    deviation = statistics.stdev([0.2, 0.3])
+    assert f"| 0.2500 ± {deviation:.4f} |" in laser
+    # One seed only: its difference from the same seed, and no deviation.
+    assert "| 0.2400 | +0.0400 |" in sigma
+    assert tables.spread([], 2) == ""
+    assert tables.signed([0.1, 0.1, 0.1]) == "**+0.1000 ± 0.0000**"
+    error = statistics.stdev([0.1, -0.1, 0.3]) / math.sqrt(3)
+    assert tables.signed([0.1, -0.1, 0.3]) == f"+0.1000 ± {error:.4f}"
+    assert "| LASER | 0.2500" in tables.collapse_table(record)
+    assert "Seeds 1, 2;" in tables.how(record)
+    tables.draw(record, folder / "curves.png")
+    assert (folder / "curves.png").stat().st_size > 10_000
