@@ -22,6 +22,8 @@ METHODS = {
 }
 """What was done to an encoder, in the order of the paper's tables."""
 BASES = {"facebook/hubert-base-ls960": "HuBERT base", "microsoft/wavlm-base": "WavLM base"}
+PUBLISHED_ENCODERS = {"lengyue233/content-vec-best": ("HuBERT base", "contentvec")}
+"""Encoders of others on the Hub: their rows. (ContentVec's own weights, converted for transformers.)"""
 TEST_SPLITS = {"asr": "test-clean", "pr": "test-clean"}
 _QUICK_TITLES = {
     "wer": "WER, %",
@@ -219,5 +221,7 @@ def evaluated_row(model: str, file: Path) -> Row:
             return trained_row(_read(config))
     if model in BASES:
         return Row(BASES[model], "base")
+    if model in PUBLISHED_ENCODERS:
+        return Row(*PUBLISHED_ENCODERS[model])
     # A local base encoder is named as its fine-tuned runs name it.
     return Row(folder.name if folder.is_dir() else model, "base")

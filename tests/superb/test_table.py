@@ -168,3 +168,11 @@ def test_row_names():
     for row in (Row("HuBERT base", "base"), Row("WavLM base", "soft_dtw"), Row("x/y", "laser")):
         assert Row.parse(row.name) == row
     assert Row.parse("a + b").name == "a + b"
+
+
+def test_contentvec_is_a_baseline_by_its_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("cv/results.json"), result("pr", "per", 4.54, model="lengyue233/content-vec-best"))
+    (found,), _ = read_records([(Path("cv/results.json"), None)])
+    assert found.row == Row("HuBERT base", "contentvec")
+    assert found.row.name == "HuBERT base + ContentVec"
