@@ -61,8 +61,10 @@ def _in_words(drawn: Mapping[str, Any]) -> list[str]:
             words += [word for part in value for word in _in_words(part)]
         elif name == "pitch":
             words.append(f"{value:+g} semitones")
-        else:
-            words.append(f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float | int) else f"{name} {value}")
+        elif name == "gains":
+            words.append(f"equalizer of {len(value)} bands")
+        elif name != "seed" and isinstance(value, float | int | str):
+            words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.3g}'}")
     return words
 
 

@@ -208,7 +208,9 @@ def test_crops(libri):
             assert same(before, after)
             continue
         places = before["clean"].unfold(0, 8000, 1)
-        assert (places == after["clean"]).all(1).sum() == 1
+        # Random numbers of its own: else the place would go with what is drawn for the perturbation.
+        start = int(draw_generator(5, 0, f"{before['id']}\ncrop").integers(len(places)))
+        assert torch.equal(after["clean"], places[start])
         assert torch.equal(after["perturbed"], SpeedPitch().apply(after["clean"], **after["drawn"]))
         assert after["clean"].untyped_storage().nbytes() == 4 * 8000  # nothing more goes to the main process
     long = max(range(len(whole)), key=lambda index: len(whole[index]["clean"]))

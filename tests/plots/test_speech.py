@@ -38,6 +38,10 @@ def test_what_was_drawn_is_said_in_words():
     parts = {"parts": [{"speed": 0.9, "pitch": -1.5}, {"noise_level": 3, "kind": "babble"}]}
     pair = ViewPair("u", torch.zeros(1), torch.zeros(1), parts)
     assert pair.perturbation == "speed 0.9, -1.5 semitones, noise level 3, kind babble"
+    voice = {"formant_ratio": 1.23456, "seed": 5, "floor": None}
+    equalizer = {"gains": [1.0, -2.0], "qualities": [2.0, 3.0]}
+    pair = ViewPair("u", torch.zeros(9), torch.zeros(9), {"parts": [voice, equalizer]})
+    assert pair.perturbation == "formant ratio 1.23, equalizer of 2 bands"
     assert str(pair) == "u"
 
 
