@@ -14,17 +14,13 @@ from .pairs import PairTransform, with_pairs
 from .perturbation import (
     Compose,
     Perturbation,
-    SpeedPitch,
     build_perturbation,
     draw_generator,
-    pitch_shift,
-    pitch_shift_batch,
     register_perturbation,
-    speed,
-    speed_batch,
 )
 from .resampling import resample
 from .speech import load_speech, shuffled_stream
+from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 from .voice import Voice
 
 __all__ = [
