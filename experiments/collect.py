@@ -14,8 +14,10 @@ from laser_hf.records import read_json, write_json
 
 from .plan import COMMON, MAX_SECONDS, POINTS, SEEDS, Point
 from .run import DONE, folder
+from .tables import draw
 
 RECORD = Path(__file__).resolve().parent / "records" / "small_encoder.json"
+FIGURE = Path(__file__).resolve().parent / "figures" / "curves.png"
 CURVES = ("eval_soft_dtw", "eval_idm", "eval_frame_cosine", "eval_effective_rank")
 
 
@@ -84,17 +86,19 @@ def _training(record: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, An
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the record."""
+    """Write the record and draw its curves."""
     parser = argparse.ArgumentParser(prog="python -m experiments.collect", description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", type=Path, help="as given to experiments.run")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: %(default)s")
     parser.add_argument("--record", type=Path, default=RECORD, help="JSON file to write")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="PNG of the collapse monitor's curves to write")
     arguments = parser.parse_args(argv)
     record = collect(arguments.output_dir, arguments.seeds)
     if not record["runs"]:
         sys.exit(f"nothing is finished in {arguments.output_dir}")
     write_json(arguments.record, record)
-    print(f"{len(record['runs'])} runs -> {arguments.record}")
+    draw(record, arguments.figure)
+    print(f"{len(record['runs'])} runs -> {arguments.record}, {arguments.figure}")
 
 
 if __name__ == "__main__":

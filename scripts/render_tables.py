@@ -1,4 +1,4 @@
-"""Fill the README's tables from committed records: `python scripts/render_readme.py [--check]`.
+"""Fill the tables of the pages from committed records and presets: `python scripts/render_tables.py [--check]`.
 
 A table stands between `<!-- record: NAME -->` and `<!-- end -->`; nothing in it is typed by hand.
 """
@@ -9,11 +9,15 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "docs" / "records"
 BENCHMARKS = ROOT / "benchmarks" / "records"
+EXPERIMENTS = ROOT / "experiments" / "records" / "small_encoder.json"
+PRESETS = ROOT / "laser_hf" / "presets"
+PAGES = ("README.md", "docs/presets.md", "experiments/README.md")
 
 
 def read(path: Path) -> dict:
@@ -44,46 +48,22 @@ def demo_table() -> str:
     return table(["words of six synthetic voices kept out of training", "shipped encoder", "after LASER"], rows) + note
 
 
-def collapse_table() -> str:
-    """Held-out loss terms and collapse statistics, first and last."""
-    rows = []
-    for name, label in (("laser", "LASER, alpha 0.15"), ("soft_dtw", "soft-DTW alone, alpha 0")):
-        run = read(RECORDS / name / "laser_config.json")
-        first, last, fired = run["first"], run["last"], run["collapse"]["fired_at"]
-
-        def change(key: str, digits: int, first=first, last=last) -> str:
-            return f"{first[key]['value']:.{digits}f} → {last[key]['value']:.{digits}f}"
-
-        rows.append(
-            [
-                label,
-                change("eval_loss", 1),
-                change("eval_soft_dtw", 1),
-                change("eval_idm", 0),
-                change("eval_frame_cosine", 2),
-                change("eval_effective_rank", 1),
-                f"update {fired}" if fired is not None else "no",
-            ]
-        )
-    run = read(RECORDS / "laser" / "laser_config.json")
-    note = (
-        f"\n\nEach: {run['updates']} updates of 8 pairs, {run['processed_hours']:.2f} hours of source speech, seed "
-        f"{run['seed']}, one run."
-    )
-    header = ["held-out", "loss", "soft-DTW", "IDM", "mean cosine of frames", "effective rank", "collapse alarm"]
-    return table(header, rows) + note
-
-
 def qbe_table() -> str:
     """Query-by-example of the shipped encoder and of what fine-tuning makes of it, best last."""
-    systems = (
-        read(ROOT / "laser_hf" / "demo" / "encoder" / "qbe.json")["systems"] + read(RECORDS / "qbe.json")["systems"]
-    )
-    rows = [
-        [s["name"].replace("this encoder", "the shipped encoder"), str(s["layer"]), f"{s['value']:.3f}"]
-        for s in sorted(systems, key=lambda s: s["value"])
+    tables, record = experiment_tables(), read(EXPERIMENTS)
+    systems = [
+        (s["value"], s["name"].replace("this encoder", "the shipped encoder"), s["layer"], f"{s['value']:.3f}")
+        for s in read(ROOT / "laser_hf" / "demo" / "encoder" / "qbe.json")["systems"]
     ]
-    return table(["features", "layer", "mean average precision"], rows)
+    layer = max(layer for *_, layer, _ in systems)
+    for one in tables.POINTS:
+        values = tables.values(tables.runs_of(record, one), "qbe", tables.QBE)
+        if one.trained and values and {"methods", "collapse"} & set(one.tables):
+            systems.append((sum(values) / len(values), f"after {one.label}", layer, tables.spread(values, 3)))
+    return table(
+        ["features", "layer", "mean average precision"],
+        [[name, str(layer), shown] for _, name, layer, shown in sorted(systems)],
+    )
 
 
 def milliseconds(seconds: float) -> str:
@@ -193,19 +173,93 @@ def matching_table() -> str:
     return table(["speech", "timed", "dtw-python", "laser_hf", "ratio", "scores differ by"], rows) + note
 
 
+def presets_table() -> str:
+    """Every preset that ships, by what it sets."""
+    rows = []
+    for path in sorted(PRESETS.glob("*.json")):
+        preset = read(path)
+        objective = preset.get("objective", "laser")
+        names = {
+            "laser": ("gamma", "alpha", "sigma", "margin", "distance"),
+            "soft_dtw": ("gamma",),
+            "score": ("gamma", "twin_dropout"),
+            "spin": ("codes", "temperature", "epsilon", "iterations"),
+        }[objective]
+        loss = ", ".join(f"{name} {_plain(preset[name])}" for name in names if name in preset)
+        views = []
+        for perturbation in preset.get("perturbations", ["speed_pitch"]):
+            if perturbation == "speed_pitch":
+                views.append(f"speed {_plain(preset['speed_factors'])}; pitch {_plain(preset['pitch_steps'])}")
+            elif perturbation == "noise":
+                views.append(f"noise at {_plain(preset['noise_snrs'])} dB")
+            else:
+                views.append(perturbation)
+        size = f"{preset['seconds_per_update']:g} s" if "seconds_per_update" in preset else "8 pairs"
+        if "pairs_per_update" in preset:
+            size = f"{preset['pairs_per_update']} pairs"
+        if "crop_seconds" in preset:
+            size += f" (crops of {preset['crop_seconds']:g} s, from {preset['min_seconds']:g} s)"
+        rate = f"{preset['learning_rate']:g}"
+        if preset.get("min_learning_rate"):
+            rate = f"{preset['min_learning_rate']:g} → {rate} → {preset['min_learning_rate']:g}"
+        adam = "Adam" if preset.get("coupled_weight_decay") else "AdamW"
+        decay = f", decay {preset['weight_decay']:g}" if preset.get("weight_decay") else ""
+        layers = preset.get("projection_layers", 1)
+        head = f"{preset['projection_dim']}" + (f", {layers} layers" if layers > 1 else "")
+        rows.append(
+            [
+                f"[`{path.stem}`](../laser_hf/presets/{path.name})",
+                preset["model_name_or_path"].replace("{laser_hf}/demo/encoder", "the shipped encoder"),
+                objective,
+                loss,
+                head,
+                "; then ".join(views),
+                size,
+                f"{preset['max_steps']} ({preset['warmup_steps']} warm-up)",
+                f"{adam} {rate}{decay}, clip {preset['max_grad_norm']:g}",
+                preset["source"],
+            ]
+        )
+    header = ["preset", "base", "objective", "loss", "projection", "second view", "an update", "updates", "optimiser"]
+    return table([*header, "source"], rows)
+
+
+def _plain(value) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def experiment_tables():
+    """The module that makes the tables of the experiments."""
+    sys.path.insert(0, str(ROOT))
+    from experiments import tables
+
+    return tables
+
+
+def experiment(name: str) -> Callable[[], str]:
+    """A table of the experiments."""
+    return lambda: experiment_tables().TABLES[name](read(EXPERIMENTS))
+
+
 TABLES = {
     "demo": demo_table,
-    "collapse": collapse_table,
     "qbe": qbe_table,
     "soft-dtw": soft_dtw_table,
     "update": update_table,
     "perturbation": perturbation_table,
     "matching": matching_table,
+    "presets": presets_table,
+    "experiments-collapse": experiment("collapse"),
+    "experiments-methods": experiment("methods"),
+    "experiments-sensitivity": experiment("sensitivity"),
+    "experiments-how": experiment("how"),
 }
 
 
 def render(text: str) -> str:
-    """README text with every table filled in.
+    """The text of a page with every table filled in.
 
     Raises:
         KeyError: a table that no function here makes.
@@ -219,15 +273,19 @@ def render(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only tell whether the README is up to date")
+    parser.add_argument("--check", action="store_true", help="only tell whether the pages are up to date")
     options = parser.parse_args()
-    path = ROOT / "README.md"
-    text = path.read_text()
-    rendered = render(text)
-    if options.check and rendered != text:
-        sys.exit("README.md does not match its records; run python scripts/render_readme.py")
-    if not options.check:
-        path.write_text(rendered)
+    stale = []
+    for name in PAGES:
+        path = ROOT / name
+        text = path.read_text()
+        rendered = render(text)
+        if rendered != text:
+            stale.append(name)
+            if not options.check:
+                path.write_text(rendered)
+    if options.check and stale:
+        sys.exit(f"{', '.join(stale)}: not as the records say; run python scripts/render_tables.py")
 
 
 if __name__ == "__main__":

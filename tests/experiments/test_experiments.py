@@ -12,7 +12,7 @@ import soundfile
 from conftest import REPOSITORY, make_waveform
 
 from experiments import collect, plan, run, tables
-from laser_hf.records import write_json
+from laser_hf.records import read_json, write_json
 from laser_hf.training import parse_options
 
 ARGUMENTS = argparse.Namespace(output_dir=Path("out"), speech=Path("LibriSpeech"), qbe=Path("qbe"), use_cpu=True)
@@ -140,5 +140,12 @@ def test_tables_hold_means_deviations_and_paired_differences(folder):
     assert tables.signed([0.1, -0.1, 0.3]) == f"+0.1000 ± {error:.4f}"
     assert "| LASER | 0.2500" in tables.collapse_table(record)
     assert "Seeds 1, 2;" in tables.how(record)
-    tables.draw(record, folder / "curves.png")
+
+
+def test_the_command_writes_record_and_curves(folder, capsys):
+    to = ["--record", str(folder / "r.json"), "--figure", str(folder / "curves.png")]
+    collect.main([str(folder), *to])
+    assert len(read_json(folder / "r.json")["runs"]) == 4
     assert (folder / "curves.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="nothing is finished"):
+        collect.main([str(folder / "elsewhere"), *to])
