@@ -205,9 +205,11 @@ def _settings(record, recipe, base) -> list[tuple[str, Any]]:
         ("learning rate", training["learning_rate"]),
         (
             "schedule",
-            f"{_enum(training['lr_scheduler_type'])}, {number(training['warmup_steps'])} updates of warm-up",
+            f"{_enum(training['lr_scheduler_type'])}, {number(training['warmup_steps'])} updates of warm-up"
+            + (f", from and to {training['min_learning_rate']:g}" if training.get("min_learning_rate") else ""),
         ),
-        ("optimiser", _enum(training["optim"])),
+        # Adam with L2 regularisation takes the place of what the Trainer would make.
+        ("optimiser", "Adam (L2)" if training.get("coupled_weight_decay") else _enum(training["optim"])),
         ("precision", record["precision"]),
         ("seed", record["seed"]),
         ("wall time", _duration(record["wall_time_seconds"])),

@@ -65,6 +65,7 @@ def other_record(method: str) -> dict:
         objective = {"codes": 256, "temperature": 0.1, "epsilon": 0.02, "iterations": 3}
         record["recipe"]["data"].update(perturbations=["voice", "equalizer"], crop_seconds=17.0)
         record["recipe"]["training"].update(pairs_per_update=None, seconds_per_update=256.0)
+        record["recipe"]["training"].update(coupled_weight_decay=True, min_learning_rate=1e-6)
         for when in ("first", "last"):
             logged = record[when]
             logged["eval_swapped_x"], logged["eval_code_perplexity"] = (
@@ -287,6 +288,8 @@ def test_the_size_of_an_update_and_the_perturbation_are_the_runs():
     found = settings(card)
     assert found["source speech an update, at most"] == "256 seconds"
     assert found["longest excerpt of an utterance"] == "17 seconds"
+    assert found["optimiser"] == "Adam (L2)"
+    assert found["schedule"].endswith(" updates of warm-up, from and to 1e-06")
     assert found["perturbation"] == "`voice`, `equalizer`"
     assert found["entries of the codebook (codes)"] == "256"
     assert not {"pairs an update", "speed factors", "pitch shifts in semitones", "signal-to-noise ratios in dB"} & set(
