@@ -75,6 +75,7 @@ POINTS = (
     _varied("alpha (0.15)", "alpha-0.05", "0.05", alpha=0.05),
     _varied("alpha (0.15)", "alpha-0.4", "0.4", alpha=0.4),
     _varied("alpha (0.15)", "alpha-1", "1.0", alpha=1.0),
+    _varied("alpha (0.15)", "alpha-3", "3.0", alpha=3.0),
     _varied("sigma (1)", "sigma-5", "5", sigma=5),
     _varied("margin (1.0)", "margin-1.4", "1.4", margin=1.4),
     _varied("offsets in the IDM term (in frames)", "idm-scaled", "as if all had 275", reference_frames=275),
