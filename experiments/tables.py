@@ -87,11 +87,12 @@ def methods_table(record: dict[str, Any]) -> str:
                 spread(values(runs, "asr", f"wer {TEST}"), 1),
                 spread(values(runs, "asr", f"cer {TEST}"), 1),
                 spread(values(runs, "qbe", QBE), 4),
-                str(max((len(values(runs, stage, key)) for stage, key in (("qbe", QBE),)), default=0)),
+                " / ".join(str(sum(stage in run for run in runs)) for stage in ("pr", "asr", "qbe")),
             ]
         )
     header = [
-        "", "hours processed", "minutes, one core", "PER, %", "WER, %", "CER, %", "QbE, mean average precision", "runs",
+        "", "hours processed", "wall minutes, other work beside", "PER, %", "WER, %", "CER, %",
+        "QbE, mean average precision", "runs: PER / WER / QbE",
     ]  # fmt: skip
     return table(header, rows)
 
@@ -114,18 +115,18 @@ def sensitivity_table(record: dict[str, Any]) -> str:
                 "" if one.name == "laser" else signed(differences),
                 curve_end(runs, "eval_frame_cosine", 2),
                 curve_end(runs, "eval_effective_rank", 0),
-                spread(values(runs, "train", "wall_seconds"), 0),
+                str(len(runs)),
             ]
         )
     header = [
         "varied (preset)", "value", "QbE, mean average precision", "against the preset", "mean cosine of frames",
-        "effective rank", "seconds, one core",
+        "effective rank", "runs",
     ]  # fmt: skip
     return table(header, rows)
 
 
 def signed(differences: Sequence[float]) -> str:
-    """Mean difference with its standard error; in bold where it is more than twice that."""
+    """Mean difference with its standard error; in bold where, of three or more, it is more than twice that."""
     if not differences:
         return ""
     mean = statistics.mean(differences)
@@ -133,7 +134,7 @@ def signed(differences: Sequence[float]) -> str:
         return f"{mean:+.4f}"
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     text = f"{mean:+.4f} ± {error:.4f}"
-    return f"**{text}**" if abs(mean) > 2 * error else text
+    return f"**{text}**" if len(differences) > 2 and abs(mean) > 2 * error else text
 
 
 def how(record: dict[str, Any]) -> str:
