@@ -27,6 +27,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A test that asks for all cores must not leave them to the next: threads change the last digits of sums."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_speech() -> Path:
     """Real LibriSpeech speech beside the repository."""
