@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Nothing may be fetched, and two test processes on two cores must not fight for threads.
@@ -28,10 +29,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """A test that asks for all cores must not leave them to the next: threads change the last digits of sums."""
+def nothing_left_to_the_next_test():
+    """Threads change the last digits of sums; figures left by a picture that failed would be counted by the next."""
     yield
     torch.set_num_threads(1)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")
