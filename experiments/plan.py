@@ -37,6 +37,7 @@ class Point:
         options: of train.py, on top of `COMMON`; `None` for the encoder as it is.
         preset: of train.py.
         group: what is varied, in the sensitivity table.
+        method: its name in the table of methods, where that is not `label`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Point:
     options: dict[str, Any] | None = field(default_factory=dict)
     preset: str = "demo"
     group: str = ""
+    method: str = ""
 
     @property
     def trained(self) -> bool:
@@ -74,7 +76,10 @@ POINTS = (
     ),
     _varied("alpha (0.15)", "alpha-0.05", "0.05", alpha=0.05),
     _varied("alpha (0.15)", "alpha-0.4", "0.4", alpha=0.4),
-    _varied("alpha (0.15)", "alpha-1", "1.0", alpha=1.0),
+    # The best alpha of the first pass: with probes as well, on which it was not chosen.
+    Point(
+        "alpha-1", "1.0", ("methods", "sensitivity"), {"alpha": 1.0}, group="alpha (0.15)", method="LASER, alpha 1"
+    ),
     _varied("alpha (0.15)", "alpha-3", "3.0", alpha=3.0),
     _varied("sigma (1)", "sigma-5", "5", sigma=5),
     _varied("margin (1.0)", "margin-1.4", "1.4", margin=1.4),
@@ -88,6 +93,12 @@ POINTS = (
     _varied("speed (0.9, 1, 1.1)", "speed-wide", "0.8 … 1.2", speed_factors=[0.8, 0.85, 0.9, 1.0, 1.1, 1.15, 1.2]),
     _varied("pitch (±2 semitones)", "pitch-0", "0", pitch_steps=[0.0]),
     _varied("pitch (±2 semitones)", "pitch-4", "±4", pitch_steps=[-4.0, 4.0]),
+    # Both views the same waveform, dropout aside: what is left when there is nothing to be made invariant to.
+    _varied("speed and pitch", "unperturbed", "neither", speed_factors=[1.0], pitch_steps=[0.0]),
+    _varied(
+        "speed and pitch, at alpha 1", "alpha-1-unperturbed", "neither", alpha=1.0, speed_factors=[1.0],
+        pitch_steps=[0.0],
+    ),
     _varied(
         "pairs an update, same speech (8)", "batch-16", "16, 30 updates",
         pairs_per_update=16, max_steps=30, warmup_steps=8, eval_steps=10, save_steps=15,

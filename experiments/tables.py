@@ -80,7 +80,7 @@ def methods_table(record: dict[str, Any]) -> str:
             continue
         rows.append(
             [
-                one.label,
+                one.method or one.label,
                 spread(values(runs, "train", "processed_hours"), 2),
                 spread([seconds / 60 for seconds in values(runs, "train", "wall_seconds")], 1),
                 spread(values(runs, "pr", f"per {TEST}"), 2),
@@ -113,28 +113,55 @@ def sensitivity_table(record: dict[str, Any]) -> str:
                 "" if one.name == "laser" else one.label,
                 spread(values(runs, "qbe", QBE), 4),
                 "" if one.name == "laser" else signed(differences),
+                over_words(record, one.name, "laser"),
                 curve_end(runs, "eval_frame_cosine", 2),
                 curve_end(runs, "eval_effective_rank", 0),
                 str(len(runs)),
             ]
         )
     header = [
-        "varied (preset)", "value", "QbE, mean average precision", "against the preset", "mean cosine of frames",
-        "effective rank", "runs",
+        "varied (preset)", "value", "QbE, mean average precision", "against the preset", "the same, 95 % over words",
+        "mean cosine of frames", "effective rank", "runs",
     ]  # fmt: skip
     return table(header, rows)
 
 
 def signed(differences: Sequence[float]) -> str:
-    """Mean difference with its standard error; in bold where, of three or more, it is more than twice that."""
+    """Mean difference and, of several, its standard error."""
     if not differences:
         return ""
-    mean = statistics.mean(differences)
+    mean = f"{statistics.mean(differences):+.4f}"
     if len(differences) < 2:
-        return f"{mean:+.4f}"
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    text = f"{mean:+.4f} ± {error:.4f}"
-    return f"**{text}**" if len(differences) > 2 and abs(mean) > 2 * error else text
+        return mean
+    return f"{mean} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.4f}"
+
+
+def words_table(record: dict[str, Any]) -> str:
+    """Both halves of the words, best on the first half first, and how sure the difference to the base is."""
+    rows = []
+    for one in POINTS:
+        found = record["words"]["points"].get(one.name)
+        if found:
+            name = one.method or (one.label if one.name == "laser" or not one.group else f"{one.group}: {one.label}")
+            row = [name, f"{found['choose']:.4f}", f"{found['report']:.4f}"]
+            row += [over_words(record, one.name, "base", part) for part in ("report", "all")]
+            rows.append((found["choose"], row))
+    halves = record["words"]["halves"]
+    header = [
+        "", f"words to choose on ({halves['choose']})", f"words to report on ({halves['report']})",
+        "these against the encoder as it is", "all words against it",
+    ]  # fmt: skip
+    return table(header, [row for _, row in sorted(rows, key=lambda pair: -pair[0])])
+
+
+def over_words(record: dict[str, Any], name: str, other: str, part: str = "all") -> str:
+    """Difference of two points with its 95 % interval over words; in bold where that leaves out zero."""
+    found = record["words"]["points"].get(name, {}).get("against", {}).get(other)
+    if not found:
+        return ""
+    mean, low, high = found[part]
+    text = f"{mean:+.4f} ({low:+.4f} … {high:+.4f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def how(record: dict[str, Any]) -> str:
@@ -152,6 +179,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "collapse": collapse_table,
     "methods": methods_table,
     "sensitivity": sensitivity_table,
+    "words": words_table,
     "how": how,
 }
 

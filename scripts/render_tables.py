@@ -59,7 +59,9 @@ def qbe_table() -> str:
     for one in tables.POINTS:
         values = tables.values(tables.runs_of(record, one), "qbe", tables.QBE)
         if one.trained and values and {"methods", "collapse"} & set(one.tables):
-            systems.append((sum(values) / len(values), f"after {one.label}", layer, tables.spread(values, 3)))
+            systems.append(
+                (sum(values) / len(values), f"after {one.method or one.label}", layer, tables.spread(values, 3))
+            )
     return table(
         ["features", "layer", "mean average precision"],
         [[name, str(layer), shown] for _, name, layer, shown in sorted(systems)],
@@ -254,6 +256,7 @@ TABLES = {
     "experiments-collapse": experiment("collapse"),
     "experiments-methods": experiment("methods"),
     "experiments-sensitivity": experiment("sensitivity"),
+    "experiments-words": experiment("words"),
     "experiments-how": experiment("how"),
 }
 

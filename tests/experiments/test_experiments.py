@@ -12,6 +12,7 @@ import soundfile
 from conftest import REPOSITORY, make_waveform
 
 from experiments import collect, plan, run, tables
+from experiments.words import HALVES, half_of
 from laser_hf.records import read_json, write_json
 from laser_hf.training import parse_options
 
@@ -94,9 +95,14 @@ def test_a_stage_that_fails_stops_its_chain_and_is_named(tmp_path, monkeypatch, 
     assert "see" in capsys.readouterr().out
 
 
+TRIALS = "query\tdocument\tscore\ttarget\nq1\ta\t{0}\t1\nq1\tb\t0.5\t0\nq2\ta\t{0}\t1\nq2\tb\t0.5\t0\n"
+
+
 @pytest.fixture
 def folder(tmp_path):
     """What two points and two seeds leave, one of them without its query-by-example."""
+    (tmp_path / "queries.tsv").write_text("query\tword\nq1\tlittle\nq2\tmakes\n")
+    assert {half_of("little"), half_of("makes")} == set(HALVES)
     about = {"commit": "a" * 40, "versions": {"torch": "2"}, "hardware": {"processor": "X", "cores": 2}}
     for name, seed, found in (("laser", 1, 0.2), ("laser", 2, 0.3), ("sigma-5", 1, 0.24), ("sigma-5", 2, None)):
         where = tmp_path / name / f"seed-{seed}"
@@ -111,11 +117,13 @@ def folder(tmp_path):
             metric = {"metric": "mean_average_precision", "split": "test", "value": found}
             scores = {"protocol": "quick", "metrics": [metric], "command": "python -m", "wall_seconds": 1.0}
             write_json(where / "qbe" / "results.json", scores | about)
+            # Both words are found at once with the preset's sigma and seed 1, and second best otherwise.
+            (where / "qbe" / "scores.tsv").write_text(TRIALS.format(0.9 if found == 0.2 else 0.1))
     return tmp_path
 
 
 def test_collecting(folder):
-    record = collect.collect(folder, [1, 2, 3])
+    record = collect.collect(folder, [1, 2, 3], folder / "queries.tsv")
     assert [(entry["point"], entry["seed"]) for entry in record["runs"]] == [
         ("laser", 1), ("laser", 2), ("sigma-5", 1), ("sigma-5", 2),
     ]  # fmt: skip
@@ -124,18 +132,29 @@ def test_collecting(folder):
     assert record["runs"][0]["qbe"]["mean_average_precision test"] == 0.2
     assert record["runs"][0]["train"]["curves"]["eval_frame_cosine"] == [[60, 0.1]]
     assert "qbe" not in record["runs"][3]
+    assert record["words"]["halves"] == {"choose": 1, "report": 1}
+    laser, sigma = (record["words"]["points"][name] for name in ("laser", "sigma-5"))
+    assert laser["choose"] == laser["report"] == 0.75  # precisions 1 and 1/2, by seed
+    assert sigma["against"]["laser"] == {"all": [-0.25] * 3, "report": [-0.25] * 3}
+    assert laser["against"] == {}  # the encoder as it is was not run
 
 
 def test_tables_hold_means_deviations_and_paired_differences(folder):
-    record = collect.collect(folder, [1, 2, 3])
+    record = collect.collect(folder, [1, 2, 3], folder / "queries.tsv")
     text = tables.sensitivity_table(record)
     laser, sigma = text.splitlines()[2:]
     deviation = statistics.stdev([0.2, 0.3])
     assert f"| 0.2500 ± {deviation:.4f} |" in laser
     # One seed only: its difference from the same seed, and no deviation.
-    assert "| 0.2400 | +0.0400 |" in sigma
+    assert "| 0.2400 | +0.0400 | **-0.2500 (-0.2500 … -0.2500)** |" in sigma
+    assert tables.over_words({"words": {"points": {"a": {"against": {"b": {"all": [1, -1, 2]}}}}}}, "a", "b") == (
+        "+1.0000 (-1.0000 … +2.0000)"
+    )
+    best, second = tables.words_table(record).splitlines()[2:]
+    assert best.startswith("| LASER | 0.7500 | 0.7500 |")
+    assert second.startswith("| sigma (1): 5 | 0.5000 | 0.5000 |")
     assert tables.spread([], 2) == ""
-    assert tables.signed([0.1, 0.1, 0.1]) == "**+0.1000 ± 0.0000**"
+    assert tables.signed([0.1, 0.1, 0.1]) == "+0.1000 ± 0.0000"
     error = statistics.stdev([0.1, -0.1, 0.3]) / math.sqrt(3)
     assert tables.signed([0.1, -0.1, 0.3]) == f"+0.1000 ± {error:.4f}"
     assert "| LASER | 0.2500" in tables.collapse_table(record)
@@ -143,7 +162,7 @@ def test_tables_hold_means_deviations_and_paired_differences(folder):
 
 
 def test_the_command_writes_record_and_curves(folder, capsys):
-    to = ["--record", str(folder / "r.json"), "--figure", str(folder / "curves.png")]
+    to = ["--qbe", str(folder), "--record", str(folder / "r.json"), "--figure", str(folder / "curves.png")]
     collect.main([str(folder), *to])
     assert len(read_json(folder / "r.json")["runs"]) == 4
     assert (folder / "curves.png").stat().st_size > 10_000

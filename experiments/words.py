@@ -1,0 +1,85 @@
+"""Query by example word by word: halves to choose on and to report on, and how sure a difference is.
+
+Most words are said by several speakers, and queries of a word rise and fall together: so words, not queries, are
+divided and resampled.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from laser_hf.superb.ranking import average_precision
+
+HALVES = ("choose", "report")
+RESAMPLES = 10_000
+
+
+def half_of(word: str) -> str:
+    """The half that a word is in: by its hash, the same for everybody and for every set of words."""
+    return HALVES[hashlib.sha256(word.encode()).digest()[0] % 2]
+
+
+def words_of(queries: Path) -> dict[str, str]:
+    """Word of every query, from a `queries.tsv`.
+
+    Raises:
+        ValueError: it has no column `word`.
+    """
+    with queries.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    if not rows or "word" not in rows[0]:
+        raise ValueError(f"{queries} has no column 'word'; its columns: {', '.join(rows[0]) if rows else 'none'}")
+    return {row["query"]: row["word"] for row in rows}
+
+
+def precisions(scores: Path) -> dict[str, float]:
+    """Average precision of every query, from the `scores.tsv` that the task leaves."""
+    found: dict[str, tuple[list[float], list[bool]]] = {}
+    with scores.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            values, targets = found.setdefault(row["query"], ([], []))
+            values.append(float(row["score"]))
+            targets.append(row["target"] == "1")
+    return {query: average_precision(np.array(values), np.array(hits)) for query, (values, hits) in found.items()}
+
+
+def mean_over(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over seeds of every query's precision."""
+    return {query: float(np.mean([one[query] for one in found])) for query in found[0]}
+
+
+def by_half(found: Mapping[str, float], words: Mapping[str, str]) -> dict[str, float]:
+    """Mean average precision over the queries of either half."""
+    return {half: float(np.mean([found[q] for q in found if half_of(words[q]) == half])) for half in HALVES}
+
+
+def difference(
+    found: Mapping[str, float],
+    other: Mapping[str, float],
+    words: Mapping[str, str],
+    half: str | None = None,
+    seed: int = 0,
+) -> list[float]:
+    """Mean average precision of `found` less that of `other`, and the ends of its 95 % bootstrap interval over words.
+
+    Args:
+        found, other: precision of every query.
+        words: of the queries.
+        half: only words of this one; `None` for all.
+        seed: of the resampling.
+    """
+    kept = [query for query in found if half is None or half_of(words[query]) == half]
+    names = sorted({words[query] for query in kept})
+    index = {name: i for i, name in enumerate(names)}
+    totals, counts = np.zeros(len(names)), np.zeros(len(names))
+    for query in kept:
+        totals[index[words[query]]] += found[query] - other[query]
+        counts[index[words[query]]] += 1
+    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
+    low, high = np.quantile(totals[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
+    return [float(totals.sum() / counts.sum()), float(low), float(high)]

@@ -1,0 +1,60 @@
+"""Query by example word by word, against scipy's bootstrap and hand-counted halves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import words
+from laser_hf.superb.qbe.stdlist import write_scores
+
+QUERIES = {f"q{i}": f"word{i // 2}" for i in range(40)}  # two queries a word
+
+
+def test_halves_are_of_words_and_do_not_depend_on_the_set():
+    halves = {word: words.half_of(word) for word in QUERIES.values()}
+    assert set(halves.values()) == set(words.HALVES)
+    assert words.half_of("mister") == words.half_of("mister")
+    found = {query: float(words.half_of(word) == "report") for query, word in QUERIES.items()}
+    assert words.by_half(found, QUERIES) == {"choose": 0.0, "report": 1.0}
+
+
+def test_precisions_of_a_written_table(tmp_path):
+    scores = np.array([[3.0, 2.0, np.nan, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    targets = np.array([[1, 0, 0, 1], [0, 1, 0, 0]])
+    write_scores(tmp_path / "scores.tsv", scores, ["a", "b"], ["1", "2", "3", "4"], targets)
+    # a: targets at ranks one and three of three trials; b: at rank three of four.
+    assert words.precisions(tmp_path / "scores.tsv") == pytest.approx({"a": (1 + 2 / 3) / 2, "b": 1 / 3})
+
+
+def test_mean_over_seeds():
+    assert words.mean_over([{"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0}]) == {"a": 0.5, "b": 1.0}
+
+
+@pytest.mark.parametrize("half", [None, "report"])
+def test_interval_is_that_of_scipy_over_words(half):
+    generator = np.random.default_rng(1)
+    effect = {word: generator.normal(0.1, 0.3) for word in set(QUERIES.values())}
+    other = {query: generator.random() for query in QUERIES}
+    found = {query: other[query] + effect[word] for query, word in QUERIES.items()}
+    mean, low, high = words.difference(found, other, QUERIES, half)
+    # Equally many queries a word, all with its effect: resampling words is resampling their effects.
+    sample = [value for word, value in effect.items() if half in (None, words.half_of(word))]
+    witness = stats.bootstrap(
+        (sample,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert mean == pytest.approx(np.mean(sample))
+    assert (low, high) == pytest.approx(tuple(witness), abs=0.01)
+    # Taken for independent, the queries would seem to be twice as many: the interval must not be that narrow.
+    narrow = stats.bootstrap((sample + sample,), np.mean, n_resamples=20_000, method="percentile", rng=2)
+    assert high - low > 1.2 * (narrow.confidence_interval.high - narrow.confidence_interval.low)
+
+
+def test_words_of_a_table(tmp_path):
+    table = tmp_path / "queries.tsv"
+    table.write_text("query\taudio\tword\nq1\ta.wav\tlittle\n")
+    assert words.words_of(table) == {"q1": "little"}
+    table.write_text("query\taudio\nq1\ta.wav\n")
+    with pytest.raises(ValueError, match="no column 'word'; its columns: query, audio"):
+        words.words_of(table)
