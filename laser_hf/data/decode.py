@@ -130,7 +130,7 @@ def check_finite(waveform: torch.Tensor, what: str) -> None:
 
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """Samples ``(frames, channels)`` float32 and rate of a stored file."""
-    with _opened(audio) as (name, source):
+    with opened(audio) as (name, source):
         try:
             with soundfile.SoundFile(source) as file:
                 rate = file.samplerate
@@ -148,7 +148,7 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
 
 
 @contextmanager
-def _opened(audio: Any):
+def opened(audio: Any):
     """Yield a name for messages and something soundfile can open."""
     if isinstance(audio, Mapping):
         path, data = audio.get("path"), audio.get("bytes")

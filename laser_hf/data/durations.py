@@ -8,7 +8,7 @@ import datasets
 import soundfile
 from tqdm.auto import tqdm
 
-from .decode import BadAudio, _opened
+from .decode import BadAudio, opened
 from .resampling import resampled_length
 
 
@@ -46,7 +46,7 @@ def durations(dataset: datasets.Dataset, sample_rate: int = 16000, progress: boo
 
 def _seconds(audio: Any, sample_rate: int) -> float | None:
     try:
-        with _opened(audio) as (_, source):
+        with opened(audio) as (_, source):
             found = soundfile.info(source)
     except (BadAudio, soundfile.SoundFileError, TypeError, ValueError):
         return None

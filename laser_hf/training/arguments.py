@@ -140,7 +140,11 @@ class DataArguments:
         default=None, metadata={"help": "of longer utterances a random piece of this length is taken (Spin: 17)"}
     )
     max_seconds: float | None = field(
-        default=None, metadata={"help": "longer ones too; default: none is too long, as in the paper"}
+        default=None,
+        metadata={
+            "help": "longer ones are left out beforehand (of a stream: skipped on the way, so that updates get "
+            "smaller); default: none is too long, as in the paper"
+        },
     )
     perturbations: list[str] = field(
         default_factory=lambda: ["speed_pitch"],

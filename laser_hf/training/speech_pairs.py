@@ -129,8 +129,16 @@ def load_pairs(data: DataArguments, args: LaserTrainingArguments) -> SpeechPairs
     else:
         if data.max_train_samples is not None:
             speech = speech.select(range(min(data.max_train_samples, len(speech))))
-        if args.seconds_per_update is not None:
-            speech, seconds, left_out = _by_length(speech, data)
+        # Skipped while training, those that are too long would leave updates of different sizes.
+        if args.seconds_per_update is not None or data.max_seconds is not None:
+            speech, seconds, left_out = _within_limits(speech, data)
+            if not len(speech):
+                raise RunError(
+                    f"no utterance of {data.train_data} is as long as asked for: at least --min_seconds "
+                    f"{data.min_seconds:g}, at most --max_seconds {data.max_seconds}; left out: {left_out}"
+                )
+        if args.seconds_per_update is None:
+            seconds = None
         train = with_pairs(speech, train_transform)
     held_out = None
     if not data.eval_data:
@@ -143,7 +151,9 @@ def load_pairs(data: DataArguments, args: LaserTrainingArguments) -> SpeechPairs
     return SpeechPairs(train, held_out, train_transform, None if in_workers else perturbation, seconds, left_out)
 
 
-def _by_length(speech: datasets.Dataset, data: DataArguments) -> tuple[datasets.Dataset, list[float], dict[str, int]]:
+def _within_limits(
+    speech: datasets.Dataset, data: DataArguments
+) -> tuple[datasets.Dataset, list[float], dict[str, int]]:
     """The utterances within the limits, their lengths as trained on, and how many are too short or too long.
 
     Those whose length cannot be read stay, with length 0: decoding them says what is wrong and counts them.
@@ -177,6 +187,8 @@ def _load_held_out(data: DataArguments, token: str | None) -> datasets.Dataset:
         return datasets.Dataset.from_list(
             [{k: item[k] for k in ("id", "audio")} for item in speech.take(data.max_eval_samples)]
         )
+    if data.max_seconds is not None:
+        speech, *_ = _within_limits(speech, data)
     if data.max_eval_samples is not None and data.max_eval_samples < len(speech):
         # The first ones would be one speaker.
         picks = torch.linspace(0, len(speech) - 1, data.max_eval_samples).long().tolist()

@@ -219,6 +219,33 @@ def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_pa
         assert name in caplog.text
 
 
+def test_utterances_that_are_too_long_leave_updates_full(tiny_encoder, small_tree, tmp_path):
+    """A run with --max_seconds is the run on a tree that never had the longer ones."""
+    held_out = ("--max_eval_samples", "4", "--eval_steps", "4")
+    limited = start(
+        tiny_encoder, small_tree, tmp_path / "a", "--max_seconds", "0.7", "--eval_data", str(small_tree), *held_out
+    )
+    short = tmp_path / "short"
+    longer = 0
+    for path in sorted(small_tree.rglob("*.flac")):
+        if soundfile.info(path).duration <= 0.7:
+            link = short / path.relative_to(small_tree)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        else:
+            longer += 1
+    linked = start(tiny_encoder, short, tmp_path / "b", "--eval_data", str(short), *held_out)
+    assert 0 < longer < 10  # at least one full update is left
+    assert limited[0]["data"]["left_out"] == {"too_short": 0, "too_long": longer}
+    assert limited[0]["data"]["skipped"]["utterances"] == limited[0]["data"]["held_out_skipped"]["utterances"] == 0
+    assert limited[0]["processed_hours"] == linked[0]["processed_hours"]
+    assert limited[0]["last"]["eval_loss"] == linked[0]["last"]["eval_loss"]
+    assert limited[1] == linked[1]
+    assert_same_weights(limited[2], linked[2])
+    with pytest.raises(RunError, match=r"no utterance of .* at most --max_seconds 0.2; left out: .*'too_long': 18"):
+        start(tiny_encoder, small_tree, tmp_path / "c", "--max_seconds", "0.2")
+
+
 def test_updates_without_a_usable_pair_change_no_loss(tiny_encoder, tmp_path):
     speech = tmp_path / "speech"
     speech.mkdir()
