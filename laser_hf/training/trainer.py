@@ -12,25 +12,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import TorchDynamoPlugin
-from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, get_scheduler
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data import PairCollator, Perturbation, SkipLog, draw_generator
+from ..data import PairCollator, Perturbation, SkipLog
 from ..encoders import SAMPLE_RATE, SpeechEncoder
 from ..objectives import Objective
-from ..ops.statistics import effective_rank, mean_pairwise_cosine
 from ..records import read_json, write_json
 from . import finite
 from .arguments import LaserTrainingArguments
 from .finite import NonFiniteLossError
+from .held_out import HeldOutMeans
 from .loaders import accumulation_steps, eval_loader, train_loader
 from .micro_batches import cut_by_length, perturb_pairs, split_batch, to_device
 from .model import AlignmentModel
-from .monitor import CollapseMonitor, pick_frames
+from .monitor import CollapseMonitor
+from .optimization import coupled_adam, linear_from_minimum
 from .profile import UpdateProfile
 from .sampling import PairBatchSampler, SecondsBatchSampler
+from .views import drawn_sides, stack_views
 from .window import LogWindow
 
 logger = logging.getLogger(__name__)
@@ -118,33 +119,14 @@ class LaserTrainer(Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`; Adam with L2 regularisation of all parameters if asked for."""
-        args = self.args
-        if self.optimizer is None and args.coupled_weight_decay:
-            self.optimizer = torch.optim.Adam(
-                [p for p in (model or self.model).parameters() if p.requires_grad],
-                lr=args.learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
+        if self.optimizer is None and self.args.coupled_weight_decay:
+            self.optimizer = coupled_adam(model or self.model, self.args)
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """As `Trainer.create_scheduler`; the linear one starts and ends at `min_learning_rate`."""
-        args = self.args
-        if self.lr_scheduler is None and args.min_learning_rate:
-            warm_up = args.get_warmup_steps(num_training_steps)
-            self.lr_scheduler = get_scheduler(
-                "warmup_stable_decay",
-                optimizer or self.optimizer,
-                num_warmup_steps=warm_up,
-                num_training_steps=num_training_steps,
-                scheduler_specific_kwargs={
-                    "num_decay_steps": num_training_steps - warm_up,
-                    "decay_type": "linear",
-                    "min_lr_ratio": args.min_learning_rate / args.learning_rate,
-                },
-            )
+        if self.lr_scheduler is None and self.args.min_learning_rate:
+            self.lr_scheduler = linear_from_minimum(optimizer or self.optimizer, self.args, num_training_steps)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -255,22 +237,12 @@ class LaserTrainer(Trainer):
         return terms, output
 
     def _both_views(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Waveforms `(2 * pairs, samples)` and lengths: first the side that is trained on alone, if there is a twin."""
-        # Both views in one forward call: DDP wants one, and padding changes nothing.
-        clean, perturbed = inputs["clean"], inputs["perturbed"]
-        longest = max(clean.shape[1], perturbed.shape[1])
-        clean, perturbed = (nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
-        lengths = inputs["clean_lengths"], inputs["perturbed_lengths"]
-        if self.model.twin is None:
-            return torch.cat((clean, perturbed)), torch.cat(lengths)
-        # By update and utterance alone, like the perturbation's draws; held-out pairs always look the same.
-        step = self.state.global_step if self.model.training else 0
-        draws = [draw_generator(self.args.seed, step, f"{name}\nside").random() for name in inputs["ids"]]
-        swap = torch.tensor([draw < 0.5 for draw in draws])
-        on_device = swap.to(clean.device, non_blocking=True).unsqueeze(1)
-        waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
-        swapped = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
-        return torch.cat(waveforms), torch.cat(swapped)
+        """Waveforms and lengths of both views; with a twin, first the side that is trained on."""
+        swap = None
+        if self.model.twin is not None:
+            # Held-out pairs always look the same.
+            swap = drawn_sides(self.args.seed, self.state.global_step if self.model.training else 0, inputs["ids"])
+        return stack_views(inputs, swap)
 
     def _terms_of_nothing(self, model) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Every pair was skipped. The other processes still wait for this one's gradients, and for its part of a loss
@@ -351,8 +323,7 @@ class LaserTrainer(Trainer):
         began = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
-        names = self.objective.term_names
-        sums, units, kept = torch.zeros(len(names), dtype=torch.float64), 0, []
+        held_out = HeldOutMeans(self.objective.term_names, self.model.head.output_dim)
         for inputs in self.get_eval_dataloader(eval_dataset):
             self.eval_skip_log.update(inputs["skipped"])
             (inputs,) = self._complete([self._prepare_inputs(inputs)])
@@ -361,23 +332,12 @@ class LaserTrainer(Trainer):
                 continue  # among several processes a loss may be computed by all of them together
             with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager():
                 terms, output = self._pair_terms(self.model, inputs)
-            if count == 0:
-                continue
-            sums += torch.stack([terms[name].sum().double().cpu() for name in names])
-            units += self._units(inputs)
-            kept.append(pick_frames(output["projected"][:count].float(), output["lengths"][:count], 64 * count).cpu())
+            if count:
+                held_out.add(terms, self._units(inputs), output["projected"][:count], output["lengths"][:count])
         self.model.train(was_training)
-        frames = self._gather_frames(kept)
-        summed = self._sum_over_processes(torch.cat((sums, torch.tensor([float(units)]))).to(self.args.device))
-        *sums, units = summed.tolist()
-        if not units:
-            raise ValueError("none of the held-out utterances could be used; see the log for the reasons")
-        named = {"total": "loss"}
-        metrics = {f"{metric_key_prefix}_{named.get(n, n)}": s / units for n, s in zip(names, sums, strict=True)}
-        if len(frames) > 1:
-            metrics[f"{metric_key_prefix}_frame_cosine"] = mean_pairwise_cosine(frames)
-            metrics[f"{metric_key_prefix}_effective_rank"] = effective_rank(frames)
-            self._watch(metrics, f"{metric_key_prefix}_")
+        means = held_out.gather(self._sum_over_processes, self.args.device, self.args.world_size)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self._watch(metrics, f"{metric_key_prefix}_")
         if self.probe is not None:
             if self.is_world_process_zero():
                 with self._eager():
@@ -394,14 +354,6 @@ class LaserTrainer(Trainer):
         """Evaluation is too little to compile another variant of the layers for it."""
         compiled = self.args.torch_compile
         return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-
-    def _gather_frames(self, kept: list[torch.Tensor]) -> torch.Tensor:
-        frames = torch.cat(kept) if kept else torch.zeros(0, self.model.head.output_dim)
-        if self.args.world_size > 1:
-            gathered: list[Any] = [None] * self.args.world_size
-            dist.all_gather_object(gathered, frames)
-            frames = torch.cat(gathered)
-        return pick_frames(frames[None], torch.tensor([len(frames)]))
 
     # ---- state ----
 
