@@ -99,14 +99,12 @@ def methods_table(record: dict[str, Any]) -> str:
 
 def sensitivity_table(record: dict[str, Any]) -> str:
     """What changes when one value of the recipe does; differences are of runs with the same seed."""
-    reference = {run["seed"]: run for run in record["runs"] if run["point"] == "laser"}
     rows = []
     for one in POINTS:
         runs = [run for run in runs_of(record, one) if QBE in run.get("qbe", {})]
         if not one.group or not runs:
             continue
-        pairs = [(run, reference[run["seed"]]) for run in runs if QBE in reference.get(run["seed"], {}).get("qbe", {})]
-        differences = [run["qbe"][QBE] - other["qbe"][QBE] for run, other in pairs]
+        differences = paired(record, one, "laser", "qbe", QBE)
         rows.append(
             [
                 one.group,
@@ -126,14 +124,40 @@ def sensitivity_table(record: dict[str, Any]) -> str:
     return table(header, rows)
 
 
-def signed(differences: Sequence[float]) -> str:
+def signed(differences: Sequence[float], digits: int = 4) -> str:
     """Mean difference and, of several, its standard error."""
     if not differences:
         return ""
-    mean = f"{statistics.mean(differences):+.4f}"
+    mean = f"{statistics.mean(differences):+.{digits}f}"
     if len(differences) < 2:
         return mean
-    return f"{mean} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.4f}"
+    return f"{mean} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.{digits}f}"
+
+
+def paired(record: dict[str, Any], one: Point, other: str, stage: str, key: str) -> list[float]:
+    """Differences of one value between runs of two points with the same seed."""
+    reference = {run["seed"]: run.get(stage, {}) for run in record["runs"] if run["point"] == other}
+    return [
+        run[stage][key] - reference[run["seed"]][key]
+        for run in runs_of(record, one)
+        if key in run.get(stage, {}) and key in reference.get(run["seed"], {})
+    ]
+
+
+def gains_table(record: dict[str, Any]) -> str:
+    """Error rates against the encoder as it is, probes with the same seed; lower is better."""
+    rows = [
+        [
+            one.method or one.label,
+            *(
+                signed(paired(record, one, "base", stage, f"{rate} {TEST}"), 2)
+                for stage, rate in (("pr", "per"), ("asr", "wer"), ("asr", "cer"))
+            ),
+        ]
+        for one in POINTS
+        if "methods" in one.tables and one.trained and runs_of(record, one)
+    ]
+    return table(["against the encoder as it is, probes with the same seed", "PER, %", "WER, %", "CER, %"], rows)
 
 
 def words_table(record: dict[str, Any]) -> str:
@@ -178,6 +202,7 @@ def how(record: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "collapse": collapse_table,
     "methods": methods_table,
+    "gains": gains_table,
     "sensitivity": sensitivity_table,
     "words": words_table,
     "how": how,

@@ -255,6 +255,7 @@ TABLES = {
     "presets": presets_table,
     "experiments-collapse": experiment("collapse"),
     "experiments-methods": experiment("methods"),
+    "experiments-gains": experiment("gains"),
     "experiments-sensitivity": experiment("sensitivity"),
     "experiments-words": experiment("words"),
     "experiments-how": experiment("how"),

@@ -157,6 +157,10 @@ def test_tables_hold_means_deviations_and_paired_differences(folder):
     assert tables.signed([0.1, 0.1, 0.1]) == "+0.1000 ± 0.0000"
     error = statistics.stdev([0.1, -0.1, 0.3]) / math.sqrt(3)
     assert tables.signed([0.1, -0.1, 0.3]) == f"+0.1000 ± {error:.4f}"
+    runs = [("base", 1, 70.0), ("base", 2, 71.0), ("score", 1, 69.0), ("score", 2, 70.5), ("score", 3, 1.0)]
+    rates = {"runs": [{"point": p, "seed": s, "pr": {"per test-other-100": value}} for p, s, value in runs]}
+    # Differences -1 and -0.5; the third seed has no partner, and nothing else was measured.
+    assert tables.gains_table(rates).splitlines()[2:] == ["| SCORE | -0.75 ± 0.25 |  |  |"]
     assert "| LASER | 0.2500" in tables.collapse_table(record)
     assert "Seeds 1, 2;" in tables.how(record)
 
