@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -283,6 +284,15 @@ def test_a_head_trained_on_a_bare_encoder(speech, tiny_encoder, tmp_path):
     per = run(encoder, tmp_path, *options, "100", "--metric", "per")
     assert per["task"] == "pr"
     assert values(per)["per"] < 60
+
+
+def test_utterances_for_the_head_are_drawn_alike():
+    """Not the first ones, which would be one speaker."""
+    assert sorted(eval_ctc.sample(range(5), 9, random.Random(0))) == [0, 1, 2, 3, 4]
+    drawn = [eval_ctc.sample(range(20), 5, random.Random(seed)) for seed in range(2000)]
+    assert all(len(set(rows)) == 5 for rows in drawn)
+    shares = np.bincount(np.concatenate(drawn), minlength=20) / 2000
+    assert np.abs(shares - 0.25).max() < 0.05  # five standard deviations
 
 
 def test_what_cannot_be_evaluated_is_said(letters, phones, speech, tmp_path):
