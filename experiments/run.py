@@ -12,7 +12,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
 from .plan import COMMON, DEV_SPLIT, ENCODER, MAX_SECONDS, POINTS, SEEDS, TEST_SPLIT, TRAIN_SPLIT, Point, point
@@ -42,8 +41,11 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
     speech = str(arguments.speech)
     if stage == "train":
         options = {
-            "train_data": str(arguments.output_dir / "speech" / TRAIN_SPLIT),
-            "eval_data": str(arguments.output_dir / "speech" / DEV_SPLIT),
+            "train_data": speech,
+            "train_split": TRAIN_SPLIT,
+            "eval_data": speech,
+            "eval_split": DEV_SPLIT,
+            "max_seconds": MAX_SECONDS,
             **COMMON,
             **(one.options or {}),
             "seed": seed,
@@ -67,22 +69,6 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
             "--train_split", TRAIN_SPLIT, "--dev_split", DEV_SPLIT, "--test_split", TEST_SPLIT, "--seed", str(seed),
             "--disable_tqdm", "--output_dir", str(where / stage),
             *(["--use_cpu"] if arguments.use_cpu else [])]  # fmt: skip
-
-
-def link_short(speech: Path, split: str, target: Path) -> int:
-    """Link the utterances of a split that are at most `MAX_SECONDS` long into `target/split`; return how many.
-
-    Skipped while training, they would leave updates of different sizes.
-    """
-    count = 0
-    for path in sorted((speech / split).rglob("*.*")):
-        if path.suffix in (".flac", ".wav", ".ogg", ".opus") and soundfile.info(path).duration <= MAX_SECONDS:
-            link = target / split / path.relative_to(speech / split)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(path.resolve())
-            count += 1
-    return count
 
 
 def run_chain(one: Point, seed: int, stages: list[str], arguments: argparse.Namespace, bar: tqdm) -> str | None:
@@ -128,9 +114,6 @@ def main(argv: list[str] | None = None) -> None:
         if not (ROOT / path).exists():
             parser.error(f"there is no {path}")
 
-    for split in (TRAIN_SPLIT, DEV_SPLIT):
-        count = link_short(ROOT / arguments.speech, split, ROOT / arguments.output_dir / "speech")
-        print(f"{split}: {count} utterances of at most {MAX_SECONDS:g} s")
     chains = []
     for one in points:
         for seed in arguments.seeds:

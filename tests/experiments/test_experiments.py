@@ -8,8 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-import soundfile
-from conftest import REPOSITORY, make_waveform
+from conftest import REPOSITORY
 
 from experiments import collect, plan, run, tables
 from experiments.words import HALVES, half_of
@@ -52,19 +51,6 @@ def test_an_untrained_encoder_is_searched_once_and_probed_with_every_seed():
     assert run.seeds_of(plan.point("laser"), "qbe", [1, 2, 3]) == [1, 2, 3]
     assert plan.ENCODER in run.command("qbe", base, 1, ARGUMENTS)
     assert plan.point("alpha-0.4").stages == ("train", "qbe")
-
-
-def test_short_utterances_are_linked(tmp_path):
-    source = tmp_path / "speech" / "split" / "1" / "2"
-    source.mkdir(parents=True)
-    for name, seconds in (("1-2-0000", 8.9), ("1-2-0001", 9.1)):
-        soundfile.write(source / f"{name}.flac", make_waveform(seconds), 16_000)
-    (source / "1-2.trans.txt").write_text("1-2-0000 WORDS\n")
-    for _ in range(2):  # the second time everything is there
-        assert run.link_short(tmp_path / "speech", "split", tmp_path / "out") == 1
-    (link,) = (path for path in (tmp_path / "out").rglob("*") if path.is_symlink())
-    assert link.relative_to(tmp_path / "out") == Path("split/1/2/1-2-0000.flac")
-    assert link.resolve() == (source / "1-2-0000.flac").resolve()
 
 
 def test_a_stage_that_fails_stops_its_chain_and_is_named(tmp_path, monkeypatch, capsys):
