@@ -67,7 +67,8 @@ def eval_loader(dataset, args: LaserTrainingArguments) -> DataLoader:
         rank=args.process_index,
         shuffle=False,
     )
-    return _loader(dataset, args, batch_sampler=sampler)
+    # Without one of its own it would draw from torch's generator, and looking would change the dropout to come.
+    return _loader(dataset, args, batch_sampler=sampler, generator=torch.Generator().manual_seed(args.seed))
 
 
 def _loader(dataset, args: LaserTrainingArguments, **how: Any) -> DataLoader:

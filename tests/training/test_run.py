@@ -335,6 +335,15 @@ def test_every_epoch_draws_anew_and_every_run_alike(tiny_encoder, small_tree, tm
     assert seen == first
 
 
+def test_looking_at_held_out_pairs_changes_nothing(straight, tiny_encoder, small_tree, tmp_path):
+    _, _, by_step, weights = straight
+    watched = ("--eval_data", str(small_tree), "--eval_steps", "1", "--max_eval_samples", "6")
+    record, watched_losses, watched_weights = start(tiny_encoder, small_tree, tmp_path, *watched)
+    assert np.isfinite(record["last"]["eval_loss"]["value"])
+    assert watched_losses == by_step
+    assert_same_weights(watched_weights, weights)
+
+
 def test_held_out_terms_do_not_depend_on_the_batch(tiny_encoder, small_tree, tmp_path):
     found = []
     for size in ("1", "5"):
