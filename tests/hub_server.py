@@ -83,6 +83,7 @@ class HubServer:
         tokens: user name by token; whoever has one may write anywhere, other tokens are refused.
         failures: faults, or pairs of a pattern of "METHOD /path" and the HTTP status that such requests get.
         requests: "METHOD /path" of everything asked so far.
+        races: by repository, files that somebody else commits just before the next commit arrives.
     """
 
     def __init__(self) -> None:
@@ -91,6 +92,7 @@ class HubServer:
         self.tokens = {"hf_test": "tester"}
         self.failures: list[Fault | tuple[str, int]] = []
         self.requests: list[str] = []
+        self.races: dict[str, dict[str, bytes]] = {}
         self.lock = threading.RLock()
         server = self
 
@@ -385,6 +387,8 @@ class _Handler(BaseHTTPRequestHandler):
         if branch not in repository.branches:
             self._fail(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         head = repository.at(branch)
+        if theirs := self.hub.races.pop(repo_id, None):
+            head = repository.add(branch, "somebody else's", {**head.files, **theirs})
         files, message = dict(head.files), ""
         for line in body.splitlines():
             entry = json.loads(line)

@@ -293,6 +293,8 @@ def test_faults_that_pass(hub, make_run, tmp_path):
 def test_faults_that_stay(hub, make_run, tmp_path):
     run = str(make_run(hub=hub))
     hub.create("org/public")
+    hub.create("org/raced")
+    hub.races["org/raced"] = {"theirs.bin": b"theirs"}
     hub.failures = [
         # The push gives up after four times, so that the third one goes through.
         Fault("PUT /lfs/", 0, times=6),
@@ -312,12 +314,13 @@ def test_faults_that_stay(hub, make_run, tmp_path):
         [run, "--repo_id", "org/public", "--yes", "--revision", "forbidden"],
         [run, "--repo_id", "org/new", "--yes", "--token", "hf_wrong"],
         [run, "--repo_id", "org/untagged", "--yes"],
+        [run, "--repo_id", "org/raced", "--yes"],
         "from huggingface_hub import HfApi; push.HfApi = lambda token: HfApi('http://127.0.0.1:9', token=token)",
         [run, "--repo_id", REPO],
         [run, "--repo_id", REPO, "--yes"],
     ]
     results = drive(hub, tmp_path, steps)
-    assert [status for status, *_ in results] == [1, 1, 0, 1, 1, 1, 1, 1, 0, 1], [err for _, _, err, _ in results]
+    assert [status for status, *_ in results] == [1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 1], [err for _, _, err, _ in results]
     reasons = [err for _, _, err, _ in results]
     assert "cannot be reached" in reasons[0]
     assert "cannot be reached" in reasons[1]
@@ -333,5 +336,8 @@ def test_faults_that_stay(hub, make_run, tmp_path):
     commit = hub.repositories["org/untagged"].branches["main"][1]
     assert f"published as commit {commit.oid}, but not tagged" in reasons[7]
     assert set(hub.files("org/public")) == {".gitattributes"}
-    assert "the target repository was not checked: http://127.0.0.1:9 cannot be reached" in results[8][1]
-    assert "http://127.0.0.1:9 cannot be reached" in reasons[9]
+    assert "the target repository was not checked: http://127.0.0.1:9 cannot be reached" in results[9][1]
+    assert "http://127.0.0.1:9 cannot be reached" in reasons[10]
+    # Looked at, it was empty; by the time of the commit it was not, and what came in between stays as it is.
+    assert "already holds something that is no LASER export (theirs.bin)" in reasons[8]
+    assert set(hub.files("org/raced")) == {".gitattributes", "theirs.bin"}
