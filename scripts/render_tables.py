@@ -13,6 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from experiments import tables  # noqa: E402
+from experiments.tables import table  # noqa: E402
+
 RECORDS = ROOT / "docs" / "records"
 BENCHMARKS = ROOT / "benchmarks" / "records"
 EXPERIMENTS = ROOT / "experiments" / "records" / "small_encoder.json"
@@ -22,11 +27,6 @@ PAGES = ("README.md", "docs/presets.md", "experiments/README.md")
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text())
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def demo_table() -> str:
@@ -50,7 +50,7 @@ def demo_table() -> str:
 
 def qbe_table() -> str:
     """Query-by-example of the shipped encoder and of what fine-tuning makes of it, best last."""
-    tables, record = experiment_tables(), read(EXPERIMENTS)
+    record = read(EXPERIMENTS)
     systems = [
         (s["value"], s["name"].replace("this encoder", "the shipped encoder"), s["layer"], f"{s['value']:.3f}")
         for s in read(ROOT / "laser_hf" / "demo" / "encoder" / "qbe.json")["systems"]
@@ -232,17 +232,9 @@ def _plain(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def experiment_tables():
-    """The module that makes the tables of the experiments."""
-    sys.path.insert(0, str(ROOT))
-    from experiments import tables
-
-    return tables
-
-
 def experiment(name: str) -> Callable[[], str]:
     """A table of the experiments."""
-    return lambda: experiment_tables().TABLES[name](read(EXPERIMENTS))
+    return lambda: tables.TABLES[name](read(EXPERIMENTS))
 
 
 TABLES = {

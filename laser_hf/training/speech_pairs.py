@@ -131,14 +131,14 @@ def load_pairs(data: DataArguments, args: LaserTrainingArguments) -> SpeechPairs
             speech = speech.select(range(min(data.max_train_samples, len(speech))))
         # Skipped while training, those that are too long would leave updates of different sizes.
         if args.seconds_per_update is not None or data.max_seconds is not None:
-            speech, seconds, left_out = _within_limits(speech, data)
+            speech, lengths, left_out = _within_limits(speech, data)
             if not len(speech):
                 raise RunError(
                     f"no utterance of {data.train_data} is as long as asked for: at least --min_seconds "
                     f"{data.min_seconds:g}, at most --max_seconds {data.max_seconds}; left out: {left_out}"
                 )
-        if args.seconds_per_update is None:
-            seconds = None
+            if args.seconds_per_update is not None:
+                seconds = lengths
         train = with_pairs(speech, train_transform)
     held_out = None
     if not data.eval_data:
