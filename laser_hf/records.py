@@ -1,4 +1,9 @@
-"""What every record carries: versions, hardware, commit. Records are JSON files that tables and cards read."""
+"""Records: JSON files that say what was run, on what, with which result. Tables, cards and plots are made from them.
+
+Every record has the same frame, `new_record`: `schema_version`, `task`, `recipe`, `data`, `seed`, `wall_seconds` and
+where it came from (command, versions, hardware, commit, time of writing). An evaluation adds `protocol`, the model and
+its `metrics`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,25 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .errors import LaserError
+
+SCHEMA_VERSION = 2
+"""Version of the frame. 1 is what had no version: `hyper_parameters` for `recipe`, `wall_time_seconds`."""
+TRAINING_RECORD = "laser_config.json"
+"""File name of a training run's record; the published model carries it too."""
+RESULTS = "results.json"
+"""File name of an evaluation's record."""
+PROTOCOLS = ("superb", "quick")
+"""`superb`: SUPERB's exact recipe and data. `quick`: anything else, so that its number is never taken for SUPERB's."""
+_FRAME = ("schema_version", "task", "recipe", "data", "seed", "wall_seconds")
+_METRIC = ("metric", "value", "unit", "split")
 
 _PACKAGES = (
     "laser_hf",
@@ -120,6 +138,10 @@ def portable(value: Any) -> Any:
     """`value` with the folder of this package written as `{laser_hf}`; the inverse of `located`."""
     if isinstance(value, dict):
         return {key: portable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(entry) for entry in value]
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, str):
         return value.replace(str(Path(__file__).resolve().parent), "{laser_hf}")
     return value
@@ -136,6 +158,97 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def new_record(
+    task: str,
+    *,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    seed: int | None,
+    wall_seconds: float,
+    protocol: str | None = None,
+    model: Mapping[str, Any] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    **more: Any,
+) -> dict[str, Any]:
+    """A record in the common frame; `write_json` writes it.
+
+    Args:
+        task: `training`, `asr`, `pr`, `qbe`, `discrimination`, `ctc` or another name.
+        recipe: every option that decides the result.
+        data: what was trained and tested on: source, splits, revision, counts, what was skipped and why.
+        seed: of this run; `None` if nothing is random.
+        wall_seconds: of the whole run, over all resumes.
+        protocol: of an evaluation, one of `PROTOCOLS`.
+        model: of an evaluation, from `describe_model`; its entries go to the top level.
+        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`. The
+            first one is the primary metric and is repeated at the top level. They may carry more, such as `layer`.
+        more: further entries.
+
+    Raises:
+        ValueError: an unknown protocol, or a metric without one of its four entries.
+    """
+    if protocol not in (None, *PROTOCOLS):
+        raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    for metric in metrics:
+        missing = sorted(set(_METRIC) - set(metric))
+        if missing:
+            raise ValueError(f"the metric {dict(metric)} lacks {', '.join(missing)}")
+    evaluation = {"protocol": protocol, **(model or {}), **metrics[0], "metrics": list(metrics)} if metrics else {}
+    return portable(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "task": task,
+            **evaluation,
+            "recipe": dict(recipe),
+            "data": dict(data),
+            "seed": seed,
+            "wall_seconds": round(wall_seconds, 1),
+            **more,
+            **provenance(),
+        }
+    )
+
+
+def describe_model(name: str, revision: str | None = None, weights: Mapping[str, torch.Tensor] | None = None) -> dict:
+    """How a record names a model: `model`, `model_revision` and `weights_sha256`.
+
+    The digest ties a result to weights whatever their folder is called.
+
+    Args:
+        name: hub id, folder, or a kind of features.
+        revision: commit on the Hub.
+        weights: state dict of the encoder.
+    """
+    digest = tensors_digest(weights) if weights is not None else None
+    return {"model": portable(str(name)), "model_revision": revision, "weights_sha256": digest}
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """A record of this schema.
+
+    Raises:
+        LaserError: a file that cannot be read, is no JSON object, or is no record of this schema; the message names it.
+    """
+    try:
+        record = read_json(path)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LaserError(f"cannot read {path}: {error}") from error
+    if not isinstance(record, dict):
+        raise LaserError(f"{path} is no record: expected a JSON object, got {type(record).__name__}")
+    missing = sorted(set(_FRAME) - set(record))
+    if missing:
+        raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise LaserError(
+            f"{path} has schema version {record['schema_version']!r}; this version of laser_hf reads {SCHEMA_VERSION}"
+        )
+    for metric in record.get("metrics", ()):
+        lacking = sorted(set(_METRIC) - set(metric)) if isinstance(metric, dict) else list(_METRIC)
+        if lacking:
+            raise LaserError(f"{path}: a metric lacks {', '.join(lacking)}")
+    return record
+
+
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and values of `tensors`, in the order of their names."""
     digest = hashlib.sha256()
@@ -146,16 +259,16 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain JSON values: NaN and infinities become `None`, paths and tuples become strings and lists."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, torch.Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -164,7 +277,7 @@ def _plain(value: Any) -> Any:
 def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """Write `record` whole or not at all: an interrupted run leaves the old file."""
     path = Path(path)
-    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(text)

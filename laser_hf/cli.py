@@ -1,0 +1,51 @@
+"""How every command starts and ends: logging to stderr, one line for a user's mistake, a traceback for a bug."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .errors import LaserError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def set_up_logging(main_process: bool = True) -> None:
+    """Send log records to stderr: our own from INFO on (WARNING on other processes), other libraries' from WARNING."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.WARNING,
+        stream=sys.stderr,
+    )
+    logging.getLogger("laser_hf").setLevel(logging.INFO if main_process else logging.WARNING)
+
+
+def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> NoReturn:
+    """Call `main(argv)` and end the process.
+
+    The exit status is 0, or 1 after a `LaserError` or an operating system's error about a file or the disk, whose
+    message is printed as one paragraph that begins with `error:`; 130 after Ctrl-C; argparse's 2 for wrong options.
+    Other exceptions propagate with their traceback.
+
+    Args:
+        main: takes the arguments and raises `LaserError` for what a user can mend. What it returns is ignored.
+        argv: arguments without the program's name; `None` for those of this process.
+    """
+    set_up_logging(os.environ.get("RANK", "0") == "0")
+    try:
+        main(argv)
+    except LaserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise  # not about a file: sockets and the like are for their callers to explain
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)

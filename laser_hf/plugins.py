@@ -1,0 +1,204 @@
+"""What an objective or a perturbation says about itself, and how one is found by name or import path.
+
+The command line, records, cards, tables and plots read these descriptions. No other place lists names or options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from .errors import LaserError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an objective or a perturbation.
+
+    Attributes:
+        name: keyword argument of the class.
+        default: value if it is not given; its type is the option's type. `None` needs `kind`.
+        help: one line for `--help`, without the default.
+        kind: type of one value: `float`, `int`, `str` or `bool`; by default that of `default` (or of its items).
+        many: the value is a list.
+        low, high: smallest and largest value allowed; `math.inf` itself is never allowed.
+        above: the value must be larger than this.
+        choices: the values allowed, if they can be listed.
+        flag: name on the command line and in presets, by default `name`.
+    """
+
+    name: str
+    default: Any
+    help: str
+    kind: type | None = None
+    many: bool = False
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    flag: str | None = None
+
+    @property
+    def dest(self) -> str:
+        """Name on the command line (without dashes), in presets and in recipes."""
+        return self.flag or self.name
+
+    @property
+    def type(self) -> type:
+        """Type of one value."""
+        if self.kind is not None:
+            return self.kind
+        return type(self.default[0]) if self.many else type(self.default)
+
+    @property
+    def range(self) -> str:
+        """The range in words, such as `at least 1`; empty if every value is allowed."""
+        bounds = []
+        if self.above is not None:
+            bounds.append(f"above {self.above:g}")
+        if self.low is not None:
+            bounds.append(f"at least {self.low:g}")
+        if self.high is not None:
+            bounds.append(f"at most {self.high:g}")
+        if self.choices:
+            bounds.append(f"one of {', '.join(self.choices)}")
+        return ", ".join(bounds)
+
+    def check(self, value: Any) -> Any:
+        """`value` in the option's type.
+
+        Raises:
+            LaserError: it has another type or lies outside the range.
+        """
+        if value is None and self.default is None:
+            return None
+        if self.many:
+            if isinstance(value, str):  # from name=value
+                value = value.split(",")
+            if not isinstance(value, Sequence) or not value:
+                raise LaserError(f"{self.dest} must be a list with at least one value, got {value!r}")
+            return [self._check_one(one) for one in value]
+        return self._check_one(value)
+
+    def _check_one(self, value: Any) -> Any:
+        try:
+            number = _parse(value, self.type)
+        except (TypeError, ValueError):
+            raise LaserError(f"{self.dest} must be {_TYPE_WORDS[self.type]}, got {value!r}") from None
+        inside = not self.choices or number in self.choices
+        if self.type in (int, float):
+            inside = (
+                math.isfinite(number)
+                and (self.low is None or number >= self.low)
+                and (self.high is None or number <= self.high)
+                and (self.above is None or number > self.above)
+            )
+        if not inside:
+            raise LaserError(f"{self.dest} must be {self.range or 'a finite number'}, got {value!r}")
+        return number
+
+
+_TYPE_WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+
+
+def _parse(value: Any, kind: type) -> Any:
+    if kind is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise ValueError
+        return str(value).lower() == "true"
+    if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+        raise TypeError
+    if kind is int:
+        if float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value))
+    return kind(value)
+
+
+class Plugin:
+    """Base of what can be chosen by name or import path.
+
+    Attributes:
+        name: short name on the command line and in records.
+        title: name in tables, cards and plots, such as `LASER`.
+        summary: one sentence for `--help` and cards.
+        paper: authors, title, venue and year in one line; empty if there is none.
+        bibtex: the BibTeX entry of the paper.
+        options: what can be set.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    bibtex: ClassVar[str] = ""
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments for the class from `values` by `Option.dest`; options not named get their default.
+
+        Raises:
+            LaserError: an option that the class does not have, or a value out of its range.
+        """
+        known = {option.dest: option for option in cls.options}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            takes = ", ".join(known) or "no options"
+            raise LaserError(f"{cls.name or cls.__name__} has no option {', '.join(unknown)}; it takes {takes}")
+        return {
+            option.name: option.default if dest not in values else option.check(values[dest])
+            for dest, option in known.items()
+        }
+
+
+_P = TypeVar("_P", bound=Plugin)
+
+
+def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> type[_P]:
+    """The class that `name` stands for: a shipped name, or `package.module:Class`.
+
+    Args:
+        name: as given on the command line.
+        base: the class must derive from it.
+        shipped: classes by their names.
+
+    Raises:
+        LaserError: unknown name, a module that cannot be imported, or a class of another kind.
+    """
+    if name in shipped:
+        return shipped[name]
+    kind = base.__name__.lower()
+    if ":" not in name:
+        raise LaserError(
+            f"unknown {kind} {name!r}; shipped are {', '.join(sorted(shipped))}, or give your own as "
+            "package.module:Class"
+        )
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LaserError(f"cannot import the {kind} {name!r}: {error}. Is its folder on PYTHONPATH?") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise LaserError(f"{name!r} is no {base.__module__}.{base.__name__}: derive the class from it")
+    return found
+
+
+def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:
+    """`["alpha=0.4", ...]` as a dictionary of texts; `Plugin.checked` gives them their types. A list is `a=1,2`.
+
+    Raises:
+        LaserError: a text without `=`, or a name given twice.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise LaserError(f"expected name=value, got {pair!r}")
+        if name in values:
+            raise LaserError(f"{name} is given twice")
+        values[name] = value
+    return values

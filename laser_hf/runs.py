@@ -1,0 +1,191 @@
+"""The output folder of a command: refused, cleared, resumed or finished, by the same rules for every command.
+
+A folder is *finished* once it has its record, which is written last. It is *unfinished* if it has something to resume.
+`recipe.json` says which run it belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import LaserError
+from .records import plain, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+RECIPE_NAME = "recipe.json"
+SEAL_NAME = "files.json"
+"""Sizes and SHA-256 digests of a checkpoint's files, written last: a checkpoint without it is incomplete."""
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class RunFolder:
+    """The output folder of one run.
+
+    Args:
+        path: the folder (`--output_dir`).
+        record: name of the file whose presence says that the run is complete.
+        progress: glob patterns of what a later start can resume from.
+        owned: glob patterns of everything else that a run leaves. Only these are ever deleted.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        record: str,
+        progress: Sequence[str] = ("checkpoint-*",),
+        owned: Sequence[str] = (),
+    ) -> None:
+        if not str(path):
+            raise LaserError("--output_dir is empty; give the folder for this run's files")
+        self.path = Path(path)
+        self.record = record
+        self.progress = tuple(progress)
+        self.owned = tuple(owned)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder has its record."""
+        return (self.path / self.record).exists()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something to resume and no record."""
+        return not self.finished and any(next(self.path.glob(pattern), None) for pattern in self.progress)
+
+    def prepare(self, recipe: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Make the folder ready for a run of `recipe`; of several processes, only the first one calls it.
+
+        Args:
+            recipe: what decides the result, in groups or flat. It is written to `recipe.json`.
+            overwrite: delete what an earlier run left.
+
+        Raises:
+            LaserError: the folder cannot be written, is finished, is a checkpoint, or holds an unfinished run of
+                another recipe.
+        """
+        if overwrite:
+            self.clear()
+        self._make()
+        if self.finished:
+            raise LaserError(
+                f"{self.path} holds a finished run ({self.record}); choose another --output_dir, or start over with "
+                "--overwrite_output_dir"
+            )
+        if (self.path / "trainer_state.json").exists():
+            raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
+        if self.unfinished and (self.path / RECIPE_NAME).is_file():
+            changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
+            if changed:
+                raise LaserError(
+                    f"{self.path} holds an unfinished run of another recipe ({'; '.join(changed)}). Give the old "
+                    "values to resume it, choose another --output_dir, or start over with --overwrite_output_dir"
+                )
+        write_json(self.path / RECIPE_NAME, dict(recipe))
+
+    def _make(self) -> None:
+        probe = self.path / ".writable"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise LaserError(
+                f"cannot write to --output_dir {self.path} ({error.strerror}); choose another folder"
+            ) from error
+
+    def clear(self) -> None:
+        """Delete what an earlier run left, and nothing else; folders that this empties go too."""
+        patterns = (*self.progress, *self.owned, "broken-checkpoint-*", RECIPE_NAME, self.record)
+        for found in [found for pattern in patterns for found in self.path.glob(pattern)]:
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found)
+            else:
+                found.unlink(missing_ok=True)
+            if found.parent != self.path:
+                with contextlib.suppress(OSError):
+                    found.parent.rmdir()
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Write the record, which makes the run complete; call it last."""
+        write_json(self.path / self.record, dict(record))
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest intact checkpoint; newer ones that are not are renamed `broken-checkpoint-N`, with a warning."""
+        for checkpoint in self._checkpoints():
+            fault = find_fault(checkpoint)
+            if fault is None:
+                return checkpoint
+            aside = self._fresh(f"broken-{checkpoint.name}")
+            logger.warning("%s cannot be resumed (%s); it is kept as %s", checkpoint, fault, aside.name)
+            os.replace(checkpoint, aside)
+        return None
+
+    def _checkpoints(self) -> Iterator[Path]:
+        """Newest first."""
+        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
+        return (numbered[step] for step in sorted(numbered, reverse=True))
+
+    def _fresh(self, name: str) -> Path:
+        path, number = self.path / name, 1
+        while path.exists():
+            number += 1
+            path = self.path / f"{name}-{number}"
+        return path
+
+
+def seal_checkpoint(folder: str | Path) -> None:
+    """Mark a checkpoint as complete, after all its files are written: sizes and digests go to `files.json`."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
+    write_json(
+        folder / SEAL_NAME,
+        {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        },
+    )
+
+
+def find_fault(checkpoint: str | Path) -> str | None:
+    """What is wrong with a checkpoint, in words; `None` if every file is as it was when it was sealed."""
+    checkpoint = Path(checkpoint)
+    if not (checkpoint / SEAL_NAME).is_file():
+        return f"its writing was interrupted: it has no {SEAL_NAME}"
+    for name, sealed in read_json(checkpoint / SEAL_NAME).items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != sealed["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {sealed['bytes']}"
+        if _sha256(path) != sealed["sha256"]:
+            return f"{name} is damaged"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two recipes differ in, as `--name old -> new`; groups are looked into."""
+    found = []
+    for name in sorted(set(before) | set(now)):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new)
+        elif old != new:
+            found.append(f"--{name} {old} -> {new}")
+    return found

@@ -1,0 +1,53 @@
+import logging
+
+import pytest
+
+from laser_hf import cli
+from laser_hf.errors import LaserError
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "printed"),
+    [
+        (LaserError("--alpha must be a number, got 'x'"), "error: --alpha must be a number, got 'x'", ""),
+        (FileNotFoundError(2, "No such file or directory", "a.wav"), "error: [Errno 2] No such file", ""),
+        (KeyboardInterrupt(), 130, "run the same command again"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line(raised, status, printed, capsys):
+    def main(argv):
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, [])
+    assert str(ended.value.code).startswith(str(status))
+    assert printed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), ConnectionError("reset")])
+def test_a_bug_keeps_its_traceback(bug):
+    def main(argv):
+        raise bug
+
+    with pytest.raises(type(bug)):
+        cli.run(main, [])
+
+
+def test_arguments_are_passed_on_and_success_is_status_0():
+    seen = []
+    with pytest.raises(SystemExit) as ended:
+        cli.run(seen.append, ["--a", "1"])
+    assert ended.value.code == 0
+    assert seen == [["--a", "1"]]
+
+
+def test_other_processes_log_warnings_only(monkeypatch):
+    logger = logging.getLogger("laser_hf")
+    level = logger.level
+    try:
+        cli.set_up_logging(main_process=False)
+        assert not logger.isEnabledFor(logging.INFO)
+        cli.set_up_logging()
+        assert logger.isEnabledFor(logging.INFO)
+    finally:
+        logger.setLevel(level)
