@@ -308,6 +308,20 @@ def test_other_rates_and_bytes_are_kept_decoded(files):
     assert len(list((files / "kept").iterdir())) == 2
 
 
+@pytest.mark.timeout(60)
+def test_forked_processes_do_not_wait_for_threads_of_their_parent(files, monkeypatch):
+    monkeypatch.setattr(pair_sets.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(pair_sets, "ROWS_PER_PROCESS", 3)
+    speech = load_speech(files)
+    torch.set_num_threads(2)
+    expected = [decode_audio(row["audio"]).waveform for row in speech]  # resampling starts the threads
+    torch.nn.functional.conv1d(torch.ones(4, 8, 20000), torch.ones(8, 8, 9))
+    decoded = keep_decoded(speech)
+    assert all(
+        torch.equal(decode_audio(row["audio"]).waveform, one) for row, one in zip(decoded, expected, strict=True)
+    )
+
+
 def test_a_changed_file_is_decoded_again(tmp_path, speech):
     path = tmp_path / "a.wav"
     soundfile.write(path, speech(0.3, 0), 16000)
