@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import pickle
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -308,7 +309,21 @@ def test_other_rates_and_bytes_are_kept_decoded(files):
     assert len(list((files / "kept").iterdir())) == 2
 
 
-@pytest.mark.timeout(60)
+@pytest.fixture
+def a_hang_fails():
+    """Interrupt the test after two minutes."""
+
+    def stop(*_):
+        raise TimeoutError("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("a_hang_fails")
 def test_forked_processes_do_not_wait_for_threads_of_their_parent(files, monkeypatch):
     monkeypatch.setattr(pair_sets.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(pair_sets, "ROWS_PER_PROCESS", 3)
