@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import soundfile
@@ -11,8 +12,7 @@ import torch
 
 from ..encoders import SpeechEncoder, load_encoder
 from ..records import provenance, read_json, tensors_digest, write_json
-from ..superb.probing.alignments import Token
-from ..superb.probing.word_discrimination import WordReport, word_discrimination
+from ..superb.discrimination import Token, WordReport, word_discrimination
 from ..training import parse_options, run_training
 from . import ENCODER_DIR, SPEECH_DIR
 from .words import format_before_after, read_words
@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> None:
             "task": "same-different word discrimination on the demo's held-out voices, last layer",
             "model": arguments.output_dir.name,
             "weights_sha256": tensors_digest(load_encoder(arguments.output_dir).model.state_dict()),
-            "before": before.to_dict(),
-            "after": after.to_dict(),
+            "before": asdict(before),
+            "after": asdict(after),
             **provenance(),
         },
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-from ..superb.probing.alignments import Token, long_words, read_alignments
-from ..superb.probing.word_discrimination import WordReport
+from ..superb.discrimination import Token, WordReport, long_words, read_alignments
 
 __all__ = ["format_before_after", "read_words"]
 

@@ -7,8 +7,7 @@ import dataclasses
 import pytest
 
 from laser_hf.demo.words import format_before_after, read_words
-from laser_hf.superb.probing.alignments import Token
-from laser_hf.superb.probing.word_discrimination import WordReport
+from laser_hf.superb.discrimination import Token, WordReport
 
 HEADER = "utterance\tsplit\tspeaker\tword\tstart_seconds\tduration_seconds\n"
 
