@@ -57,9 +57,7 @@ class ModelArguments:
         "through all layers: slower, more memory)",
     )
     projection_dim: int = option(256, "dimension of the projection that the loss is computed on")
-    projection_layers: int = option(
-        1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)"
-    )
+    projection_layers: int = option(1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)")
     do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (the paper does not)")
     hidden_dropout: float = option(0.1, "dropout of the Transformer while training")
     attention_dropout: float = option(0.1, "dropout of the attention weights")
@@ -103,9 +101,7 @@ class DataArguments:
     max_train_samples: int | None = option(None, "use only so many utterances")
     max_eval_samples: int | None = option(64, "held-out utterances used", recipe=False)
     min_seconds: float = option(0.1, "shorter utterances are skipped and counted")
-    crop_seconds: float | None = option(
-        None, "of longer utterances a random piece of this length is taken (Spin: 17)"
-    )
+    crop_seconds: float | None = option(None, "of longer utterances a random piece of this length is taken (Spin: 17)")
     max_seconds: float | None = option(
         None,
         "longer ones are left out beforehand (of a stream: skipped on the way, so that updates get smaller); default: "
@@ -167,9 +163,7 @@ class LaserTrainingArguments(TrainingArguments):
     adam_beta2: float = option(0.999, "beta2 of AdamW")
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")
     weight_decay: float = option(0.0, "weight decay of AdamW")
-    coupled_weight_decay: bool = option(
-        False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)"
-    )
+    coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     seed: int = option(1337, "seed of data order, perturbation, dropout and head")
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
@@ -208,8 +202,7 @@ class LaserTrainingArguments(TrainingArguments):
     torch_compile_backend: str | None = option(None, "backend of torch.compile, such as inductor", recipe=False)
     profile_updates: int = option(
         0,
-        "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to "
-        "output_dir",
+        "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
         recipe=False,
     )
 

@@ -52,9 +52,7 @@ def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None
             "no attribute `perturbation` to make it with; PairDataset has one"
         )
     with record_function("perturb"):
-        made = iter(
-            perturbation.apply_batch([pair["clean"] for pair in missing], [pair["drawn"] for pair in missing])
-        )
+        made = iter(perturbation.apply_batch([pair["clean"] for pair in missing], [pair["drawn"] for pair in missing]))
     return [{**pair, "perturbed": next(made)} if pair["perturbed"] is None else pair for pair in pairs]
 
 
@@ -88,9 +86,7 @@ def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> t
     """
     clean, perturbed = batch["clean"], batch["perturbed"]
     longest = max(clean.shape[1], perturbed.shape[1])
-    clean, perturbed = (
-        torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed)
-    )
+    clean, perturbed = (torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
     lengths = batch["clean_lengths"], batch["perturbed_lengths"]
     if swap is None:
         return torch.cat((clean, perturbed)), torch.cat(lengths)

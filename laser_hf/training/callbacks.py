@@ -22,7 +22,7 @@ PARTS = {
     "perturb": "perturb",
     "encode": "encode",
     "loss": "loss",
-    "backward": "backward",
+    "backward": "micro_batch",
     "optimizer": "Optimizer.step",
 }
 """Parts of an update, and how the profiler's names of their ranges begin; torch marks loader and optimiser itself."""
@@ -98,7 +98,8 @@ class UpdateProfiler(TrainerCallback):
     It writes `profile.json`, seconds of an update and of its parts, and `profile_trace.json.gz`, a trace for
     https://ui.perfetto.dev. The parts are `wait` (for the loader), `perturb` (on the device), `encode`, `loss`,
     `backward` and `optimizer`. Evaluation, checkpoints and logging count for the update that follows them. The times
-    are those of the main thread; on a GPU, whose kernels run later, `device_seconds` are those of the kernels.
+    are those of the main thread; on a GPU, whose kernels run later, `device_seconds` are those of the kernels that this
+    thread starts (autograd starts those of the backward pass in a thread of its own).
 
     Args:
         updates: how many to profile.
@@ -152,8 +153,10 @@ class UpdateProfiler(TrainerCallback):
                 device_seconds[part] += event.device_time_total / 1e6 / updates
             elif event.key.startswith("ProfilerStep"):
                 whole = event.cpu_time_total / 1e6 / updates
+        for times in (seconds, device_seconds):
+            times["backward"] -= times["encode"] + times["loss"]  # the rest of a micro-batch
         record = {"updates": updates, "warm_up": WARM_UP, "seconds_per_update": whole, "seconds": seconds}
-        if any(device_seconds.values()):
+        if device_seconds["encode"]:
             record["device_seconds"] = device_seconds
         write_json(folder / PROFILE_NAME, record)
         profiler.export_chrome_trace(str(folder / TRACE_NAME))

@@ -182,14 +182,18 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
         ),
     )
     _add_plugin_options(group, "--perturbation_options", PERTURBATIONS, preset or {})
-    hidden = {field.name for field in dataclasses.fields(TrainingArguments)} - set(LaserTrainingArguments.__annotations__)
+    hidden = {field.name for field in dataclasses.fields(TrainingArguments)} - set(
+        LaserTrainingArguments.__annotations__
+    )
     for action in parser._actions if not show_all else ():
         if action.dest in hidden:
             action.help = argparse.SUPPRESS
     return parser
 
 
-def _add_plugin_options(group, assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]) -> None:
+def _add_plugin_options(
+    group, assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]
+) -> None:
     """A flag for each option of the shipped classes, and one for assignments to any class."""
     for dest, owners in _owners(shipped).items():
         texts: dict[str, list[str]] = {}

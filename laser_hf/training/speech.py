@@ -11,6 +11,7 @@ from ..data import PairDataset, PairStream, PairTransform, build_perturbation, k
 from ..errors import LaserError
 from .options import Options
 
+
 def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset | None]:
     """Training pairs and held-out pairs, if there are any.
 

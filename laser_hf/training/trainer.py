@@ -17,7 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..data import SkipLog
-from ..encoders import SAMPLE_RATE, SpeechEncoder
+from ..encoders import SpeechEncoder
 from ..errors import LaserError
 from ..objectives import LaserLoss, Objective
 from ..records import read_json, write_json
@@ -26,7 +26,7 @@ from . import finite
 from .arguments import LaserTrainingArguments
 from .batches import Batch, Pair, add_perturbed_views, check_views, cut_by_length, drawn_sides, to_device
 from .callbacks import CollapseMonitor, UpdateProfiler
-from .means import FrameSample, Means, from_all_processes, sum_over_processes
+from .means import Means, TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .sampling import UpdateSampler, eval_loader, micro_batches, train_loader
 
@@ -115,10 +115,7 @@ class LaserTrainer(Trainer):
         if args.profile_updates:
             self.add_callback(UpdateProfiler(args.profile_updates))
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
-        self.means, self.sample = Means(objective.term_names, args.device), FrameSample()
-        self.processed_seconds = 0.0  # source speech of all processes, without the open window; Table 1 of the paper
-        self.trained_seconds = 0.0  # over all resumes, without the open window
-        self._window_began = time.perf_counter()
+        self.window = TrainingWindow(objective.term_names, args.device)
         self._losses: list[tuple[list[str], torch.Tensor]] = []  # ids and losses of the micro-batches of an update
         self._sampler: UpdateSampler | None = None
 
@@ -156,8 +153,7 @@ class LaserTrainer(Trainer):
         return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
 
     def _inner_training_loop(self, *args, **kwargs):
-        self.means.restart()
-        self._window_began = time.perf_counter()
+        self.window.restart()
         return super()._inner_training_loop(*args, **kwargs)
 
     def _run_epoch(self, **kwargs):
@@ -200,7 +196,7 @@ class LaserTrainer(Trainer):
             last = batch is batches[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model), record_function("micro_batch"):
                 loss += super().training_step(model, batch, units)
-        self.sample.draw()
+        self.window.draw()
         return loss
 
     def compute_loss(self, model, inputs: Batch, return_outputs=False, num_items_in_batch=None):
@@ -209,8 +205,8 @@ class LaserTrainer(Trainer):
         total, count, units = terms["total"], len(inputs["ids"]), self._units(inputs)
         self._losses.append((inputs["ids"], total.detach()))
         if count:
-            self.means.add(terms, units, sum(frames), int(inputs["clean_lengths"].sum()))
-            self.sample.add(projected, frames[:count])
+            self.window.add(terms, units, projected, frames[:count])
+            self.window.count_speech(sum(frames), int(inputs["clean_lengths"].sum()))
         share = torch.as_tensor(units if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         # DDP averages the gradients over the processes, hence the factor.
         loss = total.sum() / share * self.args.world_size
@@ -251,16 +247,8 @@ class LaserTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`. In lines with a training loss, the loss and its terms are means over the same pairs."""
         if "loss" in logs:
-            now = time.perf_counter()
-            means, frames, samples = self.means.totals()
-            elapsed, self._window_began = now - self._window_began, now
-            self.trained_seconds += elapsed
-            self.processed_seconds += samples / SAMPLE_RATE
-            self.means.restart()
-            logs = {name: value for name, value in logs.items() if name != "loss"} | means
-            logs["processed_hours"] = self.processed_seconds / 3600
-            logs["frames_per_second"] = frames / max(elapsed, 1e-9)
-            logs |= self.sample.statistics()
+            # The Trainer's own loss is a mean over updates.
+            logs = {name: value for name, value in logs.items() if name != "loss"} | self.window.close()
             if len(self.skip_log):
                 logs["skipped"] = len(self.skip_log)
         super().log(logs, start_time)
@@ -276,7 +264,7 @@ class LaserTrainer(Trainer):
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         was_training = self.model.training
         self.model.eval()
-        means, sample = Means(self.objective.term_names, self.args.device), FrameSample()
+        means = Means(self.objective.term_names, self.args.device)
         for pairs in self.get_eval_dataloader(dataset):
             (batch,) = self._cut(pairs, dataset, 1, self.eval_skip_log)
             count = len(batch["ids"])
@@ -285,14 +273,12 @@ class LaserTrainer(Trainer):
             with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager():
                 terms, projected, frames = self._pair_terms(self.model, batch)
             if count:
-                means.add(terms, self._units(batch))
-                sample.add(projected, frames[:count])
+                means.add(terms, self._units(batch), projected, frames[:count])
         self.model.train(was_training)
-        sample.draw()
-        values, *_ = means.totals()
-        if not values:
+        means.draw()
+        values = means.terms() | means.statistics()
+        if "loss" not in values:
             raise LaserError("none of the held-out utterances could be used; the log has the reasons")
-        values |= sample.statistics()
         if self.evaluator is not None:
             measured: dict[str, float] = {}
             if self.is_world_process_zero():
@@ -303,7 +289,7 @@ class LaserTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         # Evaluation is no training time, and no frame of it counts for the speed.
-        self._window_began += time.perf_counter() - began
+        self.window.leave_out(time.perf_counter() - began)
         return metrics
 
     def _eager(self):
@@ -323,12 +309,10 @@ class LaserTrainer(Trainer):
     def own_state(self) -> dict[str, Any]:
         """What a resumed run must know besides the Trainer's own state; every process has to call it."""
         return {
-            "processed_seconds": self.processed_seconds + self.means.samples() / SAMPLE_RATE,
-            "trained_seconds": self.trained_seconds + time.perf_counter() - self._window_began,
+            **self.window.state(),
             "skipped": self.skip_log.state_dict(),
             "collapse_start": self.monitor.start,
             "collapse_fired_at": self.monitor.fired_at,
-            "collapse_frames": self.sample.count,
         }
 
     def _save_checkpoint(self, model, trial):
@@ -353,7 +337,6 @@ class LaserTrainer(Trainer):
             logger.warning("%s is missing; processed hours and skipped utterances count from zero", path)
             return
         state = read_json(path)
-        self.processed_seconds, self.trained_seconds = state["processed_seconds"], state["trained_seconds"]
+        self.window.load_state(state)
         self.skip_log.load_state_dict(state["skipped"])
         self.monitor.start, self.monitor.fired_at = state["collapse_start"], state["collapse_fired_at"]
-        self.sample.count = state["collapse_frames"]
