@@ -12,7 +12,7 @@ from laser_hf.errors import LaserError
 from laser_hf.records import located
 from laser_hf.training import parse_options, run_training
 from laser_hf.training.arguments import DataArguments
-from laser_hf.training.evaluation import LOGGED, load_evaluator, plot_discrimination
+from laser_hf.training.evaluation import LOGGED, load_evaluator
 
 HEADER = "utterance\tword\tstart_seconds\tduration_seconds\tphones(name:start:duration)\n"
 
@@ -139,8 +139,3 @@ def test_options_that_do_not_fit_are_refused(alignments, small_tree, tmp_path):
         load_evaluator(
             DataArguments(eval_data=str(small_tree), eval_alignments=str(alignments), eval_alignments_splits=["dev"])
         )
-
-
-def test_a_history_without_values_is_not_drawn(tmp_path):
-    assert not plot_discrimination([{"step": 1, "loss": 2.0}], tmp_path / "discrimination.png", "x")
-    assert not (tmp_path / "discrimination.png").exists()
