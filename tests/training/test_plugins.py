@@ -1,4 +1,4 @@
-"""An objective and a perturbation from a module of one's own: trained, recorded, resumed; the package is not touched."""
+"""An objective and a perturbation from a module of one's own: trained, recorded, resumed."""
 
 from __future__ import annotations
 
