@@ -1,0 +1,205 @@
+"""Frames of many utterances: encoded in batches of similar length, in memory or on disk.
+
+`encode` keeps the frames in memory. `fill` writes them to a `FrameStore`, which an interrupted run takes up again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from ..data import BadAudio
+from ..encoders import SAMPLE_RATE
+from ..errors import LaserError
+from .features import Features
+
+BATCH_SECONDS = 60.0
+"""Audio encoded at once, padding included."""
+
+
+def length_batches(samples: Sequence[int], batch_seconds: float = BATCH_SECONDS) -> list[list[int]]:
+    """Indices in batches of at most `batch_seconds` of padded audio (at least one utterance each), longest first.
+
+    A batch too large for the memory then fails at the start and not after hours. Equal lengths keep their order.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(samples)), key=lambda index: -samples[index]):
+        if batches and samples[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_seconds * SAMPLE_RATE:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def encode(
+    features: Features, waveforms: Mapping[str, torch.Tensor], layers: Sequence[int], progress: str = ""
+) -> list[dict[str, torch.Tensor]]:
+    """Frames `(frames, dim)` of each utterance in memory, for every layer of `layers`.
+
+    Args:
+        features: how to encode.
+        waveforms: `(samples,)` at 16 kHz by utterance.
+        layers: numbers of the layers, not negative.
+        progress: label of a progress bar; none if empty.
+    """
+    names = list(waveforms)
+    frames: list[dict[str, torch.Tensor]] = [{} for _ in layers]
+    batches = length_batches([len(waveforms[name]) for name in names])
+    for batch in tqdm(batches, desc=progress, disable=not progress, mininterval=2):
+        encoded = features([waveforms[names[index]] for index in batch], layers)
+        for found, states in zip(frames, encoded, strict=True):
+            found.update((names[index], state) for index, state in zip(batch, states, strict=True))
+    return frames
+
+
+class FrameStore:
+    """Frames of utterances on disk: one safetensors file a batch, which is there whole or not at all.
+
+    A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open.
+
+    Args:
+        folder: of the files; made if it does not exist.
+        layers: numbers of the layers.
+        dim: dimension of a frame.
+        key: what decides the frames, as JSON values: weights, utterances. A store of another key is emptied.
+    """
+
+    def __init__(self, folder: str | Path, layers: Sequence[int], dim: int, key: Mapping[str, Any] | None = None):
+        self.folder, self.layers, self.dim = Path(folder), list(layers), dim
+        self.places: dict[int, int] = {}
+        """Batch of each utterance, in the order in which they were encoded."""
+        self.skipped: dict[int, tuple[str, str]] = {}
+        """Kind and reason of each utterance that could not be used."""
+        self.batches = 0
+        self._content = json.dumps([self.layers, dim, key])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while self._path(self.batches).exists():
+            with safe_open(self._path(self.batches), "np") as file:
+                about = file.metadata()
+            if about["content"] != self._content:
+                self.delete()
+                self.folder.mkdir(parents=True)
+                break
+            self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
+
+    def _path(self, batch: int) -> Path:
+        return self.folder / f"batch-{batch:06d}.safetensors"
+
+    def _enter(self, indices: Sequence[int], skipped: Sequence[tuple[int, str, str]]) -> None:
+        self.places |= dict.fromkeys(indices, self.batches)
+        self.skipped |= {index: (kind, reason) for index, kind, reason in skipped}
+        self.batches += 1
+
+    def add(
+        self, indices: Sequence[int], frames: Sequence[Sequence[torch.Tensor]], skipped: Sequence[tuple[int, str, str]]
+    ) -> None:
+        """Append a batch: `frames[layer][i]` `(frames, dim)` of utterance `indices[i]`, and what was left out."""
+        tensors = {str(index): torch.stack(layers) for index, *layers in zip(indices, *frames, strict=True)}
+        about = {"content": self._content, "utterances": json.dumps(list(indices)), "skipped": json.dumps(skipped)}
+        unfinished = self.folder / "unfinished"
+        save_file(tensors, unfinished, about)
+        os.replace(unfinished, self._path(self.batches))
+        self._enter(indices, skipped)
+
+    def read(self, layer: int, index: int) -> np.ndarray:
+        """Frames of one layer of an utterance, `(frames, dim)` float32.
+
+        Raises:
+            KeyError: it was skipped.
+        """
+        with safe_open(self._path(self.places[index]), "np") as file:
+            return file.get_slice(str(index))[self.layers.index(layer)]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Frames of all layers of an utterance, `(layers, frames, dim)`."""
+        with safe_open(self._path(self.places[index]), "pt") as file:
+            return file.get_tensor(str(index))
+
+    def delete(self) -> None:
+        """Give the space back."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fill(
+    store: FrameStore,
+    features: Features,
+    names: Sequence[str],
+    samples: Sequence[int],
+    read: Callable[[int], torch.Tensor],
+    *,
+    batch_seconds: float = BATCH_SECONDS,
+    advice: str = "use another disk",
+    progress: str = "frames",
+) -> None:
+    """Encode into `store` what it does not hold yet; utterances that cannot be used are entered as skipped.
+
+    Batches depend on `samples` alone, so a run that is resumed computes what it would have computed. The next batch is
+    read while one is encoded.
+
+    Args:
+        store: of the layers to encode.
+        features: how to encode.
+        names: of the utterances, for messages.
+        samples: of each utterance, at 16 kHz.
+        read: waveform `(samples,)` of an utterance by its index; raises `BadAudio`.
+        batch_seconds: audio encoded at once, padding included.
+        advice: what a user can do if the disk is too small.
+        progress: label of the progress bar; none if empty.
+
+    Raises:
+        LaserError: the disk is too small, or the model gives frames that are not finite.
+    """
+    done = {*store.places, *store.skipped}
+    frames = sum(features.frame_count(count) for index, count in enumerate(samples) if index not in done)
+    needed, free = frames * len(store.layers) * store.dim * 4, shutil.disk_usage(store.folder).free
+    if needed > free:
+        raise LaserError(
+            f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB, and {store.folder} has "
+            f"{free / 2**30:.1f} GiB free; {advice}"
+        )
+    batches = length_batches(samples, batch_seconds)[store.batches :]
+    with tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress, mininterval=1) as bar:
+        for indices, waveforms, skipped in _read_ahead(batches, read):
+            encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
+            for position, index in enumerate(indices):
+                if not all(bool(layer[position].isfinite().all()) for layer in encoded):
+                    raise LaserError(f"the model's frames of {names[index]} are not finite")
+            store.add(indices, encoded, skipped)
+            bar.update(len(indices) + len(skipped))
+
+
+def _read_ahead(
+    batches: Sequence[Sequence[int]], read: Callable[[int], torch.Tensor]
+) -> Iterator[tuple[list[int], list[torch.Tensor], list[tuple[int, str, str]]]]:
+    """Indices, waveforms and what was skipped of each batch; the next one is read in a thread."""
+
+    def decode(batch: Sequence[int]):
+        indices, waveforms, skipped = [], [], []
+        for index in batch:
+            try:
+                waveforms.append(read(index))
+                indices.append(index)
+            except BadAudio as error:
+                skipped.append((index, error.kind, error.reason))
+        return indices, waveforms, skipped
+
+    with ThreadPoolExecutor(1) as executor:
+        waiting = deque()
+        for batch in batches:
+            waiting.append(executor.submit(decode, batch))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
