@@ -94,6 +94,11 @@ def check_lengths(
     return lengths.to(device=device, dtype=torch.int64)
 
 
+def frames_in_use(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+    """Mask `(batch, longest)`: true for the first `lengths` frames of each row."""
+    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+
+
 def _check_gamma(gamma: float) -> float:
     gamma = float(gamma)
     if not 0.0 < gamma < float("inf"):
@@ -140,9 +145,8 @@ def soft_dtw(
         return cost.sum(dim=(1, 2))
     if backend != "reference":
         return operators.soft_dtw(cost, lengths_x, lengths_y, gamma, backend, _wants_gradient(cost))[0]
-    rows = torch.arange(m, device=cost.device) >= lengths_x.unsqueeze(1)
-    columns = torch.arange(n, device=cost.device) >= lengths_y.unsqueeze(1)
-    cost = cost.masked_fill(rows.unsqueeze(2) | columns.unsqueeze(1), 0.0)
+    valid = frames_in_use(lengths_x, m).unsqueeze(2) & frames_in_use(lengths_y, n).unsqueeze(1)
+    cost = cost.masked_fill(~valid, 0.0)
     return ReferenceSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
 
 
@@ -158,7 +162,8 @@ def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x.square().sum(-1).unsqueeze(2) + y.square().sum(-1).unsqueeze(1) - 2.0 * torch.bmm(x, y.transpose(1, 2))
 
 
-def _check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+def check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise `ValueError` unless `x` is `(batch, m, d)` and `y` `(batch, n, d)`."""
     if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         raise ValueError(
             "x and y must have shapes (batch, m, d) and (batch, n, d) with equal batch and d, got "
@@ -189,7 +194,7 @@ def soft_dtw_divergence(
     Raises:
         ValueError, SoftDTWBackendError: as `soft_dtw`, and frames whose shapes do not belong together.
     """
-    _check_frames(x, y)
+    check_frames(x, y)
     batch, m, _ = x.shape
     n = y.shape[1]
     if batch and pick_backend(backend, x) != "reference":
@@ -197,8 +202,8 @@ def soft_dtw_divergence(
     lengths_x = check_lengths(lengths_x, batch, m, x.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, batch, n, y.device, "lengths_y")
     # Zeroed padding, so that NaN or inf there cannot reach a valid gradient through the matrix products.
-    x = x.masked_fill((torch.arange(m, device=x.device) >= lengths_x.unsqueeze(1)).unsqueeze(2), 0.0)
-    y = y.masked_fill((torch.arange(n, device=y.device) >= lengths_y.unsqueeze(1)).unsqueeze(2), 0.0)
+    x = x.masked_fill(~frames_in_use(lengths_x, m).unsqueeze(2), 0.0)
+    y = y.masked_fill(~frames_in_use(lengths_y, n).unsqueeze(2), 0.0)
     # One recursion over the three problems of every pair: the loop over diagonals is the cost, not the batch.
     size = max(m, n)
     x = torch.nn.functional.pad(x, (0, 0, 0, size - m))
@@ -236,7 +241,7 @@ def pair_terms(
     Raises:
         ValueError, SoftDTWBackendError: as `soft_dtw_divergence`, and backend "reference".
     """
-    _check_frames(x, y)
+    check_frames(x, y)
     if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
         raise ValueError(f"frames must be float32 or float64, both alike; got {x.dtype} and {y.dtype}")
     backend = pick_backend(backend, x)
@@ -263,7 +268,7 @@ def soft_dtw_alignment(
 
     Entry (i, j) is the probability that the alignment passes through the pair of frames (i, j). No graph.
     """
-    _check_frames(x, y)
+    check_frames(x, y)
     with torch.enable_grad():
         cost = squared_euclidean(x.detach(), y.detach()).requires_grad_()
         value = soft_dtw(cost, lengths_x, lengths_y, gamma, backend).sum()
