@@ -22,8 +22,8 @@ from ...data import BadAudio, decode_audio
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
 from ..frame_store import FrameStore
-from .tasks import CtcTask
 from .targets import UnusableText
+from .tasks import CtcTask
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +36,22 @@ Share = list[tuple[int, float]]
 
 @dataclass
 class Utterance:
-    """A usable utterance: its row in the data set, its length in samples at 16 kHz, its CTC target."""
+    """An utterance of a data set: usable, with a target, or skipped for a reason.
+
+    Attributes:
+        id: name.
+        row: in the data set.
+        samples: length at 16 kHz.
+        target: of CTC.
+        reason: why it is skipped, as `kind: explanation`; empty if it is not.
+        words: those without a pronunciation.
+    """
 
     id: str
     row: int
-    samples: int
-    target: list[int]
-
-
-@dataclass
-class Skipped:
-    """An utterance that is left out. `reason` is `kind: explanation`; `words` are those without a pronunciation."""
-
-    id: str
-    reason: str
+    samples: int = 0
+    target: Sequence[int] = ()
+    reason: str = ""
     words: Sequence[str] = ()
 
 
@@ -66,7 +68,7 @@ class Split(torch.utils.data.Dataset):
         store: hidden states of all utterances; `None` if waveforms are to be encoded each time.
     """
 
-    def __init__(self, name: str, speech: Any, utterances: list[Utterance], skipped: list[Skipped]) -> None:
+    def __init__(self, name: str, speech: Any, utterances: list[Utterance], skipped: list[Utterance]) -> None:
         self.name = name
         self.speech = speech
         self.utterances = utterances
@@ -135,19 +137,19 @@ def read_split(
         )
     ids, texts = list(speech["id"]), list(speech["text"])
 
-    def look(row: int) -> Utterance | Skipped:
+    def look(row: int) -> Utterance:
         try:
             target = task.encode(texts[row] or "")
             waveform = decode_audio(speech[row]["audio"], min_seconds=shortest / SAMPLE_RATE).waveform
         except (UnusableText, BadAudio) as error:
-            return Skipped(ids[row], str(error), getattr(error, "words", ()))
+            return Utterance(ids[row], row, reason=str(error), words=getattr(error, "words", ()))
         return Utterance(ids[row], row, len(waveform), target)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looks = pool.map(look, range(len(speech)))
         found = list(tqdm(looks, total=len(speech), desc=f"reading {name}", disable=not progress, mininterval=1))
-    usable = [entry for entry in found if isinstance(entry, Utterance)]
-    split = Split(name, speech, usable, [entry for entry in found if isinstance(entry, Skipped)])
+    usable = [utterance for utterance in found if not utterance.reason]
+    split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason])
     if split.skipped:
         counts = split.counts()["skipped"]
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts["by_kind"].items())
@@ -156,7 +158,9 @@ def read_split(
             words = ", ".join(list(counts["unknown_words_listed"])[:10])
             logger.warning("%s: %d words without a pronunciation (%s, ...)", name, counts["unknown_words"], words)
     if not usable:
-        raise LaserError(f"split {name}: none of its {len(speech)} utterances can be used ({split.counts()['skipped']})")
+        raise LaserError(
+            f"split {name}: none of its {len(speech)} utterances can be used ({split.counts()['skipped']})"
+        )
     if limit is not None and limit < len(usable):
         # Spread over the split: the first ones would be a few speakers.
         picks = torch.linspace(0, len(usable) - 1, limit).long().tolist()
@@ -187,9 +191,6 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
         batch["waveforms"] = pad_sequence([item["waveform"] for item in items], True)
     return batch
-
-
-# ------------------------------------------------------------------------------------------------ batches
 
 
 def length_buckets(samples: Sequence[int], size: int, halve_above: int) -> list[list[int]]:

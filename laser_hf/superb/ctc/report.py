@@ -1,18 +1,89 @@
-"""What a run leaves to read: recognised text, its worst utterances, and pictures."""
+"""What runs leave to read: records, recognised text with its worst utterances, and pictures."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jiwer
 import numpy as np
 
+from ...records import new_record
 from .tasks import CtcTask, Decoded
+
+if TYPE_CHECKING:
+    from .run import Command
 
 WORST = 20
 """Utterances shown in `worst.txt`."""
+
+
+def make_record(
+    command: Command, seed: int, seconds: float, metrics: Sequence[Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """The record of one run, or of several.
+
+    Args:
+        command: what all runs share.
+        seed: of the (first) run.
+        seconds: of the whole run.
+        metrics: the task's primary one on the first test split first.
+        more: further entries.
+    """
+    arguments, train = command.arguments, command.splits[0]
+    addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
+    commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
+    return new_record(
+        command.task.NAME,
+        recipe={
+            **dataclasses.asdict(command.recipe),
+            "optimizer": "Adam",
+            "frozen_encoder": True,
+            "do_normalize": arguments.do_normalize,
+            "cached_features": train.store is not None,
+            "micro_batch_size": arguments.micro_batch_size,
+            **command.task.describe(),
+        },
+        data={
+            "source": arguments.data,
+            "name": arguments.data_name,
+            "revision": commit[1] if commit else arguments.data_revision,
+            "train": train.counts(),
+            "dev": command.splits[1].counts(),
+            "test": [split.counts() for split in command.splits[2:]],
+        },
+        seed=seed,
+        wall_seconds=seconds,
+        protocol=command.protocol,
+        model=command.model,
+        metrics=metrics,
+        changed_from_superb=command.changed,
+        **more,
+    )
+
+
+def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Record with mean and standard deviation (of a sample: n - 1) over runs, all of which are kept."""
+    metrics = []
+    for entries in zip(*(record["metrics"] for record in records), strict=True):
+        values = [entry["value"] for entry in entries]
+        spread = {"value": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
+        metrics.append(entries[0] | spread)
+    weights = {f"seed {record['seed']}": record["layer_weights"] for record in records}
+    plot_layer_weights(weights, command.folder.path / "plots" / "layer_weights.png", command.title)
+    kept = ("seed", "metrics", "selected", "layer_weights", "wall_seconds")
+    return make_record(
+        command,
+        records[0]["seed"],
+        sum(record["wall_seconds"] for record in records),
+        metrics,
+        layer_weights=[statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)],
+        runs=[{name: record[name] for name in kept} for record in records],
+    )
 
 
 def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask, worst: int = WORST) -> None:

@@ -7,9 +7,7 @@ import dataclasses
 import logging
 import re
 import shutil
-import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,14 @@ from ...cli import refuse_lonely_launch
 from ...data import load_speech
 from ...encoders import load_encoder
 from ...errors import LaserError
-from ...records import RESULTS, new_record, plain, read_json, write_json
+from ...records import RESULTS, plain, read_json, write_json
 from ...runs import RECIPE_NAME, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
 from .data import Split, read_split
 from .heads import WEIGHTS_NAME, save_head
 from .recipe import changes, choose_recipe, is_superb
-from .report import plot_layer_weights, plot_training, write_decoded
+from .report import make_record, plot_layer_weights, plot_training, summarise, write_decoded
 from .tasks import CtcTask
 from .training import CtcTrainer
 
@@ -55,7 +53,7 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         seeds = range(arguments.seed, arguments.seed + arguments.runs)
         records = [command.run_of_several(seed) for seed in seeds]
-        record = command.summarise(records, began) if command.main else {}
+        record = summarise(command, records) if command.main else {}
         command.finish(command.folder, record)
     if command.main:
         shutil.rmtree(command.folder.path / "features", ignore_errors=True)
@@ -188,7 +186,15 @@ class Command:
                     names = [utterance.id for utterance in split.utterances]
                     progress = "" if self.arguments.disable_tqdm else f"hidden states, {split.name}"
                     advice = "use --cache_features no, or fewer utterances"
-                    fill(split.store, self.features, names, split.samples, split.waveform, advice=advice, progress=progress)
+                    fill(
+                        split.store,
+                        self.features,
+                        names,
+                        split.samples,
+                        split.waveform,
+                        advice=advice,
+                        progress=progress,
+                    )
 
     # ---- one run ----
 
@@ -246,7 +252,8 @@ class Command:
             write_json(folder.path / LOG_NAME, {"log": history})
             plot_layer_weights({f"seed {seed}": shares}, folder.path / "plots" / "layer_weights.png", self.title)
             plot_training(history, task.PRIMARY, folder.path / "plots" / "training.png", self.title)
-            record = self.record(
+            record = make_record(
+                self,
                 seed,
                 before + trainer.trained_seconds(),
                 metrics,
@@ -268,60 +275,3 @@ class Command:
             self.finish(folder, record)
         trainer.accelerator.wait_for_everyone()
         return record
-
-    # ---- records ----
-
-    def summarise(self, records: Sequence[dict[str, Any]], began: float) -> dict[str, Any]:
-        """Record with mean and standard deviation (of a sample: n - 1) over runs, all of which are kept."""
-        metrics = []
-        for entries in zip(*(record["metrics"] for record in records), strict=True):
-            values = [entry["value"] for entry in entries]
-            spread = {"value": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
-            metrics.append(entries[0] | spread)
-        weights = {f"seed {record['seed']}": record["layer_weights"] for record in records}
-        plot_layer_weights(weights, self.folder.path / "plots" / "layer_weights.png", self.title)
-        kept = ("seed", "metrics", "selected", "layer_weights", "wall_seconds")
-        return self.record(
-            records[0]["seed"],
-            time.time() - began,
-            metrics,
-            layer_weights=[statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)],
-            runs=[{name: record[name] for name in kept} for record in records],
-        )
-
-    def record(self, seed: int, seconds: float, metrics: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """A record with what all runs of the command have in common."""
-        arguments = self.arguments
-        return new_record(
-            self.task.NAME,
-            recipe={
-                **dataclasses.asdict(self.recipe),
-                "optimizer": "Adam",
-                "frozen_encoder": True,
-                "do_normalize": arguments.do_normalize,
-                "cached_features": self.train.store is not None,
-                "micro_batch_size": arguments.micro_batch_size,
-                **self.task.describe(),
-            },
-            data={
-                "source": arguments.data,
-                "name": arguments.data_name,
-                "revision": data_revision(self.train.speech) or arguments.data_revision,
-                "train": self.train.counts(),
-                "dev": self.dev.counts(),
-                "test": [split.counts() for split in self.tests],
-            },
-            seed=seed,
-            wall_seconds=seconds,
-            protocol=self.protocol,
-            model=self.model,
-            metrics=metrics,
-            changed_from_superb=self.changed,
-            **more,
-        )
-
-
-def data_revision(speech: Any) -> str | None:
-    """Commit of a hub data set, from the addresses of its files."""
-    addresses = map(str, speech.info.download_checksums or ())
-    return next((found[1] for found in (re.search(r"@([0-9a-f]{40})/", address) for address in addresses) if found), None)

