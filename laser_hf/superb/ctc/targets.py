@@ -70,24 +70,21 @@ class Lexicon:
         Raises:
             LaserError: no such file, a word without phones, or a phone that is none of SUPERB's 71.
         """
+        from ...data import read_lines  # torch takes seconds to import
+
         pronunciations: dict[str, list[str]] = {}
         files = []
         for path in map(Path, paths):
-            try:
-                content = path.read_bytes()
-                lines = content.decode("utf-8-sig").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise LaserError(f"cannot read the lexicon {path}: {error}") from error
-            for number, line in enumerate(lines, 1):
-                word, *phones = line.split() or [""]
-                if word and not (phones and set(phones) <= set(ARPABET)):
+            for place, line in read_lines(path):
+                word, *phones = line.split()
+                if not phones or not set(phones) <= set(ARPABET):
                     raise LaserError(
-                        f"{path}, line {number}: expected a word and ARPAbet phones with stress, such as "
-                        f"`CAT K AE1 T`, got {line.strip()[:80]!r}"
+                        f"{place}: expected a word and ARPAbet phones with stress, such as `CAT K AE1 T`, "
+                        f"got {line.strip()[:80]!r}"
                     )
-                if word:
-                    pronunciations.setdefault(word.upper(), phones)
-            files.append({"name": path.name, "sha256": hashlib.sha256(content).hexdigest()})
+                pronunciations.setdefault(word.upper(), phones)
+            digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
+            files.append({"name": path.name, "sha256": digest})
         return cls(pronunciations, {"files": files, "words": len(pronunciations)})
 
     @classmethod
