@@ -53,7 +53,9 @@ def test_other_processes_log_warnings_only(monkeypatch):
         logger.setLevel(level)
 
 
-@pytest.mark.parametrize(("companions", "alone"), [({}, True), ({"WORLD_SIZE": "2"}, False), ({"PMI_SIZE": "2"}, False)])
+@pytest.mark.parametrize(
+    ("companions", "alone"), [({}, True), ({"WORLD_SIZE": "2"}, False), ({"PMI_SIZE": "2"}, False)]
+)
 def test_a_process_that_should_have_companions_does_not_run_alone(monkeypatch, companions, alone):
     for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

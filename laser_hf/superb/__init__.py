@@ -32,22 +32,27 @@ def find_task(name: str) -> Any:
     Raises:
         LaserError: unknown name, a module that cannot be imported, or something that is no task.
     """
-    place = TASKS[name][0] if name in TASKS else name
-    module, _, attribute = place.partition(":")
-    if name not in TASKS and "." not in module and ":" not in name:
+    if name in TASKS:
+        return _import(TASKS[name][0])
+    if "." not in name and ":" not in name:
         raise LaserError(
             f"unknown task {name!r}; shipped are {', '.join(TASKS)}, or give your own as package.module or "
             "package.module:Class"
         )
     try:
-        task = importlib.import_module(module)
-        task = getattr(task, attribute) if attribute else task
+        task = _import(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise LaserError(f"cannot import the task {name!r}: {error}. Is its folder on PYTHONPATH?") from error
     missing = [part for part in ("HELP", "add_arguments", "run") if not hasattr(task, part)]
     if missing:
         raise LaserError(f"{name!r} is no task: it lacks {', '.join(missing)}")
     return task
+
+
+def _import(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,13 @@ from . import TASKS, find_task
 PROGRAM = "python -m laser_hf.superb"
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind the help of an option, but only if there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def main(argv: Sequence[str] | None = None) -> Any:
     """Run a task and return what it returns; only the module of this task is imported.
 
@@ -29,11 +36,8 @@ def main(argv: Sequence[str] | None = None) -> Any:
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the task; TASK --help lists them")
     chosen = parser.parse_args(argv)
     task = find_task(chosen.task)
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {chosen.task}",
-        description=task.HELP,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    prog = f"{PROGRAM} {chosen.task}"
+    parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
     task.add_arguments(parser)
     return task.run(parser.parse_args(chosen.options))
 
