@@ -120,18 +120,6 @@ def audio_seconds(audio: Audio) -> float | None:
     return resampled_length(found.frames, found.samplerate, SAMPLE_RATE) / SAMPLE_RATE
 
 
-def check_finite(waveform: torch.Tensor, what: str) -> None:
-    """Refuse a waveform `(samples,)` that is empty or not finite; `what` names it in the reason.
-
-    Raises:
-        BadAudio: of kind `empty` or `nan`.
-    """
-    if waveform.numel() == 0:
-        raise BadAudio("empty", f"the {what} has no samples")
-    if not bool(torch.isfinite(waveform).all()):
-        raise BadAudio("nan", f"the {what} has samples that are NaN or infinite")
-
-
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """Samples `(frames, channels)` float32 and rate of a stored file."""
     source = _source(audio)
