@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import LaserError
 from ..objectives import OBJECTIVES
 from ..records import RESULTS, TRAINING_RECORD, read_json, write_json
+from . import TASKS
 from .table_records import BASES, Number, Row, find_records, read_numbers
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def _put_gains(table: Table) -> None:
 
 def _quick_table(numbers: Sequence[Number]) -> Table:
     """One column for each task, metric and split, of the layer that the record reports."""
-    columns: dict[str, Column] = {}
+    columns: dict[tuple[int, str], Column] = {}
     table = Table(
         "quick",
         "Protocol quick: small corpora, no SUPERB numbers",
@@ -201,9 +202,9 @@ def _quick_table(numbers: Sequence[Number]) -> Table:
             continue
         key = f"{number.task} {number.metric} {number.split}"
         title = f"{QUICK_TITLES.get(number.metric, number.metric)}, {number.split} (quick)"
-        # The tasks below have no metric in common.
-        unique = number.task in ("asr", "pr", "qbe", "discrimination")
-        columns.setdefault(key, Column(key, title if unique else f"{number.task}: {title}", "quick"))
+        shipped = number.task in TASKS  # these have no metric in common
+        place = list(TASKS).index(number.task) if shipped else len(TASKS)
+        columns[place, key] = Column(key, title if shipped else f"{number.task}: {title}", "quick")
         table.put(number.row, key, "quick", _cell(number, decimals=2 if number.unit == "percent" else 4))
     table.columns = [columns[key] for key in sorted(columns)]
     return table

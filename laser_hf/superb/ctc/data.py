@@ -55,27 +55,28 @@ class Utterance:
     words: Sequence[str] = ()
 
 
+@dataclass(eq=False)
 class Split(torch.utils.data.Dataset):
     """Usable utterances of one split.
 
-    Args:
+    Attributes:
         name: of the split.
         speech: data set with `id`, `audio` and `text`.
         utterances: the usable ones.
         skipped: the others.
-
-    Attributes:
         store: hidden states of all utterances; `None` if waveforms are to be encoded each time.
     """
 
-    def __init__(self, name: str, speech: Any, utterances: list[Utterance], skipped: list[Utterance]) -> None:
-        self.name = name
-        self.speech = speech
-        self.utterances = utterances
-        self.skipped = skipped
-        self.store: FrameStore | None = None
-        self.samples = [utterance.samples for utterance in utterances]
-        self.labels = [len(utterance.target) for utterance in utterances]
+    name: str
+    speech: Any
+    utterances: list[Utterance]
+    skipped: list[Utterance]
+    store: FrameStore | None = None
+
+    @property
+    def samples(self) -> list[int]:
+        """Length of each utterance."""
+        return [utterance.samples for utterance in self.utterances]
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -152,11 +153,10 @@ def read_split(
     split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason])
     if split.skipped:
         counts = split.counts()["skipped"]
+        words = ", ".join(list(counts.get("unknown_words_listed", ()))[:10])
+        unknown = f"; {counts['unknown_words']} words without a pronunciation: {words}, ..." if words else ""
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts["by_kind"].items())
-        logger.warning("%s: %d of %d utterances skipped (%s)", name, len(split.skipped), len(speech), kinds)
-        if "unknown_words" in counts:
-            words = ", ".join(list(counts["unknown_words_listed"])[:10])
-            logger.warning("%s: %d words without a pronunciation (%s, ...)", name, counts["unknown_words"], words)
+        logger.warning("%s: %d of %d utterances skipped (%s%s)", name, len(split.skipped), len(speech), kinds, unknown)
     if not usable:
         raise LaserError(
             f"split {name}: none of its {len(speech)} utterances can be used ({split.counts()['skipped']})"
@@ -246,15 +246,15 @@ class UpdateSampler(torch.utils.data.Sampler[Share]):
 
     A *group* is what SUPERB calls a batch. An update is one group (ASR) or two (PR); its loss is the mean over its
     groups of the mean over the utterances of a group, however groups are split into micro-batches and processes. The
-    groups are shuffled each time all of them have been used, from (seed, round). Updates run on over the ends of
-    rounds, as gradient accumulation does in S3PRL. To the Trainer the run is one long epoch.
+    groups are shuffled in each round, from (seed, round). Updates run on over the ends of rounds, as gradient
+    accumulation does in S3PRL. To the Trainer the run is one long epoch.
 
     Args:
         groups: utterances of each group.
         updates: of the run.
         groups_per_update: gradient accumulation of the recipe.
         micro_batch_size: utterances a process holds at once; `None` for whole groups.
-        world_size, rank: processes, and which of them this is.
+        world_size, rank: number of processes, and which of them this is.
         seed: of the order.
 
     Attributes:
@@ -289,17 +289,13 @@ class UpdateSampler(torch.utils.data.Sampler[Share]):
     def __len__(self) -> int:
         return self.updates * self.micro_batches
 
-    def order(self, round_number: int) -> list[int]:
-        """Order of the groups in one round."""
-        sequence = np.random.SeedSequence([self.seed, round_number])
-        return np.random.default_rng(sequence).permutation(len(self.groups)).tolist()
-
     def __iter__(self) -> Iterator[Share]:
         shares = self.splits * self.world_size
         for number in range(self.updates * self.groups_per_update):
             round_number, position = divmod(number, len(self.groups))
             if position == 0:
-                order = self.order(round_number)
+                sequence = np.random.SeedSequence([self.seed, round_number])
+                order = np.random.default_rng(sequence).permutation(len(self.groups)).tolist()
             group = self.groups[order[position]]
             weight = 1 / (len(group) * self.groups_per_update)
             for split in range(self.splits):

@@ -20,22 +20,21 @@ WEIGHTS_NAME = "ctc_head.safetensors"
 
 
 def ctc_losses(
-    log_probs: torch.Tensor, frames: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor, blank: int = 0
+    log_probs: torch.Tensor, frames: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
 ) -> torch.Tensor:
     """Loss of each utterance divided by the length of its target, (batch,) float32.
 
     Their mean is `torch.nn.CTCLoss(reduction="mean", zero_infinity=True)`: a target that does not fit into its frames
-    counts 0.
+    counts 0. Class 0 is the blank.
 
     Args:
         log_probs: (batch, frames, classes), normalised.
         frames: frames in use, (batch,).
         targets: (batch, labels), padded with anything.
         target_lengths: labels in use, (batch,).
-        blank: class of the blank.
     """
     log_probs = log_probs.float().transpose(0, 1)
-    losses = F.ctc_loss(log_probs, targets, frames, target_lengths, blank, reduction="none", zero_infinity=True)
+    losses = F.ctc_loss(log_probs, targets, frames, target_lengths, reduction="none", zero_infinity=True)
     return losses / target_lengths.clamp(min=1).to(losses)
 
 

@@ -92,11 +92,7 @@ def choose_recipe(arguments: argparse.Namespace, recipes: dict[str, Recipe]) -> 
         LaserError: a value out of range.
     """
     recipe = recipes[arguments.protocol]
-    given = {
-        entry.name: getattr(arguments, entry.name)
-        for entry in dataclasses.fields(recipe)
-        if hasattr(arguments, entry.name)
-    }
+    given = {name: value for name, value in vars(arguments).items() if name in dataclasses.asdict(recipe)}
     recipe = dataclasses.replace(recipe, **given, precision="bf16" if arguments.bf16 else "fp32")
     for name in ("max_steps", "eval_steps", "batch_size", "projection_size", "learning_rate", "max_grad_norm"):
         if not getattr(recipe, name) > 0:

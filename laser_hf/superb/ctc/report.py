@@ -86,7 +86,7 @@ def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[st
     )
 
 
-def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask, worst: int = WORST) -> None:
+def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask) -> None:
     """Write `hyp.txt` and `ref.txt` (a line `words (id)` for each utterance, the trn form) and `worst.txt`.
 
     `worst.txt` aligns hypothesis and reference of the utterances with the highest error rates, worst first: `S` marks a
@@ -96,7 +96,6 @@ def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask, worst
         folder: of the split; it is made here.
         decoded: utterances.
         task: writes units as words or phones.
-        worst: number of utterances in `worst.txt`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hypotheses = [task.written(item.hypothesis) for item in decoded]
@@ -105,7 +104,7 @@ def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask, worst
         text = "".join(f"{line} ({item.id})\n" for line, item in zip(lines, decoded, strict=True))
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     outputs = [jiwer.process_words(ref, hyp) for ref, hyp in zip(references, hypotheses, strict=True)]
-    order = sorted(range(len(decoded)), key=lambda index: (-outputs[index].wer, decoded[index].id))[:worst]
+    order = sorted(range(len(decoded)), key=lambda index: (-outputs[index].wer, decoded[index].id))[:WORST]
     shown = [f"The {len(order)} of {len(decoded)} utterances with the highest error rates ({task.UNIT})\n"]
     for index in order:
         output = outputs[index]

@@ -146,8 +146,7 @@ class Command:
             save_strategy="steps",
             save_steps=recipe.eval_steps,
             save_total_limit=2,  # the best one, and one that is whole while the next one is written
-            load_best_model_at_end=True,
-            metric_for_best_model=kind.PRIMARY,
+            metric_for_best_model=kind.PRIMARY,  # CtcTrainer.load_best
             greater_is_better=False,
             logging_steps=arguments.logging_steps or max(recipe.eval_steps // 4, 1),
             logging_nan_inf_filter=False,
@@ -183,18 +182,9 @@ class Command:
                 split.store = FrameStore(place, layers, self.features.dim, key)
                 if self.main:
                     self.features.encoder.to(self.args.device)
-                    names = [utterance.id for utterance in split.utterances]
-                    progress = "" if self.arguments.disable_tqdm else f"hidden states, {split.name}"
-                    advice = "use --cache_features no, or fewer utterances"
-                    fill(
-                        split.store,
-                        self.features,
-                        names,
-                        split.samples,
-                        split.waveform,
-                        advice=advice,
-                        progress=progress,
-                    )
+                    what = (split.store, self.features, [utterance.id for utterance in split.utterances])
+                    label = "" if self.arguments.disable_tqdm else f"hidden states, {split.name}"
+                    fill(*what, split.samples, split.waveform, advice="use --cache_features no", progress=label)
 
     # ---- one run ----
 
@@ -233,11 +223,8 @@ class Command:
         if checkpoint:
             logger.info("Resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trained, best = trainer.trained_seconds(), trainer.state.best_global_step
-        rule = f"lowest dev {task.PRIMARY}, looked at every {self.recipe.eval_steps} updates"
-        if best is None:
-            rule = f"last update: no dev {task.PRIMARY} was below {task.FIRST_BEST}"
-            logger.warning("The head of the %s", rule)
+        trained = trainer.trained_seconds()
+        selected = trainer.load_best()
         metrics: list[dict[str, Any]] = []
         for split in (*self.tests, self.dev):
             decoded, _ = trainer.decode(split, f"decoding {split.name}")
@@ -257,7 +244,7 @@ class Command:
                 seed,
                 before + trainer.trained_seconds(),
                 metrics,
-                selected={"step": best, "rule": rule},
+                selected=selected,
                 layer_weights=shares,
                 head={
                     "layers": self.features.layers,

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ...runs import seal_checkpoint
+from ...errors import LaserError
+from ...runs import find_fault, seal_checkpoint
 from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
 from .heads import CtcHead, ctc_losses
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class CtcTrainer(Trainer):
-    """Trains a `CtcHead`, decodes the dev split every `eval_steps` and ends with the head that did best there.
+    """Trains a `CtcHead`, decodes the dev split every `eval_steps` and keeps the head that did best there.
 
     Checkpoints hold the head, not the encoder. An update is the same, up to rounding, whatever the number of processes
     and the micro-batch size.
@@ -56,7 +59,7 @@ class CtcTrainer(Trainer):
             logger.warning("%d GPUs are visible; start with `accelerate launch` to use more than one", args.n_gpu)
             args._n_gpu = 1
         self.sampler = UpdateSampler(
-            task.groups(train.samples, train.labels, recipe),
+            task.groups(train.samples, [len(one.target) for one in train.utterances], recipe),
             recipe.max_steps,
             getattr(recipe, "batches_per_update", 1),
             micro_batch_size,
@@ -94,9 +97,7 @@ class CtcTrainer(Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Adam with torch's defaults except for the learning rate, as S3PRL has it."""
-        if self.optimizer is None:
-            parameters = (model if model is not None else self.model).parameters()
-            self.optimizer = torch.optim.Adam(parameters, lr=self.args.learning_rate)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.args.learning_rate)
         return self.optimizer
 
     def _states(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +135,8 @@ class CtcTrainer(Trainer):
         Returns:
             Utterances in the order of the split, and the mean of their losses.
         """
-        order = sorted(range(len(split)), key=lambda index: -split.samples[index])
+        samples = split.samples
+        order = sorted(range(len(split)), key=lambda index: -samples[index])
         own = [(index, 1.0) for index in order[self.args.process_index :: self.args.world_size]]
         batches = [own[start : start + self.eval_batch_size] for start in range(0, len(own), self.eval_batch_size)]
         training = self.model.training
@@ -158,7 +160,7 @@ class CtcTrainer(Trainer):
         return decoded, sum(loss for _, _, loss in found) / len(found)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Error rates of the dev split in percent, and its loss; the Trainer keeps the head with the lowest rate."""
+        """Error rates of the dev split in percent, and its loss. The Trainer keeps the checkpoint that does best."""
         if self.state.best_metric is None:
             self.state.best_metric = self.task.FIRST_BEST
         decoded, loss = self.decode(eval_dataset or self.eval_dataset, "decoding dev")
@@ -167,6 +169,27 @@ class CtcTrainer(Trainer):
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def load_best(self) -> dict[str, Any]:
+        """Take the weights that did best on dev, or keep the last ones if no head was good enough.
+
+        Returns:
+            `step` of the head (`None` for the last) and the `rule` it was chosen by, for a record.
+
+        Raises:
+            LaserError: its checkpoint is damaged.
+        """
+        step, name = self.state.best_global_step, self.task.PRIMARY
+        if step is None:
+            logger.warning("no dev %s was below %s: the head of the last update is tested", name, self.task.FIRST_BEST)
+            return {"step": None, "rule": "last update: no dev value was low enough to be kept"}
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if fault := find_fault(checkpoint):
+            raise LaserError(
+                f"{checkpoint} holds the best head and is damaged ({fault}); start over with --overwrite_output_dir"
+            )
+        self.model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
+        return {"step": step, "rule": f"lowest dev {name}, looked at every {self.args.eval_steps} updates"}
 
     # ---- state ----
 

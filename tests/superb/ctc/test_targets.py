@@ -186,5 +186,5 @@ def test_unknown_words_are_named():
     with pytest.raises(UnusableText, match="unknown_word: no pronunciation of DOG, EEL") as error:
         task.encode("cat dog eel dog")
     assert error.value.words == ["DOG", "EEL"]
-    with pytest.raises(LaserError, match="--oov must be skip or error"):
-        Pr(Lexicon({}, {}), "guess")
+    with pytest.raises(LaserError, match="no pronunciation of DOG; add it to the lexicon"):
+        Pr(Lexicon({}, {}), "error").encode("dog")
