@@ -33,6 +33,39 @@ def test_resumed_equals_uninterrupted(task, request, tiny_encoder, corpus, lexic
         assert (tmp_path / "test" / name).read_text() == (folder / "test" / name).read_text()
 
 
+@pytest.mark.parametrize("after", ["moved", "newest_incomplete"])
+def test_a_run_goes_on_after(after, finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    """A folder that was moved, and a checkpoint whose writing was interrupted: the end is the same."""
+    words = ["--lexicon", str(lexicon)]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(Interrupted):
+            run("pr", tiny_encoder, corpus, tmp_path / "a", *words)
+    folder = (tmp_path / "a").rename(tmp_path / "b") if after == "moved" else tmp_path / "a"
+    if after == "newest_incomplete":
+        (folder / "checkpoint-4" / "files.json").unlink()
+    record = run("pr", tiny_encoder, corpus, folder, *words)
+    assert record["metrics"] == finished_pr[1]["metrics"]
+    assert record["selected"] == finished_pr[1]["selected"]
+    weights = load_file(folder / "ctc_head.safetensors")
+    assert all(torch.equal(v, weights[n]) for n, v in load_file(finished_pr[0] / "ctc_head.safetensors").items())
+    assert (folder / "broken-checkpoint-4").is_dir() == (after == "newest_incomplete")
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_a_damaged_best_head_is_not_tested(tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    real = CtcTrainer.load_best
+
+    def damaged(self):
+        best = tmp_path / f"checkpoint-{self.state.best_global_step}"
+        (best / "model.safetensors").write_bytes(b"")
+        return real(self)
+
+    monkeypatch.setattr(CtcTrainer, "load_best", damaged)
+    with pytest.raises(LaserError, match=r"holds the best head and is damaged \(model.safetensors has 0 bytes"):
+        run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon))
+
+
 def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3)
