@@ -27,8 +27,8 @@ from .perturbation import Perturbation
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500
-"""A further process is started for so many utterances."""
-_VERSION = 1  # raise it when `durations` or `keep_decoded` give other values
+"""Utterances for which a further process is started."""
+_VERSION = 1  # of what is cached
 
 
 class _Pairs:
@@ -71,12 +71,12 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
         self.transform = transform
         self.speech = speech
         self.left_out: dict[str, int] = {}
-        if transform.max_seconds is not None if check_lengths is None else check_lengths:
+        if check_lengths or (check_lengths is None and transform.max_seconds is not None):
             self._leave_out()
         self._pairs = self.speech.with_transform(transform)
 
     def _leave_out(self) -> None:
-        """Keep what lies within the limits, and what has no readable header: decoding says what is wrong with it."""
+        """Keep utterances within the limits, and those without a readable header, so that decoding reports them."""
         shortest, longest = self.transform.min_seconds, self.transform.max_seconds or float("inf")
         found = self._header_seconds()
         short, long = found < shortest, found > longest
@@ -97,7 +97,9 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
 
     def _header_seconds(self) -> np.ndarray:
         """Seconds of each utterance from its header, read in parallel and cached; NaN where it cannot be read."""
-        found = _cached_map(self.speech, _read_seconds, None, {"seconds": datasets.Value("float64")})
+        if not len(self.speech):
+            return np.zeros(0)
+        found = _cached_map(self.speech, _lengths, None, {"seconds": datasets.Value("float64")})
         return np.array(found["seconds"][:], dtype=float)
 
     def _as_trained(self, seconds: np.ndarray) -> list[float]:
@@ -113,12 +115,12 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
 
 @dataclass(eq=False)
 class PairStream(_Pairs, torch.utils.data.IterableDataset):
-    """Endless stream of pairs for one process: epoch after epoch, each shuffled and perturbed anew.
+    """Endless stream of pairs for one process: epoch after epoch, each with its own order and draws.
 
-    Every worker counts its own epochs, so that none waits where another runs out of its share. Shuffling comes before
-    decoding: each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). In an epoch every utterance
-    comes up once over all processes and workers together. A process reads its own shards only if their number is a
-    multiple of `world_size`; else it reads all of them and keeps one utterance in `world_size`.
+    Every worker counts its own epochs, so that none waits for another. In an epoch every utterance comes up once over
+    all processes and workers together. Each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). A
+    process reads its own shards only if their number is a multiple of `world_size`; else it reads all of them and keeps
+    one utterance in `world_size`.
 
     Args:
         speech: stream as `load_speech` returns it.
@@ -162,9 +164,9 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
 def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None = None) -> datasets.Dataset:
     """Decode all utterances once, in parallel, and keep them on disk as mono WAV at 16 kHz.
 
-    The samples are bit for bit those of `decode_audio`. They take 16 bits if that loses nothing (16-bit FLAC and WAV at
-    16 kHz; 115 MB an hour), else 32. Audio that is refused stays as it is. Everything is decoded again when a file
-    changes its size or time of change, or when other utterances are chosen; old files can be deleted at any time.
+    The samples are bit for bit those of `decode_audio`, in 16 bits if that is exact (16-bit FLAC and WAV at 16 kHz;
+    115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If the size or time of change of a file, or
+    the choice of utterances, is another one, all are decoded again. The files in the folder can be deleted at any time.
 
     Args:
         speech: as `load_speech` returns it.
@@ -173,14 +175,14 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     Raises:
         LaserError: the folder cannot be written, or the disk is full.
     """
-    return _cached_map(speech, _decode, folder, speech.features | {"audio": datasets.Audio(decode=False)})
+    return _cached_map(speech, _decoded, folder, speech.features | {"audio": datasets.Audio(decode=False)})
 
 
-def _read_seconds(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+def _lengths(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     return {"seconds": [audio_seconds(audio) for audio in batch["audio"]]}
 
 
-def _decode(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     if rank is not None:
         torch.set_num_threads(1)  # a forked process must not wait for threads of its parent
     return {"audio": [_as_wav(audio) for audio in batch["audio"]]}
@@ -216,7 +218,7 @@ def _cached_map(
             function,
             batched=True,
             batch_size=16,
-            writer_batch_size=128,
+            writer_batch_size=32,
             with_rank=True,
             num_proc=processes if processes > 1 else None,
             features=datasets.Features(features),

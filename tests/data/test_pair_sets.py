@@ -124,6 +124,11 @@ def test_headers_that_cannot_be_read(tmp_path, speech):
     assert checked.left_out == {"too_short": 1, "too_long": 0}
 
 
+def test_no_speech_has_no_lengths():
+    nothing = datasets.Dataset.from_dict({"id": [], "audio": []}).cast_column("audio", datasets.Audio(decode=False))
+    assert pairs_of(nothing).seconds == []
+
+
 def test_utterances_outside_the_limits_are_left_out(libri):
     speech = load_speech(libri, "train")  # 0.35 s to 0.65 s
     everything = pairs_of(speech)
@@ -362,5 +367,5 @@ def test_the_default_folder_is_the_cache_of_datasets(libri, tmp_path, caplog):
         pairs_of(load_speech(libri, "train"), max_seconds=0.5)
         keep_decoded(load_speech(libri, "dev"))
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "laser_hf"
-    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["decode", "read_seconds"]
+    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["decoded", "lengths"]
     assert "4 utterances, 0.0 hours; left out: {'too_short': 0, 'too_long': 3}" in caplog.text
