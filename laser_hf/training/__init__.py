@@ -3,7 +3,7 @@
 from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
 from .callbacks import CollapseMonitor, UpdateProfiler
 from .evaluation import DiscriminationEvaluator
-from .finite import NonFiniteLossError
+from .updates import NonFiniteLossError
 from .model import AlignmentModel
 from .options import Choice, Options, parse_options
 from .presets import load_preset, preset_names

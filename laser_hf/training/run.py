@@ -16,19 +16,20 @@ from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
 from ..records import TRAINING_RECORD, new_record, portable, write_json
 from ..runs import RunFolder, find_fault
-from . import callbacks, finite
+from . import callbacks
 from .arguments import precision
 from .evaluation import load_evaluator
 from .model import AlignmentModel
 from .options import Options, parse_options
 from .speech import load_pairs
 from .trainer import LaserTrainer
+from .updates import NON_FINITE_NAME
 
 logger = logging.getLogger(__name__)
 
 HISTORY_NAME = "training_log.json"
 _OWNED = (
-    "runs", "plots", "results", HISTORY_NAME, finite.FILE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
+    "runs", "plots", "results", HISTORY_NAME, NON_FINITE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
     "config.json", "model.safetensors", "preprocessor_config.json",
 )  # fmt: skip
 
