@@ -24,11 +24,12 @@ from .callbacks import CollapseMonitor, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
 from .sampling import micro_batches
-from .updates import UpdateTrainer, all_finite, stop
+from .updates import NonFiniteLossError, UpdateTrainer, find_non_finite
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "laser_state.json"
+NON_FINITE_NAME = "non_finite.json"
 
 
 class LaserTrainer(UpdateTrainer):
@@ -132,14 +133,23 @@ class LaserTrainer(UpdateTrainer):
         """
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        if all_finite(self.losses, norm, self.args.device):
+        found = find_non_finite(self.losses, norm, self.args.device)
+        if found is None:
             return
+        what, ids, losses = found
         step, output_dir = self.state.global_step, Path(self.args.output_dir)
         folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial=None)
+        if self.args.should_save:
+            bad = {name: repr(value) for name, value in losses.items()}
+            report = {"step": step + 1, "what": what, "utterances": ids, "losses": bad}
+            write_json(output_dir / NON_FINITE_NAME, report)
         saved = f"the state before it is in {folder}" if step > 0 else "no update had been made yet"
-        stop(self.losses, step + 1, output_dir, saved, self.args.should_save)
+        raise NonFiniteLossError(
+            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)}; {saved}. "
+            "Look at those files, lower the learning rate, or train without --bf16."
+        )
 
     # ---- what is logged ----
 
