@@ -1,16 +1,14 @@
 """Speech in, padded batches of clean and perturbed views out.
 
-``load_speech`` -> (``shuffled_stream``) -> ``with_pairs`` -> a dataloader with ``PairCollator``.
+`load_speech` -> `PairDataset` or `PairStream` -> a dataloader -> `pad_pairs`.
 """
 
-from .cache import DecodedCache, DecodedCacheError
-from .collator import PairCollator, SkipLog
 from .columns import SpeechSourceError
 from .decode import BadAudio, Decoded, decode_audio
-from .durations import durations
 from .equalizer import Equalizer
 from .noise import Noise
-from .pairs import PairTransform, with_pairs
+from .pair_sets import PairDataset, PairStream, durations, keep_decoded
+from .pairs import PairTransform, SkipLog, pad_pairs
 from .perturbation import (
     Compose,
     Perturbation,
@@ -19,7 +17,7 @@ from .perturbation import (
     register_perturbation,
 )
 from .resampling import resample
-from .speech import load_speech, shuffled_stream
+from .speech import load_speech
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 from .voice import Voice
 
@@ -27,11 +25,10 @@ __all__ = [
     "BadAudio",
     "Compose",
     "Decoded",
-    "DecodedCache",
-    "DecodedCacheError",
     "Equalizer",
     "Noise",
-    "PairCollator",
+    "PairDataset",
+    "PairStream",
     "PairTransform",
     "Perturbation",
     "SkipLog",
@@ -42,13 +39,13 @@ __all__ = [
     "decode_audio",
     "draw_generator",
     "durations",
+    "keep_decoded",
     "load_speech",
+    "pad_pairs",
     "pitch_shift",
     "pitch_shift_batch",
     "register_perturbation",
     "resample",
-    "shuffled_stream",
     "speed",
     "speed_batch",
-    "with_pairs",
 ]
