@@ -162,6 +162,7 @@ def _value(value: Any) -> str:
 def _held_out(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str, str]]:
     first, last = record["first"], record["last"]
     terms = {f"eval_{term}": label for term, label in find_objective(record["method"]).term_labels.items()}
+    terms = {"eval_loss": terms["eval_total"], **terms}
     return [
         (label, number(first[key]["value"]), number(last[key]["value"]))
         for key, label in {**terms, **labels}.items()

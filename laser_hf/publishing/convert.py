@@ -30,15 +30,13 @@ RECORD_NAME = "conversion.json"
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `python -m laser_hf.publishing`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m laser_hf.publishing", description="Bring a model of another toolkit in."
+    what = (
+        "Turn a checkpoint of the released LASER code (S3PRL, states-*.ckpt, trained with -f) or a fairseq-style "
+        "HuBERT or WavLM into a folder that AutoModel and AutoFeatureExtractor load."
     )
-    convert = parser.add_subparsers(dest="command", required=True).add_parser(
-        "convert",
-        help="turn a checkpoint of S3PRL or fairseq into a folder that transformers loads",
-        description="Turn a checkpoint of the released LASER code (S3PRL, states-*.ckpt, trained with -f) or a "
-        "fairseq-style HuBERT or WavLM into a folder that AutoModel and AutoFeatureExtractor load.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m laser_hf.publishing")
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help=what, description=what)
     add = convert.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="the file; it is loaded without running code in it")
     source = convert.add_mutually_exclusive_group(required=True)
@@ -47,12 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, required=True, help="folder to write")
     add("--revision", help="branch, tag or commit of --base")
     add("--num_attention_heads", type=int, help="with --model_type hubert, if the checkpoint does not say it")
-    add(
-        "--do_normalize",
-        choices=("true", "false"),
-        help="whether the model expects waveforms of zero mean and unit variance (default: as the checkpoint says, "
-        "else no for base models and yes for large ones)",
-    )
+    normalise = "waveforms of zero mean and unit variance (default: as the checkpoint says, else for large models only)"
+    add("--do_normalize", choices=("true", "false"), help=normalise)
     add("--overwrite_output_dir", action="store_true", help="write over a model that is there")
     return parser
 
@@ -139,10 +133,11 @@ def convert_checkpoint(
     if tensors_digest(AutoModel.from_pretrained(output_dir).state_dict()) != digest:
         raise LaserError(f"{output_dir} does not load as it was written")
     local = base is None or Path(base).is_dir()
+    config_from = "base model" if base else "checkpoint" if model_cfg else "shapes of the weights"
     record = new_record(
         "conversion",
-        recipe={"do_normalize": do_normalize, "config_from": _config_source(base, model_cfg)},
-        data={"source": checkpoint.name, "sha256": _file_sha256(checkpoint)},
+        recipe={"do_normalize": do_normalize, "config_from": config_from},
+        data={"source": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
         seed=None,
         wall_seconds=time.perf_counter() - started,
         layout=layout,
@@ -158,10 +153,6 @@ def convert_checkpoint(
     )
     write_json(output_dir / RECORD_NAME, record)
     return record
-
-
-def _config_source(base: str | None, model_cfg: Mapping[str, Any]) -> str:
-    return "base model" if base else "checkpoint" if model_cfg else "shapes of the weights"
 
 
 def _load_base(base: str, revision: str | None) -> tuple[PreTrainedModel, PretrainedConfig]:
@@ -195,11 +186,3 @@ def _by_module(names: list[str]) -> list[str]:
     """`encoder.layers.10` instead of its sixteen tensors, in the order of numbers."""
     modules = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
     return sorted(modules, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

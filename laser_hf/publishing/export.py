@@ -26,8 +26,6 @@ KEPT_VALUES = 64
 """Numbers kept of the frames by `describe_frames`."""
 TOLERANCE = 1e-3
 """Allowed difference in units of the root mean square of the numbers kept; processors differ by far less."""
-RELOAD_SECONDS = 900
-"""Time limit of a reload."""
 
 Load = Callable[[str, Sequence[float]], torch.Tensor]
 """Loads the encoder in a folder and runs it on a waveform: `(samples,)` to frames `(frames, dimension)`."""
@@ -39,7 +37,7 @@ def export_encoder(
     output_dir: str | Path,
     do_normalize: bool = False,
     sampling_rate: int = 16_000,
-) -> list[Path]:
+) -> None:
     """Save `config.json`, `model.safetensors` and `preprocessor_config.json` at the root of `output_dir`.
 
     The config is the base checkpoint's, with its dropouts, LayerDrop and SpecAugment: the CTC example script overwrites
@@ -52,9 +50,6 @@ def export_encoder(
         output_dir: created if missing; other files in it are left alone.
         do_normalize: whether waveforms were normalised in training.
         sampling_rate: in Hz.
-
-    Returns:
-        The files written.
 
     Raises:
         LaserError: weights that are not finite.
@@ -79,16 +74,12 @@ def export_encoder(
         model.config = config
         model.save_pretrained(staging, state_dict=state)
         _extractor(do_normalize, sampling_rate).save_pretrained(staging)
-        written = []
-        umask = os.umask(0)
-        os.umask(umask)
-        for file in sorted(staging.iterdir()):
-            file.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
-            written.append(file.replace(output_dir / file.name))
+        for file in staging.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
+            file.replace(output_dir / file.name)
     finally:
         model.config = training_config
         shutil.rmtree(staging, ignore_errors=True)
-    return written
 
 
 def _extractor(do_normalize: bool, sampling_rate: int) -> Wav2Vec2FeatureExtractor:
@@ -131,13 +122,11 @@ def sample_features(model: PreTrainedModel, do_normalize: bool = False, sampling
 
 def made_up_sound(sampling_rate: int = 16_000) -> list[float]:
     """A second of tones that come and go: quiet and with an offset, so that normalising it changes the frames."""
-    wave = [0.004] * sampling_rate
+    time = torch.arange(sampling_rate, dtype=torch.float64) * (2 * math.pi / sampling_rate)
+    wave = torch.full_like(time, 0.004)
     for pitch in (180.0, 450.0, 1170.0, 2300.0):
-        for index in range(sampling_rate):
-            angle = 2 * math.pi * index / sampling_rate
-            if math.sin(3 * angle + pitch) > 0:
-                wave[index] += 0.004 * math.sin(pitch * angle)
-    return wave
+        wave += 0.004 * (pitch * time).sin() * ((3 * time + pitch).sin() > 0)
+    return wave.tolist()
 
 
 def describe_frames(frames: torch.Tensor) -> dict[str, Any]:
@@ -225,7 +214,7 @@ def load_in_fresh_process(folder: str, wave: Sequence[float]) -> torch.Tensor:
             input=json.dumps(wave),
             capture_output=True,
             text=True,
-            timeout=RELOAD_SECONDS,
+            timeout=900,
             cwd=scratch,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             check=False,

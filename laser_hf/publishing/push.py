@@ -31,37 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--private", action="store_true", help="create the repository as a private one")
     add("--revision", metavar="BRANCH", help="branch to commit to, created if missing (default: main)")
     add("--create_pr", action="store_true", help="open a pull request with the commit instead of changing main")
-    add(
-        "--tag",
-        metavar="TAG",
-        help="mark the commit as a version (default: v1.0, then v1.1, ...; on other branches none)",
-    )
+    add("--tag", metavar="TAG", help="version of the commit (default: v1.0, then v1.1, ...; on other branches none)")
     add("--commit_message", metavar="TEXT", help="default: method, updates, base model and hours of speech")
-    add(
-        "--results",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="more result files, besides RUN_DIR/results/*.json and RUN_DIR/results*.json",
-    )
-    add(
-        "--allow_unevaluated",
-        action="store_true",
-        help="publish a model without any downstream result; its card says so in its first lines",
-    )
-    add(
-        "--skip_base_check",
-        action="store_true",
-        help="publish although the base model's weights cannot be had, so that it is unknown whether only the trained "
-        "layers changed",
-    )
-    add(
-        "--facts",
-        type=Path,
-        metavar="FILE",
-        help="JSON facts about base model and method (default: model_cards/bases.json and the objective's class)",
-    )
+    more = "result files besides RUN_DIR/results/*.json and RUN_DIR/results*.json"
+    add("--results", type=Path, nargs="+", default=[], metavar="FILE", help=more)
+    unevaluated = "publish without any downstream result; the first lines of the card say so"
+    add("--allow_unevaluated", action="store_true", help=unevaluated)
+    unchecked = "publish although the base model's weights cannot be had: what training changed is not checked"
+    add("--skip_base_check", action="store_true", help=unchecked)
+    facts = "JSON facts about base model and method (default: model_cards/bases.json and the objective's class)"
+    add("--facts", type=Path, metavar="FILE", help=facts)
     add("--show_card", action="store_true", help="print the model card as well")
     add("--token", help="Hub token with write access; it stays in the shell's history, so prefer to log in")
     return parser

@@ -22,7 +22,7 @@ from . import weights
 from .card import placeholders, render_card
 from .export import Load, check_reload
 from .facts import find_facts
-from .results import OWN, Identity, hub_entries, read_results
+from .results import OWN, hub_entries, read_results
 from .upload import EVALUATION_SCRIPTS
 
 EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -102,7 +102,7 @@ def prepare(request: Request, staging: Path, load: Load) -> Bundle:
     record, config = read_record(request.run_dir / TRAINING_RECORD), read_object(request.run_dir / "config.json")
     if "auto_map" in config:
         raise LaserError("config.json has an auto_map, so that loading would run code of the repository")
-    if not isinstance(record.get("base_model"), dict) or not record["base_model"].get("name"):
+    if not (record.get("base_model") or {}).get("name"):
         raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned")
     facts = find_facts(record, read_object(request.facts) if request.facts else None)
     base_name, base, notes = record["base_model"]["name"], None, []
@@ -118,15 +118,10 @@ def prepare(request: Request, staging: Path, load: Load) -> Bundle:
         notes.append(f"that only the trained layers changed was not checked: {error}")
     weights.check_weights(exported, base, record.get("trained_parameters"))
 
-    encoder_of_base = {name: base[name] for name in exported if name in base} if base else None
-    identity = Identity(
-        tensors_digest(exported),
-        tensors_digest(encoder_of_base) if encoder_of_base else None,
-        base_name,
-        names=(str(request.run_dir), request.repo_id),
-    )
+    base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else None
     records = {name: path for name, path in sources.items() if any(fnmatch(name, pattern) for pattern in _RESULTS)}
-    results, unread = read_results(records, identity)
+    names = (str(request.run_dir), request.repo_id)
+    results, unread = read_results(records, tensors_digest(exported), base_digest, base_name, names)
     notes += [f"{name} is no evaluation record; it is uploaded, but the card does not list it" for name in unread]
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
         models = sorted({result.model for result in results})
@@ -185,10 +180,7 @@ def collect(run_dir: Path, extra_results: Sequence[Path] = ()) -> dict[str, Path
     if not run_dir.is_dir():
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
     if not (run_dir / TRAINING_RECORD).is_file():
-        raise LaserError(
-            f"{run_dir} has no {TRAINING_RECORD}: it is no LASER run, or one that has not finished. The record is "
-            "written last; resume the run with train.py"
-        )
+        raise LaserError(f"{run_dir} has no {TRAINING_RECORD}: it is no run of train.py, or one that has not finished")
     missing = [name for name in EXPORTED if not (run_dir / name).is_file()]
     if missing:
         raise LaserError(f"{run_dir} lacks {', '.join(missing)}; the exported encoder is not complete")

@@ -52,63 +52,47 @@ class Result:
     metric: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What the records of a model are recognised by.
-
-    Attributes:
-        digest: of the exported weights.
-        base_digest: of the base model's, `None` if they cannot be had.
-        base_name: how the table calls the base model.
-        names: folder and repository of the model: a record that names them but has another digest is refused.
-    """
-
-    digest: str
-    base_digest: str | None
-    base_name: str
-    names: Sequence[str]
-
-
-def read_results(files: Mapping[str, Path], identity: Identity) -> tuple[list[Result], list[str]]:
+def read_results(
+    files: Mapping[str, Path], digest: str, base_digest: str | None, base_name: str, names: Sequence[str]
+) -> tuple[list[Result], list[str]]:
     """Results of all `files`, and the names of files that are no evaluation records.
 
     Args:
         files: path of each file by its name in the repository.
-        identity: of the model to be published.
+        digest: of the exported weights.
+        base_digest: of the base model's, `None` if they cannot be had.
+        base_name: how the table calls the base model.
+        names: folder and repository of the model: a record that names them but has another digest is refused.
 
     Raises:
         LaserError: a record that names this model, but was made with other weights.
     """
     results, unread = [], []
-    for name, path in files.items():
+    for file, path in files.items():
         try:
             record = read_record(path)
         except LaserError:
             record = {}
         if not record.get("metrics"):
-            unread.append(name)
+            unread.append(file)
             continue
         # What was measured of the base model in the same way may stand in the same record.
         for part in (record, record.get("base") or {}):
-            for metric in part.get("metrics", ()):
-                if isinstance(metric["value"], int | float):
-                    results.append(Result(*_attribute(part, name, identity), name, record, metric))
+            found, model = part.get("weights_sha256"), str(part.get("model"))
+            whose, called = OTHER, str(part.get("name") or Path(model).name)
+            if found == digest:
+                whose, called = OWN, "this model"
+            elif part and _comparable(model) in {_comparable(name) for name in names}:
+                what = f"was made with other weights ({found[:12]}…)" if found else "has no weights_sha256"
+                raise LaserError(
+                    f"{file} names this model ({model}) but {what}; these weights are {digest[:12]}…. Evaluate again, "
+                    "or remove it"
+                )
+            elif found is not None and found == base_digest:
+                whose, called = BASE, base_name
+            metrics = (metric for metric in part.get("metrics", ()) if isinstance(metric["value"], int | float))
+            results += [Result(whose, called, file, record, metric) for metric in metrics]
     return results, unread
-
-
-def _attribute(record: Mapping[str, Any], file: str, identity: Identity) -> tuple[str, str]:
-    digest, model = record.get("weights_sha256"), str(record.get("model"))
-    if digest == identity.digest:
-        return OWN, "this model"
-    if _comparable(model) in {_comparable(name) for name in identity.names}:
-        what = "has no weights_sha256" if digest is None else f"was made with other weights ({digest[:12]}…)"
-        raise LaserError(
-            f"{file} names this model ({model}) but {what}; these weights are {identity.digest[:12]}…. "
-            "Evaluate again, or remove it"
-        )
-    if digest is not None and digest == identity.base_digest:
-        return BASE, identity.base_name
-    return OTHER, str(record.get("name") or Path(model).name or "not named")
 
 
 def _comparable(name: str) -> str:
@@ -122,14 +106,13 @@ def _benchmarks(results: Sequence[Result]) -> Iterator[tuple[Result, tuple[str, 
         task = _HUB_TASKS.get((result.record["task"], result.metric["metric"]))
         if result.whose != OWN or result.record.get("protocol") != "superb" or not task:
             continue
-        split, revision = result.metric["split"], result.record["data"].get("revision")
-        if result.record["task"] == "qbe" or split not in _SPLITS:
-            yield result, task, {"type": "quesst14", "name": f"QUESST 2014, English {split}".strip(), "split": split}
-            continue
-        config, hub_split = _SPLITS[split]
-        known = re.fullmatch(r"[0-9a-f]{40}", str(revision))
-        where = {"type": _LIBRISPEECH, "name": f"LibriSpeech {split}", "config": config, "split": hub_split}
-        yield result, task, {**where, "revision": revision if known else None}
+        split, revision = result.metric["split"], str(result.record["data"].get("revision"))
+        data = {"type": "quesst14", "name": f"QUESST 2014, English {split}".strip(), "split": split}
+        if result.record["task"] != "qbe" and split in _SPLITS:
+            config, hub_split = _SPLITS[split]
+            data = {"type": _LIBRISPEECH, "name": f"LibriSpeech {split}", "config": config, "split": hub_split}
+            data["revision"] = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
+        yield result, task, data
 
 
 def model_index(results: Sequence[Result]) -> list[EvalResult]:
@@ -140,7 +123,7 @@ def model_index(results: Sequence[Result]) -> list[EvalResult]:
             task_name=task_name,
             **{f"dataset_{key}": value for key, value in data.items()},
             metric_type=result.metric["metric"],
-            metric_name=f"{metric} ({'%' if result.metric['unit'] == 'percent' else result.metric['unit']})",
+            metric_name=f"{metric} ({result.metric['unit'].replace('percent', '%')})",
             metric_value=result.metric["value"],
         )
         for result, (task, task_name, metric), data in _benchmarks(results)

@@ -33,6 +33,7 @@ EVALUATION_SCRIPTS = ("eval_ctc.py", "eval_requirements.txt")
 """Published with every model, for people who do not have laser_hf."""
 REPLACED = ("plots/*.png", "results/*.json", "results*.json", ".eval_results/*.yaml", *EVALUATION_SCRIPTS)
 """Files of an earlier push that the next one replaces or removes."""
+_OTHER = "choose another --repo_id"
 _VERSION = re.compile(r"v(\d+)\.(\d+)")
 
 
@@ -72,38 +73,40 @@ def explained(endpoint: str) -> Iterator[None]:
         raise LaserError(_explain(error, endpoint)) from error
 
 
+_TOKEN = (
+    "the Hub refused the token: it is missing, expired, or may not write to this repository. Log in with `hf auth "
+    "login` and a token with write access, or set HF_TOKEN"
+)
+_CHANGED = "somebody changed the repository at the same time; look at it and try again"
+_REASONS = {
+    401: _TOKEN,
+    403: _TOKEN,
+    409: _CHANGED,
+    412: _CHANGED,
+    429: "the Hub gets too many requests; wait a few minutes and give the same command again",
+}
+
+
 def _explain(error: BaseException, endpoint: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"
     if isinstance(error, LocalTokenNotFoundError):
-        return "no Hub token; log in with `hf auth login`, or set HF_TOKEN"
+        return _TOKEN
     status = _status(error)
-    if status in (401, 403):
-        return (
-            f"the Hub refused the token (HTTP {status}): it is missing, expired, or may not write to this repository. "
-            "Log in with `hf auth login` and a token with write access, or set HF_TOKEN"
-        )
-    if status == 429:
-        return "the Hub gets too many requests (HTTP 429); wait a few minutes and give the same command again"
-    if status in (409, 412):
-        return f"somebody changed the repository at the same time (HTTP {status}); look at it and try again"
     if status is not None and status >= 500:
         return f"the Hub does not work (HTTP {status}); nothing is half published, give the same command again"
     if status is not None:
-        return f"the Hub refused the request (HTTP {status}): {getattr(error, 'server_message', None) or error}"
+        said = f"the Hub refused the request: {getattr(error, 'server_message', None) or error}"
+        return f"{_REASONS.get(status, said)} (HTTP {status})"
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
-        return (
-            f"{endpoint} cannot be reached, or the connection broke ({error}); check the connection and HF_ENDPOINT, "
-            "and give the same command again"
-        )
+        what = f"{endpoint} cannot be reached, or the connection broke ({error})"
+        return f"{what}; check the connection and HF_ENDPOINT, and give the same command again"
     return f"{endpoint} gave an unexpected answer, or a file went away: {error}"
 
 
 def _status(error: BaseException) -> int | None:
     """HTTP status of the Hub's answer, `None` if there was none."""
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return error.response.status_code
-    return None
+    return error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
 
 
 def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
@@ -143,28 +146,16 @@ def check_target(request: Request, target: Target, base_model: str) -> None:
     repo_id = request.repo_id
     foreign = [name for name in target.files if name not in (".gitattributes", "README.md")]
     if foreign and TRAINING_RECORD not in target.files:
-        raise LaserError(
-            f"{repo_id} already holds something that is no LASER export ({', '.join(foreign[:5])}); choose another "
-            "--repo_id"
-        )
+        raise LaserError(f"{repo_id} holds something that is no LASER export ({', '.join(foreign[:5])}); {_OTHER}")
     if target.base_model not in (None, base_model):
-        raise LaserError(
-            f"{repo_id} already holds a model made from {target.base_model}, this one was made from {base_model}; "
-            "choose another --repo_id"
-        )
+        raise LaserError(f"{repo_id} holds a model made from {target.base_model}, not from {base_model}; {_OTHER}")
     if request.private and target.private is False:
-        raise LaserError(
-            f"{repo_id} is public, and --private only applies to a new repository; make it private in its settings, or "
-            "leave --private out"
-        )
+        raise LaserError(f"{repo_id} is public, and --private only applies to a new repository; leave it out")
     if request.create_pr and not target.exists:
         raise LaserError(f"--create_pr: there is no {repo_id} to open a pull request against")
     marked = target.tags.get(request.tag or "")
     if marked and marked != target.commit:
-        raise LaserError(
-            f"{repo_id} already has a tag {request.tag}, of commit {marked}; a published version does not move, so "
-            "choose another --tag"
-        )
+        raise LaserError(f"{repo_id} already has a tag {request.tag}, of commit {marked}; choose another --tag")
 
 
 def stale_files(target: Target, files: Mapping[str, object]) -> list[str]:
@@ -221,18 +212,13 @@ def publish(api: HfApi, request: Request, bundle: Bundle, target: Target) -> Pub
     if commit.pr_url:
         return Published(commit.oid, commit.pr_url)
     try:
-        tag = _tag(api, request, commit.oid)
+        with explained(api.endpoint):
+            tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+            tag = choose_tag(request, tags, commit.oid)
+            if tag and tags.get(tag, commit.oid) != commit.oid:
+                raise LaserError(f"the tag {tag} marks commit {tags[tag]} already; choose another --tag")
+            if tag and tag not in tags:
+                api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
     except LaserError as error:
         raise LaserError(f"published as commit {commit.oid}, but not tagged: {error}") from error
     return Published(commit.oid, f"{api.endpoint}/{repo_id}/tree/{branch}", tag, commit.oid != target.commit)
-
-
-def _tag(api: HfApi, request: Request, commit: str) -> str | None:
-    with explained(api.endpoint):
-        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(request.repo_id).tags}
-        tag = choose_tag(request, tags, commit)
-        if tag and tags.get(tag, commit) != commit:
-            raise LaserError(f"the tag {tag} marks commit {tags[tag]} already; choose another --tag")
-        if tag and tag not in tags:
-            api.create_tag(request.repo_id, tag=tag, revision=commit, exist_ok=True)
-    return tag

@@ -21,8 +21,6 @@ from ..records import located
 _FILES = ("model.safetensors", "pytorch_model.bin")
 # Older checkpoints name the two parts of a weight-normalised convolution so.
 _OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-# Transformers makes it anew if a checkpoint lacks it.
-_OPTIONAL = {"masked_spec_embed"}
 
 
 class NoBaseModel(LaserError):
@@ -46,11 +44,10 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", str(error))
         raise LaserError(
-            f"{path} is damaged, or holds more than weights and plain values"
-            + (f" ({named[1]})" if named else "")
-            + ", and loading that could run any code. If you trust its origin, save the weights alone with the "
-            'toolkit that wrote it: torch.save(torch.load(FILE, weights_only=False)["Upstream"], "upstream.pt") '
-            '(fairseq files: the entry "model") and convert upstream.pt'
+            f"{path} is damaged, or holds more than weights and plain values{f' ({named[1]})' if named else ''}, and "
+            "loading that could run any code. If you trust its origin, save the weights alone with the toolkit that "
+            'wrote it: torch.save(torch.load(FILE, weights_only=False)["Upstream"], "upstream.pt") (fairseq files: the '
+            'entry "model") and convert upstream.pt'
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise LaserError(f"{path} cannot be read, it is damaged or cut off ({error})") from error
@@ -65,12 +62,11 @@ def encoder_weights(path: Path, model_type: str) -> dict[str, torch.Tensor]:
     Raises:
         LaserError: a file that cannot be read.
     """
-    prefix, weights = f"{model_type.replace('-', '_')}.", {}
+    weights = {}
     for name, tensor in load_checkpoint(path).items():
-        owner, _, last = name.removeprefix(prefix).rpartition(".")
-        weights[f"{owner}.{_OLD_NAMES.get(last, last)}" if owner else last] = (
-            tensor.float() if tensor.is_floating_point() else tensor
-        )
+        owner, dot, last = name.removeprefix(f"{model_type.replace('-', '_')}.").rpartition(".")
+        new = owner + dot + _OLD_NAMES.get(last, last)
+        weights[new] = tensor.float() if tensor.is_floating_point() else tensor
     return weights
 
 
@@ -126,7 +122,7 @@ def check_weights(
     _refuse(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
     if base is None:
         return
-    unknown = sorted({*weights} - {*base} - {*trained} - _OPTIONAL)
+    unknown = sorted({*weights} - {*base} - {*trained} - {"masked_spec_embed"})
     _refuse(unknown, "the exported encoder has weights that the base model lacks")
     changed = {name for name in weights if name in base and not torch.equal(weights[name], base[name])}
     frozen = sorted(changed - {*trained})

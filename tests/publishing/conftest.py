@@ -22,7 +22,7 @@ from laser_hf.publishing.card import render_card
 from laser_hf.publishing.export import load_frames
 from laser_hf.publishing.facts import find_facts
 from laser_hf.publishing.repository import without_private
-from laser_hf.publishing.results import Identity, read_results
+from laser_hf.publishing.results import read_results
 from laser_hf.records import tensors_digest
 
 CONFIG = {**make_model().config.to_dict()}
@@ -174,7 +174,7 @@ def render(record: dict, results=(), **values) -> str:
 def read(folder: Path, *paths: Path, base: str = "facebook/hubert-base-ls960"):
     """Results of records in `folder`, by their names there."""
     files = {f"results/{path.parent.name}.json": path for path in paths}
-    return read_results(files, Identity(DIGEST, BASE_DIGEST, base, ["org/hubert-laser"]))
+    return read_results(files, DIGEST, BASE_DIGEST, base, ["org/hubert-laser"])
 
 
 @dataclass
