@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..data import BadAudio, Perturbation, SpeechSourceError, decode_audio, load_speech
-from ..data.local_speech import find_audio_files
+from ..data.files import find_audio_files
 from ..encoders import SAMPLE_RATE
 from ..records import located
 from ..superb.probing.alignments import Token, long_words, read_alignments
