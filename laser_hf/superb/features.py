@@ -19,7 +19,7 @@ import torchaudio
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data import BadAudio, decode_audio
+from ..data import BadAudio, audio_seconds, decode_audio
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
 from ..errors import LaserError
 from ..records import describe_model
@@ -78,12 +78,7 @@ def _read_part(utterance: Utterance) -> dict[str, Any]:
 
 def sample_counts(utterances: Sequence[Utterance]) -> list[int]:
     """Samples at 16 kHz by the files' headers; 0 for a file that cannot be opened (reading it raises `BadAudio`)."""
-    seconds: dict[Path, float] = {}
-    for path in {utterance.audio for utterance in utterances}:
-        try:
-            seconds[path] = soundfile.info(path).duration
-        except (soundfile.SoundFileError, OSError):
-            seconds[path] = 0.0
+    seconds = {path: audio_seconds(path) or 0.0 for path in {utterance.audio for utterance in utterances}}
     counts = []
     for utterance in utterances:
         length = seconds[utterance.audio]

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data import BadAudio, decode_audio
-from ...data.files import find_audio_files
+from ...data import BadAudio, decode_audio, find_audio_files
 from ...encoders import SAMPLE_RATE, SpeechEncoder
 from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine

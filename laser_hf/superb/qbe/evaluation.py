@@ -10,16 +10,20 @@ import numpy as np
 
 from . import scoring
 from .data import QbeData
-from .stdlist import as_written
 
-PRIMARY = {"quick": "mean_average_precision", "superb": "mtwv"}
-TRIALS = ("superb", "subset")
+PRIMARY = {"quick": ("mean_average_precision", "subset"), "superb": ("mtwv", "superb")}
+"""Metric and trials that a protocol reports."""
 DECISION_RULE = "SUPERB's decision rule, score above 2"
+DIGITS = 4
+"""Decimals of a written score. The official scorer sees no others, so term-weighted values are taken from these."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one set at one layer, and what they are worth.
+    """Scores of one set at one layer, and their measures.
+
+    Trials are defined in two ways: "subset", the pairs that are searched, and on QUESST 2014 "superb", the full term
+    list and collection with -10 for what is not searched.
 
     Attributes:
         raw: minus the alignment costs (queries, documents), NaN for what is no trial or was skipped.
@@ -33,13 +37,9 @@ class Evaluation:
     measured: dict[str, tuple[np.ndarray, np.ndarray]]
     metrics: list[dict[str, Any]]
 
-    def value(self, metric: str, trials: str) -> float:
-        """The first entry of that name and definition of the trials."""
-        return next(m["value"] for m in self.metrics if m["metric"] == metric and m["trials"] == trials)
-
-    def thresholds(self) -> dict[str, float]:
-        """Threshold of the maximum term-weighted value by definition of the trials."""
-        return {m["trials"]: m["threshold"] for m in self.metrics if m["metric"] == "mtwv"}
+    def find(self, metric: str, trials: str) -> dict[str, Any]:
+        """The entry of that name and definition of the trials."""
+        return next(m for m in self.metrics if (m["metric"], m["trials"]) == (metric, trials))
 
 
 def evaluate(
@@ -51,48 +51,55 @@ def evaluate(
     files. `dev_thresholds` are those of the development set, by definition of the trials.
 
     Raises:
-        ValueError: no query has a target among its trials.
+        LaserError: no query has a target among its trials.
     """
     raw = np.where(data.trials, scores, np.nan)
     normalised = scoring.normalise_scores(raw)
-    written = as_written(normalised)
-    of = {"unit": "fraction", "split": data.split, "layer": layer}
+    of = {"unit": "fraction", "split": data.split, "layer": layer, "trials": "subset"}
     metrics = [
-        {"metric": name, "value": value, **of, "trials": "subset"}
+        {"metric": name, "value": value, **of}
         for name, value in (
             ("mean_average_precision", scoring.mean_average_precision(raw, data.targets)),
             ("precision_at_n", scoring.precision_at(raw, data.targets)),
             ("precision_at_1", scoring.precision_at(raw, data.targets, 1)),
         )
     ]
-    full = {"subset": (normalised, data.targets)}
-    measured = {"subset": (written, data.targets)}
-    if data.collection is not None:
-        names = [query.name for query in data.queries], [document.name for document in data.documents]
-        full["superb"] = scoring.on_collection(normalised, *names, data.collection), data.collection.targets
-        measured["superb"] = scoring.on_collection(written, *names, data.collection), data.collection.targets
-    of["unit"] = ""
+    full, measured = _by_trials(data, normalised), _by_trials(data, as_written(normalised))
     for trials, (values, targets) in measured.items():
+        of |= {"unit": "", "trials": trials}
         best = scoring.mtwv(values, targets)
-        metrics.append({"metric": "mtwv", "value": best.value, **of, "trials": trials, "threshold": best.threshold})
-        # Decisions are taken before rounding.
-        above = np.nextafter(scoring.DECISION_THRESHOLD, np.inf)
-        decided = scoring.twv(*full[trials], above)
+        metrics.append({"metric": "mtwv", "value": best.value, **of, "threshold": best.threshold})
+        # SUPERB decides before it rounds.
+        decided = scoring.twv(*full[trials], np.nextafter(scoring.DECISION_THRESHOLD, np.inf))
         metrics.append(
-            {"metric": "act_twv_decisions", "value": decided.value, **of, "trials": trials}
+            {"metric": "act_twv_decisions", "value": decided.value, **of}
             | {"threshold": scoring.DECISION_THRESHOLD, "threshold_from": DECISION_RULE}
         )
         if dev_thresholds is not None:
             actual = scoring.twv(values, targets, dev_thresholds[trials])
             metrics.append(
-                {"metric": "act_twv", "value": actual.value, **of, "trials": trials}
+                {"metric": "act_twv", "value": actual.value, **of}
                 | {"threshold": actual.threshold, "threshold_from": "best on the development set"}
             )
     return Evaluation(raw, normalised, measured, metrics)
 
 
+def _by_trials(data: QbeData, scores: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scores and targets by definition of the trials."""
+    found = {"subset": (scores, data.targets)}
+    if data.collection is not None:
+        names = [query.name for query in data.queries], [document.name for document in data.documents]
+        found["superb"] = scoring.on_collection(scores, *names, data.collection), data.collection.targets
+    return found
+
+
+def as_written(scores: np.ndarray) -> np.ndarray:
+    """Scores as the files hold them, with `DIGITS` decimals; `np.round` differs from the formatting in some halves."""
+    return np.array([float(f"{score:.{DIGITS}f}") for score in np.ravel(scores)]).reshape(np.shape(scores))
+
+
 def count(data: QbeData, usable: np.ndarray) -> dict[str, Any]:
-    """What an evaluation of `data` rests on; `usable` is bool (queries, documents), false for skipped audio."""
+    """Size of an evaluation of `data`; `usable` is bool (queries, documents), false for skipped audio."""
     trials = data.trials & usable
     targets = data.targets & trials
     counts: dict[str, Any] = {
@@ -105,20 +112,16 @@ def count(data: QbeData, usable: np.ndarray) -> dict[str, Any]:
         "revision": data.revision(),
     }
     if data.collection is not None:
-        full = data.collection.targets
-        kept = int(full.any(1).sum())
+        full = data.collection
+        has = dict(zip(full.queries, full.targets.any(1).tolist(), strict=True))
+        kept = sum(has.values())
+        given = int(trials[[has[query.name] for query in data.queries]].sum())
         counts["collection"] = {
-            "queries": len(data.collection.queries),
+            "queries": len(full.queries),
             "queries_with_target": kept,
-            "documents": len(data.collection.documents),
-            "trials": kept * len(data.collection.documents),
-            "given": int(trials[_with_target(data)].sum()),
+            "documents": len(full.documents),
+            "trials": kept * len(full.documents),
+            "given": given,
+            "default": kept * len(full.documents) - given,
         }
-        counts["collection"]["default"] = counts["collection"]["trials"] - counts["collection"]["given"]
     return counts
-
-
-def _with_target(data: QbeData) -> np.ndarray:
-    """Which queries of `data` have a target anywhere in the full collection, bool (queries,)."""
-    has = dict(zip(data.collection.queries, data.collection.targets.any(1).tolist(), strict=True))
-    return np.array([has[query.name] for query in data.queries])
