@@ -125,14 +125,16 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
         if name in RESERVED or name == "seed":
             raise LaserError(f"--over {name}: {RESERVED.get(name, 'give seeds as --seeds 1 2 3, they are averaged')}")
         try:
-            recipe = _parse([*base, f"--{name}={text}"]).recipe()
+            options = _parse([*base, f"--{name}={text}"])
+            value = options.value(name)
         except LaserError as error:
             raise LaserError(f"--over {name}={text}: {error}") from error
-        recipes.setdefault(name, []).append(recipe)
-        value = next((group[name] for group in recipe.values() if name in group), text)
-        if not isinstance(value, int | float | str | bool):
-            raise LaserError(f"--over {name}: only options with a single value can be varied, this one has {value!r}")
-        return value
+        except KeyError:
+            value = None  # of an objective or perturbation that is not in use
+        if isinstance(value, list | tuple):
+            raise LaserError(f"--over {name}: only options with a single value can be varied, this one has {value}")
+        recipes.setdefault(name, []).append(options.recipe())
+        return text if value is None else value
 
     over = parse_over(arguments.over, typed)
     for name, found in recipes.items():

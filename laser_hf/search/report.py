@@ -133,7 +133,7 @@ def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
         study = optuna.create_study(direction="maximize")
         study.add_trials(scored)
         with warnings.catch_warnings(), figures.plt.style.context([]):
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore")  # the function is experimental, and one value alone has no width
             axes = optuna.visualization.matplotlib.plot_slice(study, target_name=plan.score.metric)
         figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
     figures.save(figure, plan.folder / PICTURE, f"{plan.score.title}\n{plan.preset}, last layer")

@@ -17,7 +17,10 @@ from typing import Any
 from ..errors import LaserError
 from ..records import RESULTS, describe_model, located, new_record, write_json
 
-QBE_METRICS = {"map": "mean_average_precision", "mtwv": "mtwv"}
+QBE_METRICS = {
+    "map": ("mean_average_precision", "mean average precision"),
+    "mtwv": ("mtwv", "maximum term-weighted value"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class Score:
         kind: `discrimination` or `qbe`.
         metric: its name in records.
         title: its name in words.
-        chosen_on: the data in words, for table and record.
+        chosen_on: the data in words.
         digest: SHA-256 over what is compared; another digest is another score.
-        source: where the data are, for records.
+        source: where the data are and how much of them is used.
         settings: what else decides the value.
     """
 
@@ -44,12 +47,8 @@ class Score:
 
     def definition(self) -> dict[str, Any]:
         """What decides the value, wherever the data lie."""
-        return {
-            "score": self.kind,
-            "metric": self.metric,
-            "data_digest": self.digest,
-            **{f"{self.kind}_{name}": value for name, value in self.settings.items()},
-        }
+        settings = {f"{self.kind}_{name}": value for name, value in self.settings.items()}
+        return {"score": self.kind, "metric": self.metric, "data_digest": self.digest, **settings}
 
     def measure(self, model: Path, output_dir: Path, device: str, do_normalize: bool = False) -> float:
         """The score of an exported encoder.
@@ -68,30 +67,27 @@ class Score:
 def discrimination_score(
     data: str | None = None, alignments: str | None = None, splits: Sequence[str] | None = None
 ) -> Score:
-    """Word discrimination on aligned speech, by default the held-out voices of the shipped speech.
-
-    The selection of utterances and words is that of `train.py --eval_alignments`, so that the curves of a run and the
-    table of a search show the same quantity.
+    """Word discrimination as `train.py --eval_alignments` measures it, so that curves and tables show one quantity.
 
     Args:
-        data: folder of speech.
+        data: folder of speech; the held-out voices of the shipped speech if not given.
         alignments: tab-separated words with their times in that speech.
         splits: sub-folders of `data`; all of it if not given.
 
     Raises:
         LaserError: speech that cannot be used.
     """
-    from ..training.probe import DEMO_SPEECH, SETTINGS
+    from ..training.evaluation import DEMO_SPEECH, SETTINGS
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")
-    if splits and data is None:
-        raise LaserError("--splits are sub-folders of --data, which is not given")
     where = "the held-out voices of the shipped speech"
-    if data is None:
-        data, alignments, splits = DEMO_SPEECH, f"{DEMO_SPEECH}/words.tsv", ["heldout"]
-    else:
+    if data is not None:
         where = f"aligned speech in {data}" + (f" ({', '.join(splits)})" if splits else "")
+    elif splits:
+        raise LaserError("--splits are sub-folders of --data, which is not given")
+    else:
+        data, alignments, splits = DEMO_SPEECH, f"{DEMO_SPEECH}/words.tsv", ["heldout"]
     source = {"data": data, "alignments": alignments, "splits": list(splits) if splits else None}
     speech = _load_speech(source)
     speakers: dict[str, set[str]] = {}
@@ -99,36 +95,27 @@ def discrimination_score(
     for token in speech.words:
         speakers.setdefault(token.label, set()).add(token.speaker)
         digest.update(f"{token.utterance} {token.label} {token.start:.3f} {token.duration:.3f}\n".encode())
-    if len(speakers) < 2 or not any(len(said_by) > 1 for said_by in speakers.values()):
+    if len(speakers) < 2 or all(len(said_by) < 2 for said_by in speakers.values()):
         raise LaserError(
             f"--score discrimination compares words of several speakers, and of the {len(speakers)} words selected "
             f"from {alignments} no two speakers share one; give more speech"
         )
-    return Score(
-        "discrimination",
-        "word_ap_across",
-        "average precision of word discrimination across speakers",
-        where,
-        digest.hexdigest(),
-        {**source, **speech.counts()},
-        asdict(SETTINGS),
-    )
+    title = "average precision of word discrimination across speakers"
+    source |= speech.counts()
+    return Score("discrimination", "word_ap_across", title, where, digest.hexdigest(), source, asdict(SETTINGS))
 
 
 def _load_speech(source: dict[str, Any]):
-    from ..superb.probing.diagnostics import load_probe_speech
-    from ..training.probe import SETTINGS
+    from ..superb.discrimination import load_aligned_speech
+    from ..training.evaluation import SETTINGS
 
-    try:
-        return load_probe_speech(located(source["data"]), located(source["alignments"]), source["splits"], SETTINGS)
-    except (OSError, ValueError) as error:
-        raise LaserError(f"--score discrimination: {error}") from error
+    return load_aligned_speech(located(source["data"]), located(source["alignments"]), source["splits"], SETTINGS)
 
 
 def _measure_words(score: Score, model: Path, output_dir: Path, device: str, do_normalize: bool) -> float:
     from ..encoders import load_encoder
-    from ..superb.probing.diagnostics import word_average_precision
-    from ..training.probe import SETTINGS
+    from ..superb.discrimination import word_average_precision
+    from ..training.evaluation import SETTINGS
 
     began = time.time()
     encoder = load_encoder(str(model), do_normalize=do_normalize).to(device)
@@ -160,22 +147,15 @@ def qbe_score(data: str, metric: str = "map") -> Score:
     """
     from ..superb.qbe.data import read_data
 
-    try:
-        task = read_data(data, "dev")
-    except (OSError, ValueError) as error:
-        raise LaserError(f"--qbe_data {data}: {error}") from error
+    task = read_data(data, "dev")
     quesst = task.layout == "quesst2014"
     where = f"the tables in {data}, which do not say whether they are a development or a test set"
-    return Score(
-        "qbe",
-        QBE_METRICS[metric],
-        "mean average precision" if metric == "map" else "maximum term-weighted value",
-        "the development queries of QUESST 2014" if quesst else where,
-        task.revision(),
-        {"data": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)},
-        # SUPERB reports MTWV over the full lists of QUESST 2014.
-        {"trials": "superb" if quesst and metric == "mtwv" else "subset"},
-    )
+    if quesst:
+        where = "the development queries of QUESST 2014"
+    source = {"data": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)}
+    # SUPERB reports MTWV over the full lists of QUESST 2014.
+    settings = {"trials": "superb" if quesst and metric == "mtwv" else "subset"}
+    return Score("qbe", *QBE_METRICS[metric], where, task.revision(), source, settings)
 
 
 def _measure_qbe(score: Score, model: Path, output_dir: Path, device: str) -> float:
@@ -184,6 +164,8 @@ def _measure_qbe(score: Score, model: Path, output_dir: Path, device: str) -> fl
     parser = argparse.ArgumentParser()
     task.add_arguments(parser)
     given = ["--model", str(model), "--data", score.source["data"], "--output_dir", str(output_dir), "--device", device]
+    if (output_dir / RESULTS).exists():  # of another measure
+        given.append("--overwrite_output_dir")
     record = task.run(parser.parse_args([*given, "--layer=-1", "--split=dev", "--skip_dev"]))
     wanted = score.metric, score.settings["trials"]
     return next(m["value"] for m in record["metrics"] if (m["metric"], m["trials"]) == wanted)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -54,39 +55,31 @@ def parse_over(texts: Iterable[str], typed: Callable[[str, str], Value]) -> Spac
             raise LaserError(f"--over {text}: expected name=v1,v2,... or name=low:high[:log]")
         if name in space:
             raise LaserError(f"--over names {name} twice; give all its values at once: {name}=v1,v2,...")
-        try:
-            space[name] = _range(name, given, typed) or _values(name, given, typed)
-        except _Wrong as error:
-            raise LaserError(f"--over {name}={given}: {error}") from None
+        space[name] = _range(text, given, partial(typed, name)) or _values(text, given, partial(typed, name))
     return space
 
 
-class _Wrong(Exception):
-    pass
-
-
-def _range(name: str, given: str, typed: Callable[[str, str], Value]) -> Distribution | None:
+def _range(text: str, given: str, typed: Callable[[str], Value]) -> Distribution | None:
     found = _RANGE.fullmatch(given)
-    if found is None:
-        return None
-    low, high = typed(name, found[1]), typed(name, found[2])
-    if not is_number(low) or not is_number(high):
-        return None  # a text with a colon, for an option that takes texts
+    ends = [typed(end) for end in found.group(1, 2)] if found else []
+    if not ends or not all(map(is_number, ends)):
+        return None  # values, or a text with a colon for an option that takes texts
+    low, high = ends
     if low >= high:
-        raise _Wrong(f"the range is empty, {low} is not below {high}")
+        raise LaserError(f"--over {text}: the range is empty, {low} is not below {high}")
     if found[3] and low <= 0:
-        raise _Wrong("a logarithmic range begins above 0")
+        raise LaserError(f"--over {text}: a logarithmic range begins above 0")
     kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
     return kind(low, high, log=bool(found[3]))
 
 
-def _values(name: str, given: str, typed: Callable[[str, str], Value]) -> Distribution:
+def _values(text: str, given: str, typed: Callable[[str], Value]) -> Distribution:
     parts = [part.strip() for part in given.split(",")]
     if "" in parts:
-        raise _Wrong("there is nothing between two commas or at an end")
-    values = tuple(dict.fromkeys(typed(name, part) for part in parts))
+        raise LaserError(f"--over {text}: there is nothing between two commas or at an end")
+    values = tuple(dict.fromkeys(map(typed, parts)))
     if not all(math.isfinite(value) for value in values if is_number(value)):
-        raise _Wrong("expected finite numbers")
+        raise LaserError(f"--over {text}: expected finite numbers")
     return CategoricalDistribution(values)
 
 
@@ -99,13 +92,15 @@ def describe(name: str, distribution: Distribution) -> str:
 
 def size_of(space: Space) -> float:
     """Number of different points; infinite with a range of floats."""
-
-    def size(distribution: Distribution) -> float:
-        if isinstance(distribution, CategoricalDistribution):
-            return len(distribution.choices)
-        return distribution.high - distribution.low + 1 if isinstance(distribution, IntDistribution) else math.inf
-
-    return math.prod(map(size, space.values()))
+    sizes = [
+        len(one.choices)
+        if isinstance(one, CategoricalDistribution)
+        else one.high - one.low + 1
+        if isinstance(one, IntDistribution)
+        else math.inf
+        for one in space.values()
+    ]
+    return math.prod(sizes)
 
 
 def grid(space: Space) -> list[Point]:
