@@ -10,16 +10,14 @@ import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
-from laser_hf.training import parse_options
-from laser_hf.training.run import _run
-from laser_hf.training.trainer import LaserTrainer
+from laser_hf.training import LaserTrainer, parse_options, run_training
 
 NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
 
 
 def arguments(encoder, speech, output, *extra):
     return [
-        "--preset", "demo", "--model_name_or_path", str(encoder), "--train_data", str(speech), "--eval_data", "",
+        "--preset", "demo", "--model", str(encoder), "--data", str(speech), "--eval_data", "",
         "--output_dir", str(output), "--max_steps", "4", "--warmup_steps", "1", "--learning_rate", "1e-3",
         "--logging_steps", "1", "--save_steps", "2", "--eval_on_start", "false", "--report_to", "none", "--use_cpu",
         "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--plots", "false", "--projection_dim", "8", *extra,
@@ -28,13 +26,16 @@ def arguments(encoder, speech, output, *extra):
 
 def start(encoder, speech, output, *extra):
     """Run in this process; returns the record, the losses by step and the weights."""
-    record = _run(parse_options(arguments(encoder, speech, output, *extra)))
+    record = run_training(parse_options(arguments(encoder, speech, output, *extra)))
     return record, losses(output), load_file(output / "model.safetensors")
 
 
+def history(output):
+    return json.loads((output / "training_log.json").read_text())["log"]
+
+
 def losses(output):
-    log = json.loads((output / "training_log.json").read_text())["log"]
-    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+    return {entry["step"]: entry["loss"] for entry in history(output) if "loss" in entry}
 
 
 def assert_same_weights(found, expected, **tolerance):

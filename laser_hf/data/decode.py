@@ -34,12 +34,7 @@ Audio = str | os.PathLike[str] | Mapping[str, Any]
 
 
 class BadAudio(LaserError):
-    """Audio that cannot be used.
-
-    Attributes:
-        kind: one of `KINDS`.
-        reason: what was found.
-    """
+    """Audio that cannot be used: its `kind` is one of `KINDS`, its `reason` says what was found."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(kind, reason)
@@ -51,13 +46,7 @@ class BadAudio(LaserError):
 
 
 class Decoded(NamedTuple):
-    """A decoded utterance.
-
-    Attributes:
-        waveform: `(samples,)` float32 on the CPU, full scale 1.
-        source_rate: Hz, as stored.
-        channels: as stored.
-    """
+    """A decoded utterance: `waveform` `(samples,)` float32, full scale 1, on the CPU; rate (Hz) and channels as stored."""
 
     waveform: torch.Tensor
     source_rate: int
@@ -103,10 +92,7 @@ def decode_audio(
 
 
 def audio_seconds(audio: Audio) -> float | None:
-    """Length at 16 kHz (whole samples, as `decode_audio` gives them) from the header, in seconds.
-
-    Returns:
-        `None` if the header cannot be read or tells no length.
+    """Seconds from the header, at 16 kHz and in whole samples as `decode_audio` gives them; `None` if it tells none.
 
     Raises:
         OSError: a remote file system cannot be reached.
@@ -118,18 +104,6 @@ def audio_seconds(audio: Audio) -> float | None:
     if not 0 <= found.frames < _MAX_FRAMES:
         return None
     return resampled_length(found.frames, found.samplerate, SAMPLE_RATE) / SAMPLE_RATE
-
-
-def check_finite(waveform: torch.Tensor, what: str) -> None:
-    """Refuse a waveform `(samples,)` that is empty or not finite; `what` names it in the reason.
-
-    Raises:
-        BadAudio: of kind `empty` or `nan`.
-    """
-    if waveform.numel() == 0:
-        raise BadAudio("empty", f"the {what} has no samples")
-    if not bool(torch.isfinite(waveform).all()):
-        raise BadAudio("nan", f"the {what} has samples that are NaN or infinite")
 
 
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:

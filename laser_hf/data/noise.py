@@ -114,13 +114,10 @@ class Noise(Perturbation):
 def _cut(recording: torch.Tensor, start: float, samples: int) -> torch.Tensor:
     """`samples` from the fraction `start` on, wrapping around at the end, not all of them zero."""
     first = int(start * len(recording))
-    cut = _wrapped(recording, first, samples)
+    cut = recording[torch.arange(first, first + samples) % len(recording)]
     if not cut.any():
         sounding = torch.nonzero(recording)[:, 0]
         later = sounding[sounding >= first]
-        cut = _wrapped(recording, int(later[0] if len(later) else sounding[0]), samples)
+        first = int(later[0] if len(later) else sounding[0])
+        cut = recording[torch.arange(first, first + samples) % len(recording)]
     return cut
-
-
-def _wrapped(recording: torch.Tensor, first: int, samples: int) -> torch.Tensor:
-    return recording[torch.arange(first, first + samples) % len(recording)]

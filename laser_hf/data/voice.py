@@ -43,11 +43,9 @@ class Voice(Perturbation):
         speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling` (Hz). The speaker of an
             utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes 75, as in the released
             code.
-        max_formant_ratio, max_pitch_ratio, max_range_ratio: limits of the ratios, at least 1; 1 for no change.
 
     Raises:
         LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
-        ValueError: a limit is below 1.
     """
 
     name = "voice"
@@ -64,34 +62,20 @@ class Voice(Perturbation):
     )
     keeps_duration = True
     changes = ("speaker's voice",)
+    limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}
+    """Largest ratios; 1 for no change."""
 
-    def __init__(
-        self,
-        speaker_f0: str | os.PathLike[str] | None = None,
-        max_formant_ratio: float = 1.4,
-        max_pitch_ratio: float = 2.0,
-        max_range_ratio: float = 1.5,
-    ) -> None:
+    def __init__(self, speaker_f0: str | os.PathLike[str] | None = None) -> None:
         if importlib.util.find_spec("parselmouth") is None:
             raise LaserError("--perturbations voice needs Praat: pip install praat-parselmouth")
-        self.max_ratios = {
-            "formant_ratio": max_formant_ratio,
-            "pitch_ratio": max_pitch_ratio,
-            "range_ratio": max_range_ratio,
-        }
-        for name, ratio in self.max_ratios.items():
-            if not 1 <= ratio < math.inf:
-                raise ValueError(f"max_{name} must be 1 or more, and finite, got {ratio!r}; 1 for no change")
         self.speaker_f0 = None if speaker_f0 is None else read_speaker_f0(speaker_f0)
         self._warned = False
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """Ratios, inversions and seed, drawn in this order; `floor` and `ceiling` stay `None`."""
-        ratios = {name: float(rng.uniform(1, limit)) for name, limit in self.max_ratios.items()}
+        ratios = {name: float(rng.uniform(1, limit)) for name, limit in self.limits.items()}
         inverted = rng.random(len(ratios)) < 0.5
-        drawn = {
-            name: 1 / ratio if turn else ratio for (name, ratio), turn in zip(ratios.items(), inverted, strict=True)
-        }
+        drawn = {name: 1 / ratios[name] if turn else ratios[name] for name, turn in zip(ratios, inverted, strict=True)}
         return drawn | {"seed": int(rng.integers(2**31)), "floor": None, "ceiling": None}
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
@@ -106,10 +90,9 @@ class Voice(Perturbation):
         if not self._warned:
             self._warned = True
             logger.warning(
-                "speaker %r of utterance %r is not in the table of pitch ranges; for such speakers the range is "
-                "estimated from each utterance (said once)",
+                "speaker %r is not in the table of pitch ranges; the ranges of such speakers are estimated from each "
+                "utterance (said once)",
                 speaker,
-                utterance_id,
             )
         return drawn
 

@@ -109,4 +109,7 @@ def check_views(dataset, objective: Objective) -> None:
             "equalizer, noise; speed_pitch with --speed_factors 1)"
         )
     if transform is not None and not transform.perturb and not perturbation.batched:
-        perturbation.apply_batch([], [])  # its own error says what is missing
+        raise LaserError(
+            f"{perturbation.title or type(perturbation).__name__} perturbs in the data-loading workers only: use "
+            "--perturb_on worker. If its `apply` works on the training device, set batched = True in the class"
+        )

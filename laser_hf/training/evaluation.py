@@ -6,9 +6,8 @@ margin; these numbers do not, so runs with different values can be compared by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..encoders import SpeechEncoder
 from ..errors import LaserError
@@ -75,34 +74,6 @@ def load_evaluator(data: DataArguments) -> DiscriminationEvaluator | None:
         return DiscriminationEvaluator(load_aligned_speech(root, alignments, splits, SETTINGS))
     except LaserError as error:
         raise LaserError(
-            f"--eval_alignments {data.eval_alignments} cannot be used: {error}. It takes a tab-separated file with word "
-            f"times, whose utterances are audio files below --eval_alignments_data; or {DEMO} for the shipped speech"
+            f"--eval_alignments {data.eval_alignments} cannot be used: {error}. It takes a tab-separated file with "
+            f"word times of audio files below --eval_alignments_data, or {DEMO} for the shipped speech"
         ) from error
-
-
-def plot_discrimination(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> bool:
-    """Draw the evaluator's values against updates; `False` if the log history has none."""
-    series = {
-        name: [(entry["step"], entry[f"eval_{name}"]) for entry in history if f"eval_{name}" in entry]
-        for name in LOGGED
-    }
-    if not any(series.values()):
-        return False
-    from .. import figures
-
-    figure, axes = figures.new_figure(1, 2)
-    panels = (
-        ("word discrimination, average precision", LOGGED[:1]),
-        ("ABX-like phone error (chance 0.5)", LOGGED[1:]),
-    )
-    for axis, (label, names) in zip(axes, panels, strict=True):
-        for name, colour in zip(names, figures.LINE_COLOURS, strict=False):
-            if series[name]:
-                axis.plot(*zip(*series[name], strict=True), marker=".", label=name, color=colour)
-        axis.set_title(label, fontsize=10)
-        axis.set_xlabel("update")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=8)
-    figures.save(figure, path, title)
-    return True

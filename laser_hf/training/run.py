@@ -18,7 +18,7 @@ from ..records import TRAINING_RECORD, new_record, portable, write_json
 from ..runs import RunFolder, find_fault
 from . import callbacks, finite
 from .arguments import precision
-from .evaluation import load_evaluator, plot_discrimination
+from .evaluation import load_evaluator
 from .model import AlignmentModel
 from .options import Options, parse_options
 from .speech import load_pairs
@@ -88,9 +88,12 @@ def run_training(options: Options) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
-        folder.finish(record)
         if args.plots:
-            _draw(output_dir, trainer)
+            # Imported here: matplotlib takes a second that --help and failing runs need not wait for.
+            from ..plots import draw_run
+
+            draw_run(output_dir, record=record)
+        folder.finish(record)
         logger.info("Encoder, %s and plots are in %s", TRAINING_RECORD, output_dir)
     trainer.accelerator.wait_for_everyone()
     if args.publish and trainer.is_world_process_zero():
@@ -174,16 +177,6 @@ def _summary(history) -> dict[str, Any]:
         for key, value in entry.items()
         if key not in ("step", "epoch", "total_flos") and not key.startswith("train_")
     }
-
-
-def _draw(output_dir: Path, trainer: LaserTrainer) -> None:
-    # Imported here: matplotlib takes a second that --help and failing runs need not wait for.
-    from ..plots import draw_run, run_title
-    from ..records import read_record
-
-    draw_run(output_dir)
-    title = f"{run_title(read_record(output_dir / TRAINING_RECORD))}, last layer"
-    plot_discrimination(trainer.state.log_history, output_dir / "plots" / "discrimination.png", title)
 
 
 def _publish(options: Options, output_dir: Path) -> None:

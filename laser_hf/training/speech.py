@@ -61,6 +61,10 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     if data.eval_data:
         # A transform of its own: its epoch stays 0, so that held-out pairs look the same at every step.
         held_out = PairDataset(_kept(_load_held_out(options), options), transform())
+        if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
+            # Spread over the set: the first ones would be one speaker.
+            picks = torch.linspace(0, len(held_out) - 1, data.max_eval_samples).long().tolist()
+            held_out = PairDataset(held_out.speech.select(picks), transform(), check_lengths=False)
     return train, held_out
 
 
@@ -73,7 +77,7 @@ def _kept(speech: datasets.Dataset, options: Options) -> datasets.Dataset:
 
 
 def _load_held_out(options: Options) -> datasets.Dataset:
-    """At most `max_eval_samples` utterances, spread over a local set, the first ones of a Hub set."""
+    """Held-out speech: all of a local set, the first `max_eval_samples` utterances of a Hub set."""
     data = options.data
     local = Path(data.eval_data).exists()
     speech = load_speech(
@@ -88,7 +92,4 @@ def _load_held_out(options: Options) -> datasets.Dataset:
     if isinstance(speech, datasets.IterableDataset):
         taken = speech.take(data.max_eval_samples)
         return datasets.Dataset.from_list([{key: item[key] for key in ("id", "audio")} for item in taken])
-    if data.max_eval_samples is not None and data.max_eval_samples < len(speech):
-        # The first ones would be one speaker.
-        speech = speech.select(torch.linspace(0, len(speech) - 1, data.max_eval_samples).long().tolist())
     return speech

@@ -1,4 +1,4 @@
-"""`--eval_probe`: what it logs, and that it leaves the run as it would be without."""
+"""`--eval_alignments`: what it logs, and that it leaves the run as it would be without."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from laser_hf.errors import LaserError
 from laser_hf.records import located
 from laser_hf.training import parse_options, run_training
 from laser_hf.training.arguments import DataArguments
-from laser_hf.training.probe import LOGGED, load_eval_probe, plot_probe
+from laser_hf.training.evaluation import LOGGED, load_evaluator
 
 HEADER = "utterance\tword\tstart_seconds\tduration_seconds\tphones(name:start:duration)\n"
 
@@ -44,7 +45,7 @@ def options(encoder, tree, output_dir, *more):
     )  # fmt: skip
 
 
-def probed(output_dir) -> list[tuple[int, dict[str, float]]]:
+def measured(output_dir) -> list[tuple[int, dict[str, float]]]:
     log = json.loads((output_dir / "training_log.json").read_text())["log"]
     return [
         (entry["step"], {name: entry[f"eval_{name}"] for name in LOGGED if f"eval_{name}" in entry})
@@ -54,15 +55,15 @@ def probed(output_dir) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.fixture(scope="module")
-def with_probe(tiny_encoder, small_tree, alignments, tmp_path_factory):
+def with_evaluator(tiny_encoder, small_tree, alignments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "with"
-    record = run_training(options(tiny_encoder, small_tree, folder, "--eval_probe", str(alignments)))
+    record = run_training(options(tiny_encoder, small_tree, folder, "--eval_alignments", str(alignments)))
     return folder, record
 
 
-def test_values_are_logged_recorded_and_drawn(with_probe):
-    folder, record = with_probe
-    values = probed(folder)
+def test_values_are_logged_recorded_and_drawn(with_evaluator):
+    folder, record = with_evaluator
+    values = measured(folder)
     assert [step for step, _ in values] == [0, 2, 4]
     for _, entry in values:
         assert set(entry) == set(LOGGED)
@@ -71,22 +72,30 @@ def test_values_are_logged_recorded_and_drawn(with_probe):
     for name in LOGGED:
         assert record["first"][f"eval_{name}"] == {"step": 0, "value": values[0][1][name]}
         assert record["last"][f"eval_{name}"] == {"step": 4, "value": values[-1][1][name]}
-    assert "eval_probe" not in record["recipe"]["data"]
-    assert (folder / "plots" / "probe.png").is_file()
+    assert "eval_alignments" not in record["recipe"]["data"]
+    assert (folder / "plots" / "discrimination.png").is_file()
 
 
-def test_the_run_is_the_same_without_it(with_probe, tiny_encoder, small_tree, tmp_path):
-    folder, _ = with_probe
+def test_the_run_is_the_same_without_it(with_evaluator, tiny_encoder, small_tree, tmp_path):
+    folder, _ = with_evaluator
     run_training(options(tiny_encoder, small_tree, tmp_path / "without", "--plots", "false"))
     ours, theirs = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "without"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert all(not entry for _, entry in probed(tmp_path / "without"))
+    assert all(not entry for _, entry in measured(tmp_path / "without"))
 
 
-def test_a_resumed_run_measures_the_same(with_probe, tiny_encoder, small_tree, alignments, tmp_path):
-    folder, _ = with_probe
-    arguments = (tiny_encoder, small_tree, tmp_path / "resumed", "--eval_probe", str(alignments), "--plots", "false")
+def test_a_resumed_run_measures_the_same(with_evaluator, tiny_encoder, small_tree, alignments, tmp_path):
+    folder, _ = with_evaluator
+    arguments = (
+        tiny_encoder,
+        small_tree,
+        tmp_path / "resumed",
+        "--eval_alignments",
+        str(alignments),
+        "--plots",
+        "false",
+    )
     first = options(*arguments)
     run_training(first)
     # As if it had been interrupted after the checkpoint of step 2.
@@ -95,39 +104,38 @@ def test_a_resumed_run_measures_the_same(with_probe, tiny_encoder, small_tree, a
     last = tmp_path / "resumed" / "checkpoint-4"
     last.rename(tmp_path / "set-aside")
     run_training(options(*arguments))
-    assert probed(tmp_path / "resumed") == probed(folder)
+    assert measured(tmp_path / "resumed") == measured(folder)
 
 
 def test_the_generator_of_dropout_is_left_alone(alignments, small_tree, tiny_encoder):
     from laser_hf.encoders import load_encoder
 
-    probe = load_eval_probe(DataArguments(eval_data=str(small_tree), eval_probe=str(alignments)))
+    evaluator = load_evaluator(DataArguments(eval_data=str(small_tree), eval_alignments=str(alignments)))
     encoder = load_encoder(str(tiny_encoder)).train()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    values = probe(encoder)
+    values = evaluator(encoder)
     assert torch.equal(torch.get_rng_state(), before)
     assert encoder.training
-    assert probe(encoder) == values
+    assert evaluator(encoder) == values
 
 
 def test_the_shipped_speech_has_word_times():
-    probe = load_eval_probe(DataArguments(eval_data=located("{laser_hf}/demo/speech/heldout"), eval_probe="demo"))
-    assert len(probe.speech.words) == 200
-    assert len({word.speaker for word in probe.speech.words}) == 6
-    assert not probe.speech.skipped.reasons
+    evaluator = load_evaluator(
+        DataArguments(eval_data=located("{laser_hf}/demo/speech/heldout"), eval_alignments="demo")
+    )
+    assert len(evaluator.speech.words) == 200
+    assert len({word.speaker for word in evaluator.speech.words}) == 6
+    assert not evaluator.speech.skipped.reasons
 
 
 def test_options_that_do_not_fit_are_refused(alignments, small_tree, tmp_path):
-    assert load_eval_probe(DataArguments()) is None
-    with pytest.raises(ValueError, match="none without --eval_data"):
-        load_eval_probe(DataArguments(eval_probe=str(alignments)))
-    with pytest.raises(ValueError, match=r"--eval_probe .*nowhere\.tsv cannot be used"):
-        load_eval_probe(DataArguments(eval_data=str(small_tree), eval_probe=str(tmp_path / "nowhere.tsv")))
-    with pytest.raises(ValueError, match="no folder"):
-        load_eval_probe(DataArguments(eval_data=str(small_tree), eval_probe=str(alignments), eval_probe_splits=["dev"]))
-
-
-def test_a_history_without_values_is_not_drawn(tmp_path):
-    assert not plot_probe([{"step": 1, "loss": 2.0}], tmp_path / "probe.png", "x")
-    assert not (tmp_path / "probe.png").exists()
+    assert load_evaluator(DataArguments()) is None
+    with pytest.raises(LaserError, match="none without --eval_data"):
+        load_evaluator(DataArguments(eval_alignments=str(alignments)))
+    with pytest.raises(LaserError, match=r"--eval_alignments .*nowhere\.tsv cannot be used"):
+        load_evaluator(DataArguments(eval_data=str(small_tree), eval_alignments=str(tmp_path / "nowhere.tsv")))
+    with pytest.raises(LaserError, match="no folder"):
+        load_evaluator(
+            DataArguments(eval_data=str(small_tree), eval_alignments=str(alignments), eval_alignments_splits=["dev"])
+        )

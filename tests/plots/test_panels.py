@@ -1,4 +1,4 @@
-"""The map of words: which tokens it takes, and its principal components against an eigendecomposition."""
+"""Panels of frames: alignment, cosines, and principal components against an eigendecomposition."""
 
 from __future__ import annotations
 
@@ -9,11 +9,91 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from laser_hf.plots import choose_words, plot_words, principal_components
-from laser_hf.plots import word_map as word_map_module
-from laser_hf.superb.probing.alignments import Token
+from laser_hf.ops import soft_dtw_alignment
+from laser_hf.plots import (
+    alignment_figure,
+    choose_words,
+    principal_components,
+    self_similarity,
+    self_similarity_figure,
+    words_figure,
+)
+from laser_hf.superb.discrimination import Token
 
-from .conftest import assert_drawn
+
+def random_frames(count: int = 40, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def panels_of(figure):
+    return [axis for axis in figure.axes if axis.images]
+
+
+def test_alignment_of_the_first_seconds():
+    """What is drawn is the root of the expected alignment of unit frames, as far as the clean frames shown reach."""
+    views = {"before": (random_frames(50), random_frames(60, 1)), "after": (random_frames(50, 2), random_frames(60, 3))}
+    panels = panels_of(alignment_figure(views, 0.1, 0.5))
+    assert [axis.get_title() for axis in panels] == ["before", "after"]
+    drawn = [torch.as_tensor(axis.images[0].get_array().data) for axis in panels]
+    assert len({one.shape for one in drawn}) == 1
+    for shown, (clean, perturbed) in zip(drawn, views.values(), strict=True):
+        unit = [torch.nn.functional.normalize(view, dim=-1)[None] for view in (clean, perturbed)]
+        expected = soft_dtw_alignment(*unit, gamma=0.5)[0, :30]
+        torch.testing.assert_close(shown, expected.clamp(0, 1).sqrt()[:, : shown.shape[1]])
+        assert (expected[:, shown.shape[1] :].sum(0) <= 0.05).all()
+    rows, columns = drawn[0].shape
+    assert rows == 30
+    assert panels[0].images[0].get_extent() == pytest.approx([0, columns * 0.1, 0, 3.0])
+
+
+def test_a_view_aligned_with_itself_is_the_diagonal():
+    frames = torch.randn(150, 12, generator=torch.Generator().manual_seed(0))
+    (axis,) = panels_of(alignment_figure({"same": (frames, frames)}, 0.02, 1e-3))
+    drawn = torch.as_tensor(axis.images[0].get_array().data)
+    torch.testing.assert_close(drawn.double(), torch.eye(150, dtype=torch.float64), atol=0.2, rtol=0)
+
+
+def test_cosines_of_all_pairs():
+    frames = random_frames()
+    matrix = self_similarity(frames)
+    assert matrix.dtype == torch.float64
+    torch.testing.assert_close(matrix.diagonal(), torch.ones(40, dtype=torch.float64))
+    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-12)
+    for i, j in ((0, 1), (7, 31), (39, 2)):
+        expected = torch.nn.functional.cosine_similarity(frames[i].double(), frames[j].double(), dim=0)
+        assert matrix[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
+    torch.testing.assert_close(self_similarity(100 * frames.double()), matrix)  # length does not matter
+
+
+def test_frames_that_have_no_cosines_are_refused():
+    with pytest.raises(ValueError, match=r"expected frames \(n, dim\)"):
+        self_similarity(torch.zeros(1, 4, 3))
+    with pytest.raises(ValueError, match="expected frames"):
+        self_similarity(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="not all finite"):
+        self_similarity(torch.full((3, 3), float("nan")))
+
+
+def test_panels_share_a_scale_and_name_the_words():
+    words = [
+        Token("u", 0.1, 0.3, "river", "s"),
+        Token("u", 0.5, 0.2, "winter", "s"),
+        Token("u", 0.9, 5.0, "too late", "s"),
+    ]
+    frames = {"before": random_frames(), "after": random_frames(seed=1)}
+    panels = panels_of(self_similarity_figure(frames, 0.02, words))
+    assert [axis.get_title() for axis in panels] == ["before", "after"]
+    limits = {image.get_clim() for axis in panels for image in axis.images}
+    assert limits == {(min(float(self_similarity(one).min()) for one in frames.values()), 1.0)}
+    for axis, one in zip(panels, frames.values(), strict=True):
+        assert axis.get_xlim() == axis.get_ylim() == pytest.approx((0, 0.8))
+        torch.testing.assert_close(torch.as_tensor(axis.images[0].get_array().data), self_similarity(one))
+        (names,) = axis.child_axes
+        assert [label.get_text() for label in names.get_xticklabels()] == ["river", "winter"]
+        assert names.get_xticks().tolist() == pytest.approx([0.25, 0.6])
+    (alone,) = panels_of(self_similarity_figure({"alone": random_frames(500)}, 0.02))
+    assert not alone.child_axes
+    assert alone.get_xlim() == pytest.approx((0, 3.0))
 
 
 @pytest.mark.parametrize("shape", [(50, 6), (8, 40), (2, 2)])
@@ -35,14 +115,14 @@ def test_signs_do_not_depend_on_order():
     vectors = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
     shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(2))
     points, _ = principal_components(vectors)
-    torch.testing.assert_close(principal_components(vectors[shuffled]).points, points[shuffled])
+    torch.testing.assert_close(principal_components(vectors[shuffled])[0], points[shuffled])
     assert points.dtype == torch.float64
 
 
 def test_vectors_without_components_are_refused():
-    constant = principal_components(torch.ones(4, 3))
-    assert constant.points.abs().max() == 0
-    assert constant.explained.tolist() == [0, 0]
+    points, explained = principal_components(torch.ones(4, 3))
+    assert points.abs().max() == 0
+    assert explained.tolist() == [0, 0]
     for wrong in (torch.zeros(1, 8), torch.zeros(8, 1), torch.zeros(8)):
         with pytest.raises(ValueError, match="2 components need vectors"):
             principal_components(wrong)
@@ -104,16 +184,12 @@ def test_words_of_one_speaker_are_not_shown():
     assert {token.label for token in choose_words(shared + more, speakers=2)} == {"shared"}
 
 
-def test_colours_are_words_and_markers_speakers(tmp_path, monkeypatch):
-    seen = []
-    original = word_map_module.save
-    monkeypatch.setattr(word_map_module, "save", lambda figure, *rest: (seen.append(figure), original(figure, *rest)))
+def test_colours_are_words_and_markers_speakers():
     tokens = [Token(f"{s}-{w}", 0.0, 1.0, w, s) for s in ("s1", "s2", "s3") for w in ("river", "winter")]
     generator = torch.Generator().manual_seed(0)
     vectors = {name: torch.randn(6, 4, generator=generator) for name in ("before", "after")}
-    plot_words(vectors, tokens, tmp_path / "words.png", "title")
-    assert_drawn(tmp_path / "words.png")
-    for axis, matrix in zip(seen[0].axes, vectors.values(), strict=True):
+    figure = words_figure(vectors, tokens)
+    for axis, matrix in zip(figure.axes, vectors.values(), strict=True):
         points, explained = principal_components(matrix)
         drawn = np.array([line.get_xydata()[0] for line in axis.lines])
         np.testing.assert_allclose(drawn, points.numpy())
@@ -124,14 +200,14 @@ def test_colours_are_words_and_markers_speakers(tmp_path, monkeypatch):
         assert len(set(markers)) == 3
         assert colours[::2] == colours[:1] * 3
         assert markers[0] == markers[1] != markers[2]
-    (legend,) = seen[0].legends
+    (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["river", "winter", "speaker s1", "speaker s2", "speaker s3"]
 
 
-def test_too_many_words_or_vectors_are_refused(tmp_path):
+def test_too_many_words_or_vectors_are_refused():
     many = [Token(f"u{n}", 0.0, 1.0, f"word {n}", "s1") for n in range(9)]
     with pytest.raises(ValueError, match="too few for 9 words of 1 speakers"):
-        plot_words({"a": torch.randn(9, 3)}, many, tmp_path / "words.png")
+        words_figure({"a": torch.randn(9, 3)}, many)
     with pytest.raises(ValueError, match="a: 4 vectors for 5 tokens"):
-        plot_words({"a": torch.randn(4, 3)}, many[:5], tmp_path / "words.png")
+        words_figure({"a": torch.randn(4, 3)}, many[:5])
