@@ -19,11 +19,7 @@ from .score import QBE_METRICS, Score, discrimination_score, qbe_score
 from .space import Value, parse_over
 from .study import PICTURE, RECORD, SAMPLERS, TABLE, Plan, SharedStudy
 
-_DESCRIPTION = """\
-Search over options of train.py, such as LASER's sigma, alpha and margin: train every point, measure the last layer of
-each, and tell which is best."""
-
-_EXAMPLES = """\
+_EPILOG = """\
 examples:
   # No network, minutes: four points on the shipped encoder and speech, scored on its held-out voices.
   python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
@@ -42,13 +38,14 @@ Give the same command again to continue an interrupted search: finished points a
 checkpoints. The same command started several times at once (one for each GPU, say, with CUDA_VISIBLE_DEVICES) shares
 the points; --jobs trains several points side by side."""
 
+_RUNS = "a search has many runs; publish the best one with push_to_hub.py"
 RESERVED = {
     "preset": "it is an option of the search; write it before --",
     "output_dir": "every run has its own folder below the --output_dir of the search",
     "overwrite_output_dir": "it is an option of the search; write it before --",
     "resume_from_checkpoint": "interrupted runs resume by themselves",
-    "push_to_hub": "a search has many runs; publish the best one with push_to_hub.py",
-    "hub_model_id": "a search has many runs; publish the best one with push_to_hub.py",
+    "push_to_hub": _RUNS,
+    "hub_model_id": _RUNS,
 }
 """Options of train.py that a search sets or has no use for, and why."""
 
@@ -57,22 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m laser_hf.search",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        description="Search over options of train.py: train every point, measure its last layer, tell which is best.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of train.py]",
     )
-    search = parser.add_argument_group("search")
-    add = search.add_argument
-    add(
-        "--over",
-        nargs="+",
-        required=True,
-        metavar="NAME=VALUES",
-        help="options of train.py to vary: sigma=1,2,5 (values), alpha=0.01:1 (a range, --sampler tpe only), "
-        "alpha=0.01:1:log (the same on a logarithmic scale)",
-    )
+    add = parser.add_argument_group("search").add_argument
+    values = "values (sigma=1,2,5), or a range (alpha=0.01:1, alpha=0.01:1:log for a logarithmic scale) for tpe"
+    add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=f"options of train.py to vary: {values}")
     add("--output_dir", type=Path, default=Path("outputs/search"), help="study, runs and tables (%(default)s)")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
     add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
@@ -81,17 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trials", type=int, help="points that --sampler tpe draws")
     add("--jobs", type=int, default=1, help="points trained side by side on this machine (%(default)s)")
     add("--retry_failed", action="store_true", help="train again what failed before")
-    score = parser.add_argument_group("score of a point, always of the last layer")
-    add = score.add_argument
-    add(
-        "--score",
-        choices=("discrimination", "qbe"),
-        default="discrimination",
-        help="word discrimination across speakers (seconds), or query by example (more); default %(default)s",
-    )
+    add = parser.add_argument_group("score of a point, always of the last layer").add_argument
+    kinds = "word discrimination across speakers (seconds), or query by example (more); %(default)s"
+    add("--score", choices=("discrimination", "qbe"), default="discrimination", help=kinds)
     add("--data", help="discrimination: folder of speech; default: the held-out voices of the shipped speech")
     add("--alignments", help="discrimination: tab-separated words with their times in that speech")
-    add("--splits", nargs="+", help="discrimination: sub-folders of --data to use")
+    add("--split", nargs="+", help="discrimination: sub-folders of --data to use")
     add("--qbe_data", help="qbe: QUESST 2014 (quesst14Database), or queries.tsv, documents.tsv and targets.tsv")
     add("--metric", choices=tuple(QBE_METRICS), help="qbe: mean average precision (map, the default) or MTWV")
     return parser
@@ -173,17 +158,16 @@ def _parse(argv: Sequence[str]):
 
 
 def _score(arguments: argparse.Namespace, options) -> Score:
-    names = {"discrimination": ("data", "alignments", "splits"), "qbe": ("qbe_data", "metric")}
-    mine = names.pop(arguments.score)
-    for name in (*names.values(),)[0]:
+    others = {"discrimination": ("qbe_data", "metric"), "qbe": ("data", "alignments", "split")}
+    for name in others[arguments.score]:
         if getattr(arguments, name):
             raise LaserError(f"--{name} has no meaning with --score {arguments.score}")
+    if options.model.do_normalize:
+        raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
     if arguments.score == "discrimination":
-        return discrimination_score(*(getattr(arguments, name) for name in mine))
+        return discrimination_score(arguments.data, arguments.alignments, arguments.split)
     if not arguments.qbe_data:
         raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
-    if options.model.do_normalize:
-        raise LaserError("--score qbe feeds waveforms as they are, and --do_normalize trains with scaled ones")
     return qbe_score(arguments.qbe_data, arguments.metric or "map")
 
 
@@ -194,9 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         LaserError: options that do not fit, a folder that cannot be used, or no point with a score.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    own, behind = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    arguments, fixed = build_parser().parse_known_args(own)
-    plan = build_plan(arguments, [*fixed, *behind])
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, fixed = build_parser().parse_known_args(argv[:end])
+    plan = build_plan(arguments, [*fixed, *argv[end + 1 :]])
     print(f"{plan.size} points over {', '.join(plan.over)}, chosen on {plan.score.chosen_on}", flush=True)
     study = SharedStudy(plan, arguments.retry_failed, arguments.overwrite_output_dir)
     run_search(study, arguments.jobs, after_each=lambda: write_report(study))

@@ -57,7 +57,7 @@ def best_command(plan: Plan, point: Point, output_dir: str = "outputs/best") -> 
 def table(plan: Plan, trials: list[FrozenTrial]) -> str:
     """The Markdown of `search.md`: the same for the same results, whenever and in how many pieces they were made."""
     several = len(plan.seeds) > 1
-    rows = [["", *plan.over, plan.score.metric, *(["std"] if several else [])]]
+    rows = [["", *plan.over, plan.score.metric["metric"], *(["std"] if several else [])]]
     rows.append(["---"] * len(rows[0]))
     for rank, trial in enumerate(ranked(trials), start=1):
         cells = [text_of(trial.params[name]) for name in plan.over]
@@ -71,7 +71,7 @@ def table(plan: Plan, trials: list[FrozenTrial]) -> str:
     lines = [
         f"# Search over {', '.join(plan.over)}",
         "",
-        f"Score: {plan.score.title} (`{plan.score.metric}`) of the last layer; higher is better.",
+        f"Score: {plan.score.title} (`{plan.score.metric['metric']}`) of the last layer; higher is better.",
         f"Chosen on: {portable(plan.score.chosen_on)}.",
         f"Preset: `{plan.preset}`. Fixed: {f'`{fixed}`' if fixed else 'nothing'}. Seeds: {seeds or 'of the preset'}.",
         f"Sampler: {plan.sampler}, {plan.size} points ({', '.join(describe(*item) for item in plan.over.items())}).",
@@ -103,7 +103,7 @@ def record(plan: Plan, trials: list[FrozenTrial]) -> dict[str, Any]:
     return new_record(
         "search",
         recipe=plan.recipe,
-        data=plan.score.source,
+        data=plan.score.data,
         seed=None,
         wall_seconds=sum(point.get("seconds", 0.0) for point in points),
         search={name: describe(name, distribution).partition("=")[2] for name, distribution in plan.over.items()},
@@ -118,10 +118,7 @@ def record(plan: Plan, trials: list[FrozenTrial]) -> dict[str, Any]:
 
 
 def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
-    """The picture: a heat map of a grid over several options, otherwise a panel of dots for each option.
-
-    The heat map shows the two options with most values; each cell is the best over the others.
-    """
+    """The picture: a heat map of a grid over several options, otherwise a panel of dots for each option."""
     from .. import figures
 
     scored = [trial for trial in trials if trial.value is not None]
@@ -134,37 +131,27 @@ def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
         study.add_trials(scored)
         with warnings.catch_warnings(), figures.plt.style.context([]):
             warnings.simplefilter("ignore")  # the function is experimental, and one value alone has no width
-            axes = optuna.visualization.matplotlib.plot_slice(study, target_name=plan.score.metric)
-        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+            axes = optuna.visualization.matplotlib.plot_slice(study, target_name=plan.score.metric["metric"])
+        figure = axes.flat[0].figure if len(plan.over) > 1 else axes.figure
     figures.save(figure, plan.folder / PICTURE, f"{plan.score.title}\n{plan.preset}, last layer")
 
 
 def _heat_map(plan: Plan, scored: list[FrozenTrial]):
+    """The two options with most values; each cell is the best over the others."""
+    import pandas
+
     from .. import figures
 
     columns, rows, *others = sorted(plan.over, key=lambda name: -len(plan.over[name].choices))
-    axes = {
-        name: sorted(plan.over[name].choices, key=lambda value: (isinstance(value, str), value)) for name in plan.over
-    }
-    cells: dict[tuple[int, int], float] = {}
-    for trial in scored:
-        cell = axes[rows].index(trial.params[rows]), axes[columns].index(trial.params[columns])
-        cells[cell] = max(trial.value, cells.get(cell, trial.value))
-    low, high = min(cells.values()), max(cells.values())
-    values = [[cells.get((i, j), float("nan")) for j in range(len(axes[columns]))] for i in range(len(axes[rows]))]
-    figure, axis = figures.new_figure(size=(max(5.4, 1 + len(axes[columns])), max(4.0, 1 + 0.6 * len(axes[rows]))))
-    image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
-    for (i, j), value in cells.items():
-        colour = "w" if value < low + 0.6 * (high - low) else "k"
-        axis.text(j, i, f"{value:.4f}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set(
-        xticks=range(len(axes[columns])),
-        xticklabels=list(map(text_of, axes[columns])),
-        yticks=range(len(axes[rows])),
-        yticklabels=list(map(text_of, axes[rows])),
-        xlabel=columns,
-        ylabel=rows,
-        title=f"best over {', '.join(others)}" if others else "",
-    )
-    figure.colorbar(image, label=plan.score.metric).formatter.set_useOffset(False)
+    frame = pandas.DataFrame([{**trial.params, "value": trial.value} for trial in scored])
+    cells = frame.pivot_table("value", rows, columns, aggfunc="max")
+    figure, axis = figures.new_figure(size=(max(5.4, 1 + cells.shape[1]), max(4.0, 1 + 0.6 * cells.shape[0])))
+    image = axis.imshow(cells, origin="lower", aspect="auto", cmap="viridis")
+    for i, j in zip(*cells.notna().to_numpy().nonzero(), strict=True):
+        dark = image.norm(cells.iat[i, j]) < 0.6
+        axis.text(j, i, f"{cells.iat[i, j]:.4f}", ha="center", va="center", color="w" if dark else "k", fontsize=8)
+    axis.set_xticks(range(cells.shape[1]), map(text_of, cells.columns))
+    axis.set_yticks(range(cells.shape[0]), map(text_of, cells.index))
+    axis.set(xlabel=columns, ylabel=rows, title=f"best over {', '.join(others)}" if others else "")
+    figure.colorbar(image, label=plan.score.metric["metric"]).formatter.set_useOffset(False)
     return figure

@@ -22,7 +22,7 @@ from .space import Point, label_of, name_of
 from .study import Plan, SharedStudy, hold
 
 SCORE = "score.json"
-"""In a run's folder: its value or why it failed, and which run and measure that is of."""
+"""In a run's folder: its value, or why it failed."""
 Train = Callable[[Plan, list[str], Path], float]
 """Trains the run with these arguments of train.py in this folder and returns its score."""
 _LEAVE = 60  # seconds that a process gets to end
@@ -55,18 +55,17 @@ def _leave_with_parent() -> None:
 def train_point(plan: Plan, point: Point, train: Train) -> None:
     """Train and score a point with each seed, up to the first that fails; runs that are scored are left alone."""
     for seed, folder in plan.runs(point):
-        run = describe_run(plan, point, seed, folder)
-        if "value" in read_score(run, folder):
+        if "value" in read_score(folder):
             continue
         (folder / SCORE).unlink(missing_ok=True)
         try:
-            write_json(folder / SCORE, {"value": train(plan, run["argv"], folder), **run})
+            write_json(folder / SCORE, {"value": train(plan, plan.arguments(point, seed, folder), folder)})
         except Exception as error:
             reason = str(error)
             if not isinstance(error, LaserError):
                 logging.getLogger(__name__).exception("the run failed")
                 reason = f"{type(error).__name__}: {error}"
-            write_json(folder / SCORE, {"failed": reason, **run})
+            write_json(folder / SCORE, {"failed": reason})
             return
 
 
@@ -86,7 +85,7 @@ def train_and_score(plan: Plan, argv: list[str], folder: Path) -> float:
     elif changed := differences(read_json(folder / RECIPE_NAME), plain(options.recipe())):
         raise LaserError(f"{folder} holds a finished run of another recipe ({'; '.join(changed)}); move it away")
     device = "cuda" if torch.cuda.is_available() and not options.training.use_cpu else "cpu"
-    value = plan.score.measure(folder, folder / "score", device, options.model.do_normalize)
+    value = plan.score.measure(folder, folder / "score", device)
     if value != value:
         raise LaserError("the score is not a number: do all frames of the encoder look alike?")
     for checkpoint in folder.glob("checkpoint-*"):  # nothing resumes a finished run
@@ -94,14 +93,9 @@ def train_and_score(plan: Plan, argv: list[str], folder: Path) -> float:
     return value
 
 
-def describe_run(plan: Plan, point: Point, seed: int | None, folder: Path) -> dict[str, Any]:
-    return {"argv": plan.arguments(point, seed, folder), "score": plain(plan.score.definition())}
-
-
-def read_score(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the folder holds of a run; empty if it holds nothing, or another run or measure."""
-    found = read_json(folder / SCORE) if (folder / SCORE).is_file() else {}
-    return found if found == {**found, **run} else {}
+def read_score(folder: Path) -> dict[str, Any]:
+    """`value` or `failed` of a run; empty if it has not ended."""
+    return read_json(folder / SCORE) if (folder / SCORE).is_file() else {}
 
 
 def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[float], str | None]:
@@ -114,19 +108,14 @@ def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[f
     """
     values = []
     for seed, folder in plan.runs(point):
-        found = read_score(describe_run(plan, point, seed, folder), folder)
+        found = read_score(folder)
         if "value" not in found:
-            reason = found.get("failed") or f"{_ending(status)}; see {name_of(point)}.log"
+            how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
+            how += " (out of memory?)" if how == "SIGKILL" else ""
+            reason = found.get("failed") or f"ended by {how}; see {name_of(point)}.log"
             return values, f"seed {seed}: {reason}" if len(plan.seeds) > 1 else reason
         values.append(found["value"])
     return values, None
-
-
-def _ending(status: int | None) -> str:
-    if status is None or status >= 0:
-        return f"ended with exit status {status}"
-    name = signal.Signals(-status).name
-    return f"ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
 
 
 def run_search(
@@ -149,27 +138,27 @@ def run_search(
     try:
         while not study.finished:
             while len(working) < jobs and (claim := study.claim()):
-                scored = outcome(plan, claim.point)[1] is None
-                print(f"{label_of(claim.point)}: {'is scored' if scored else 'training'}", flush=True)
-                working.append([claim, None, time.time()])
-                if not scored:
-                    working[-1][1] = start(plan, claim.point)
-            ended = [entry for entry in working if entry[1] is None or entry[1].exitcode is not None]
+                point = dict(claim[0].params)
+                working.append([claim, point, None, time.time()])
+                if outcome(plan, point)[1] is not None:
+                    print(f"{label_of(point)}: training", flush=True)
+                    working[-1][2] = start(plan, point)
+            ended = [entry for entry in working if entry[2] is None or entry[2].exitcode is not None]
             for entry in ended:
                 working.remove(entry)
-                claim, process, began = entry
-                values, reason = outcome(plan, claim.point, process and process.exitcode)
+                claim, point, process, began = entry
+                values, reason = outcome(plan, point, process and process.exitcode)
                 study.settle(claim, values, reason, time.time() - began)
                 said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
-                print(f"{label_of(claim.point)}: {said} ({time.time() - began:.0f} s)", flush=True)
+                print(f"{label_of(point)}: {said} ({time.time() - began:.0f} s)", flush=True)
                 after_each()
             if not ended:
                 time.sleep(poll_seconds)
     finally:
-        for claim, process, _ in working:
+        for (_, lock), _, process, _ in working:
             if process is not None:
                 process.terminate()
                 process.join(_LEAVE)
                 process.kill()
-            claim.lock.close()
+            lock.close()
     after_each()

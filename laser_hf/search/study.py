@@ -24,7 +24,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from ..errors import LaserError
-from ..records import located
 from ..runs import RunFolder
 from .score import Score
 from .space import Point, Space, describe, grid, name_of, size_of, text_of
@@ -82,14 +81,13 @@ class Plan:
 
     def runs(self, point: Point) -> list[tuple[int | None, Path]]:
         """Seed and folder of each run of a point."""
-        named = [{**point, "seed": seed} if len(self.seeds) > 1 else point for seed in self.seeds or (None,)]
-        return [
-            (seed, self.folder / "runs" / name_of(one)) for seed, one in zip(self.seeds or (None,), named, strict=True)
-        ]
+        seeds = self.seeds or (None,)
+        names = [name_of({**point, "seed": seed} if len(seeds) > 1 else point) for seed in seeds]
+        return [(seed, self.folder / "runs" / name) for seed, name in zip(seeds, names, strict=True)]
 
     def arguments(self, point: Point, seed: int | None, folder: Path | str) -> list[str]:
         """Arguments of train.py for one run; without `seed` that of preset and fixed options."""
-        varied = [f"--{name}={located(text_of(value))}" for name, value in point.items()]
+        varied = [f"--{name}={text_of(value)}" for name, value in point.items()]
         seeded = [] if seed is None else [f"--seed={seed}"]
         return ["--preset", self.preset, *self.fixed, *varied, *seeded, f"--output_dir={folder}"]
 
@@ -100,17 +98,8 @@ class Plan:
         return {"search": search, "score": self.score.definition(), **self.recipe}
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A point that this process is to train, as long as it keeps `lock` open."""
-
-    trial: Trial
-    lock: IO
-
-    @property
-    def point(self) -> Point:
-        """What to train."""
-        return dict(self.trial.params)
+Claim = tuple[Trial, IO]
+"""A point (the trial's `params`) that this process is to train, as long as it keeps the lock open."""
 
 
 def hold(path: Path, wait: bool = False) -> IO | None:
@@ -139,7 +128,7 @@ class SharedStudy:
 
     def __init__(self, plan: Plan, retry_failed: bool = False, overwrite: bool = False) -> None:
         self.plan = plan
-        folder = RunFolder(plan.folder, RECORD, progress=(DATABASE,), owned=("runs", TABLE, PICTURE))
+        folder = RunFolder(plan.folder, RECORD, progress=(DATABASE, "runs"), owned=(TABLE, PICTURE))
         folder.make()
         with self.locked():
             for path in plan.folder.glob("runs/*.lock") if overwrite else ():
@@ -149,8 +138,8 @@ class SharedStudy:
                 lock.close()
             folder.prepare(plan.identity(), overwrite, reopen=True)
             self._study = self._open()
-            for trial in self.trials():
-                if retry_failed and trial.state == TrialState.FAIL:
+            for trial in self.trials() if retry_failed else ():
+                if trial.state == TrialState.FAIL:
                     self._study.enqueue_trial(trial.params)
             if not self.finished:
                 (plan.folder / RECORD).unlink(missing_ok=True)  # of fewer points
@@ -178,17 +167,18 @@ class SharedStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """The last trial of each point so far, in the order in which the points came."""
-        states = (*SETTLED, TrialState.RUNNING)
-        return list({name_of(t.params): t for t in self._study.get_trials(deepcopy=False, states=states)}.values())
+        # Optuna enters the parameters one by one: without the last of them its process was killed meanwhile.
+        trials = [t for t in self._in(*SETTLED, TrialState.RUNNING) if len(t.params) == len(self.plan.over)]
+        return list({name_of(trial.params): trial for trial in trials}.values())
+
+    def _in(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states)
 
     @property
     def finished(self) -> bool:
         """Whether every point has been trained or has failed, and none is to be tried again."""
-        trials = self.trials()
-        return len(trials) >= self.plan.size and not self._waiting() and all(t.state in SETTLED for t in trials)
-
-    def _waiting(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        settled = [trial for trial in self.trials() if trial.state in SETTLED]
+        return len(settled) >= self.plan.size and not self._in(TrialState.WAITING)
 
     def claim(self) -> Claim | None:
         """A point to train; `None` if all of them are finished or held by other processes."""
@@ -196,29 +186,27 @@ class SharedStudy:
             trials = self.trials()
             for trial in trials:
                 if trial.state == TrialState.RUNNING and (lock := self._hold(trial.params)):
-                    return Claim(Trial(self._study, trial._trial_id), lock)
-            if not self._waiting():
-                point = self._draw({name_of(trial.params) for trial in trials})
-                if point is None:
+                    return Trial(self._study, trial._trial_id), lock
+            if not self._in(TrialState.WAITING):
+                if len(trials) >= self.plan.size:
                     return None
-                self._study.enqueue_trial(point)
+                self._study.enqueue_trial(self._draw(trials))
             trial = self._study.ask(self.plan.over)
             lock = self._hold(trial.params)
-            return Claim(trial, lock) if lock else None
+            return (trial, lock) if lock else None
 
     def _hold(self, point: Point) -> IO | None:
         return hold(self.plan.folder / "runs" / f"{name_of(point)}.lock")
 
-    def _draw(self, known: set[str]) -> Point | None:
-        """A point that is not known; `None` if there are enough."""
-        if len(known) >= self.plan.size:
-            return None
+    def _draw(self, trials: list[FrozenTrial]) -> Point:
+        """A new point."""
+        known = {name_of(trial.params) for trial in trials}
         if self.plan.sampler == "grid":
             return next(point for point in grid(self.plan.over) if name_of(point) not in known)
         # In memory, so that points that are drawn twice leave no trace. Seeded by the number of points, so that an
         # interrupted search draws what it would have drawn.
         copy = optuna.create_study(direction="maximize", sampler=TPESampler(seed=len(known)))
-        copy.add_trials(self._study.get_trials(deepcopy=False))
+        copy.add_trials(trials)
         anywhere = RandomSampler(seed=len(known))
         while name_of(point := copy.ask(self.plan.over).params) in known:
             copy.sampler = anywhere  # TPE may stay with the best points of a finite space
@@ -226,10 +214,11 @@ class SharedStudy:
 
     def settle(self, claim: Claim, values: list[float], reason: str | None, seconds: float) -> None:
         """Enter the scores of a point, one for each seed, or why it failed; give up its lock."""
-        with self.locked(), claim.lock:
+        trial, lock = claim
+        with self.locked(), lock:
             for name, entry in (("values", values), ("reason", reason), ("seconds", round(seconds, 1))):
-                claim.trial.set_user_attr(name, entry)
+                trial.set_user_attr(name, entry)
             if reason is None:
-                self._study.tell(claim.trial, sum(values) / len(values))
+                self._study.tell(trial, sum(values) / len(values))
             else:
-                self._study.tell(claim.trial, state=TrialState.FAIL)
+                self._study.tell(trial, state=TrialState.FAIL)

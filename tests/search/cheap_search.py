@@ -13,9 +13,7 @@ from laser_hf.search.score import Score
 from laser_hf.search.space import name_of, parse_over
 from laser_hf.search.study import Plan, SharedStudy
 
-SCORE = Score(
-    "discrimination", "points", "made-up points", "nothing", digest="1", source={"data": "x"}, settings={"words": 200}
-)
+SCORE = Score("discrimination", [], {"metric": "points"}, "made-up points", "nothing", {"source": "x"}, digest="1")
 
 
 def typed(name: str, text: str):

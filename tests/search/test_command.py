@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from laser_hf.errors import LaserError
-from laser_hf.records import read_record
+from laser_hf.records import located, read_record
 from laser_hf.search import __main__ as command
 from laser_hf.search.report import best_command, best_of, draw, ranked, record, table
 from laser_hf.search.run import SCORE
@@ -59,9 +59,9 @@ def run_options(encoder, speech):
         ("--over sigma=1,2 --score qbe --data x", "--data has no meaning with --score qbe"),
         ("--over sigma=1,2 --score qbe", "needs --qbe_data"),
         ("--over sigma=1,2 --score qbe --qbe_data no/such", "there is no folder no/such"),
-        ("--over sigma=1,2 --score qbe --qbe_data no/such --do_normalize", "trains with scaled ones"),
+        ("--over sigma=1,2 --do_normalize", "trains with scaled ones"),
         ("--over sigma=1,2 --data no/such", "takes --alignments and --data together"),
-        ("--over sigma=1,2 --splits a", "--splits are sub-folders of --data"),
+        ("--over sigma=1,2 --split a", "--split names sub-folders of --data"),
         ("--over sigma=1,2 --data no/such --alignments x.tsv", "no folder no/such"),
     ],
 )
@@ -185,19 +185,20 @@ def test_a_search_without_any_score_ends_with_an_error(small_tree, words_of_tree
 # ------------------------------------------------------------------------------------------------ scores
 
 
-def test_the_default_score_is_that_of_eval_alignments():
-    from laser_hf.search.score import _load_speech
+def test_the_default_score_is_that_of_eval_alignments(tmp_path):
+    from laser_hf.encoders import load_encoder
     from laser_hf.training.arguments import DataArguments
     from laser_hf.training.evaluation import load_evaluator
 
     score = discrimination_score()
     assert Score(**json.loads(json.dumps(asdict(score)))) == score
     assert score.chosen_on == "the held-out voices of the shipped speech"
-    assert score.source["words"] == 200
-    assert score.source["data"].startswith("{laser_hf}")
+    assert score.data["words"] == 200
+    assert score.data["source"].startswith("{laser_hf}")
     evaluator = load_evaluator(DataArguments(eval_alignments="demo", eval_data="given"))
-    expected = [(t.utterance, t.start) for t in evaluator.speech.words]
-    assert [(t.utterance, t.start) for t in _load_speech(score.source).words] == expected
+    model = located("{laser_hf}/demo/encoder")
+    expected = evaluator(load_encoder(model))["word_ap_across"]
+    assert score.measure(model, tmp_path, "cpu") == pytest.approx(expected, abs=1e-9)
 
 
 def test_words_that_no_two_speakers_share_cannot_score(small_tree, words_of_tree, tmp_path):
