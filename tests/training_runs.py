@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
 import subprocess
 import sys
 
 import torch
+from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
@@ -54,6 +58,30 @@ def kill_in_step_4(monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LaserTrainer, "training_step", killed)
+
+
+def fork_two(argv):
+    """Run in two forked processes with gloo; no interpreter has to import everything again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_one_of_two, args=(argv, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _one_of_two(argv, rank, port):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    # The parent has been one process only.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_training(parse_options([*argv, "--ddp_backend", "gloo"]))
 
 
 def launch_two(argv, folder):

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  (`option` makes a field)
 """Command-line options of `train.py`, as dataclasses with the paper's HuBERT recipe as defaults.
 
 The options of objectives and perturbations are not here: their classes have them. What a field decides stands in its

@@ -161,7 +161,7 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
     )
     parser.add_argument("--help_all", action="store_true", help="list every option, also those of the Trainer")
     parser.add_argument(
-        "--device", action=_Device, choices=["cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu"
+        "--device", action=_Device, choices=["auto", "cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu"
     )
     about = {name: f"{name}: {plugin.summary}" for name, plugin in (OBJECTIVES | PERTURBATIONS).items()}
     group = parser.add_argument_group("objective", "The loss. Its options are read by the objectives named.")
