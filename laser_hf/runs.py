@@ -72,6 +72,23 @@ class RunFolder:
         Raises:
             LaserError: the folder cannot be written, is finished, is a checkpoint, or holds a run of another recipe.
         """
+        self.check(overwrite, reopen)
+        if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
+            changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
+            if changed:
+                what, to = ("a finished", "add to") if self.finished else ("an unfinished", "resume")
+                raise LaserError(
+                    f"{self.path} holds {what} run of another recipe ({'; '.join(changed)}). Give the old values to "
+                    f"{to} it, choose another --output_dir, or start over with --overwrite_output_dir"
+                )
+        write_json(self.path / RECIPE_NAME, dict(recipe))
+
+    def check(self, overwrite: bool = False, reopen: bool = False) -> None:
+        """The first part of `prepare`, for commands that know their recipe only after hours of reading.
+
+        Raises:
+            LaserError: the folder cannot be written, is finished, or is a checkpoint.
+        """
         if overwrite:
             self.clear()
         self.make()
@@ -82,15 +99,6 @@ class RunFolder:
             )
         if (self.path / "trainer_state.json").exists():
             raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
-        if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
-            changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
-            if changed:
-                what, to = ("a finished", "add to") if self.finished else ("an unfinished", "resume")
-                raise LaserError(
-                    f"{self.path} holds {what} run of another recipe ({'; '.join(changed)}). Give the old values to "
-                    f"{to} it, choose another --output_dir, or start over with --overwrite_output_dir"
-                )
-        write_json(self.path / RECIPE_NAME, dict(recipe))
 
     def make(self) -> None:
         """Create the folder if there is none.

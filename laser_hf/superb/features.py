@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..data import BadAudio, audio_seconds, decode_audio
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
 from ..errors import LaserError
-from ..records import describe_model
+from ..records import RESULTS, describe_model
 
 SPECTRAL = ("mfcc", "logmel")
 
@@ -192,13 +192,15 @@ Features = EncoderFeatures | SpectralFeatures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the tasks that only look at frames: `--model`, `--revision`, `--layer`, `--device`, `--seed`."""
+    """Options that all tasks on frames have."""
     add = parser.add_argument
     add("--model", required=True, help="encoder id or folder, random:ID_OR_FOLDER (fresh weights), mfcc or logmel")
     add("--revision", help="branch, tag or commit of a model on the Hub")
     add("--layer", default="-1", help="hidden state: 0 is the input of the first layer, -1 the last; 3,6,9; or all")
     add("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
     add("--seed", type=int, default=0, help="of everything that is drawn, such as the weights of random:MODEL")
+    add("--output_dir", type=Path, required=True, help=f"{RESULTS}, files and pictures go here")
+    add("--overwrite_output_dir", action="store_true", help="delete what an earlier run left there")
 
 
 def load_features(

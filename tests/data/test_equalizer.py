@@ -144,5 +144,5 @@ def test_words():
 
 
 def test_a_draw_of_another_equaliser():
-    with pytest.raises(ValueError, match="10 bands need as many gains and qualities, got 2 and 2"):
+    with pytest.raises(ValueError, match="shorter"):
         Equalizer().apply(torch.zeros(300), gains=[1.0, 2.0], qualities=[2.0, 2.0])

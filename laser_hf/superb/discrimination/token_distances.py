@@ -102,26 +102,17 @@ def dtw_distances(
     lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() == 0:
         raise ValueError("every stretch needs at least one frame")
-    stacked = torch.cat([segment.float() for segment in segments])
-    starts = np.cumsum(lengths) - lengths
+    segments = [segment.float() for segment in segments]
     order = np.lexsort((second, first))
     distances = np.empty(len(first), dtype=np.float64)
     heads = np.flatnonzero(np.diff(first[order], prepend=-1))
+    groups = np.split(order, heads[1:])
     # One matrix product serves all pairs with the same first stretch.
-    for begin, end in tqdm(
-        list(zip(heads, [*heads[1:], len(order)], strict=True)), desc=progress, disable=not progress, mininterval=2
-    ):
-        pairs = order[begin:end]
+    for pairs in tqdm(groups, desc=progress, disable=not progress, mininterval=2):
         partners, place = np.unique(second[pairs], return_inverse=True)
-        sizes = lengths[partners]
-        low, high = partners[0], partners[-1]
-        if high - low + 1 == len(partners):
-            columns = stacked[starts[low] : starts[high] + lengths[high]]
-        else:
-            columns = torch.cat([stacked[starts[p] : starts[p] + lengths[p]] for p in partners.tolist()])
-        row = first[pairs[0]]
-        similarity = (stacked[starts[row] : starts[row] + lengths[row]] @ columns.T).numpy()
-        distances[pairs] = _symmetric_dtw(similarity, sizes)[place]
+        columns = torch.cat([segments[partner] for partner in partners])
+        similarity = (segments[first[pairs[0]]] @ columns.T).numpy()
+        distances[pairs] = _symmetric_dtw(similarity, lengths[partners])[place]
     return distances
 
 
