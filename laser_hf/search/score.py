@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import LaserError
 from ..records import RESULTS, located
+from ..superb import find_task
 
 QBE_METRICS = {
     "map": ("mean_average_precision", "mean average precision"),
@@ -51,7 +51,7 @@ class Score:
 
     def measure(self, model: Path, output_dir: Path, device: str) -> float:
         """The score of an exported encoder in the folder `model`; the task's record goes to `output_dir`."""
-        task = importlib.import_module(f"..superb.{self.task}.task", __package__)
+        task = find_task(self.task)
         parser = argparse.ArgumentParser()
         task.add_arguments(parser)
         given = ["--model", str(model), "--layer=-1", "--device", device, "--output_dir", str(output_dir)]
