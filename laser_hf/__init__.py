@@ -1,15 +1,20 @@
-"""LASER fine-tuning of speech encoders on Hugging Face libraries."""
+"""Fine-tune speech encoders for their content, without labels: LASER and its relatives on Hugging Face libraries."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encoders import SpeechEncoder, load_encoder
+    from .objectives import LaserLoss, MseIdmLoss, ScoreLoss, SoftDTWLoss, SpinLoss
 
 __version__ = "0.1.0"
 
 # Looked up on first use: transformers takes seconds to import, and every data worker would pay for it.
 _LAZY = {
     "LaserLoss": "laser_hf.objectives",
+    "MseIdmLoss": "laser_hf.objectives",
     "ScoreLoss": "laser_hf.objectives",
     "SoftDTWLoss": "laser_hf.objectives",
     "SpinLoss": "laser_hf.objectives",
@@ -17,7 +22,16 @@ _LAZY = {
     "load_encoder": "laser_hf.encoders",
 }
 
-__all__ = ["LaserLoss", "ScoreLoss", "SoftDTWLoss", "SpeechEncoder", "SpinLoss", "__version__", "load_encoder"]
+__all__ = [
+    "LaserLoss",
+    "MseIdmLoss",
+    "ScoreLoss",
+    "SoftDTWLoss",
+    "SpeechEncoder",
+    "SpinLoss",
+    "__version__",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

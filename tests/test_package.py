@@ -244,6 +244,12 @@ def test_every_import_is_declared(metadata):
     assert extras == command.EXTRAS
 
 
+def test_every_exported_name_exists():
+    for name in laser_hf.__all__:
+        assert getattr(laser_hf, name) is not None
+    assert set(laser_hf._LAZY) == set(laser_hf.__all__) - {"__version__"}
+
+
 # A plain install lacks what only extras install: importing it fails.
 PLAIN = f"""
 import sys
