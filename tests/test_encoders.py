@@ -10,12 +10,12 @@ from conftest import make_model
 
 from laser_hf.encoders import (
     TRAINING_CONFIG,
-    EncoderError,
     SpeechEncoder,
     frame_lengths,
     load_encoder,
     receptive_field,
 )
+from laser_hf.errors import LaserError
 
 ARCHITECTURES = [
     ("hubert", "group", False),
@@ -180,12 +180,12 @@ def test_ctc_checkpoint_gives_its_encoder(tmp_path):
 
 
 def test_missing_and_unsupported_models(tmp_path):
-    with pytest.raises(EncoderError, match="--preset demo"):
+    with pytest.raises(LaserError, match="--preset demo"):
         load_encoder(tmp_path / "nothing")
-    with pytest.raises(EncoderError, match="--preset demo"):
+    with pytest.raises(LaserError, match="--preset demo"):
         load_encoder("someone/no-such-model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "whisper"}))
-    with pytest.raises(EncoderError, match="hubert, wavlm, wav2vec2, data2vec-audio"):
+    with pytest.raises(LaserError, match="hubert, wavlm, wav2vec2, data2vec-audio"):
         load_encoder(tmp_path)
 
 

@@ -1,54 +1,92 @@
 """Speech in, padded batches of clean and perturbed views out.
 
-``load_speech`` -> (``shuffled_stream``) -> ``with_pairs`` -> a dataloader with ``PairCollator``.
+`load_speech` -> `PairDataset` or `PairStream` -> a dataloader -> `pad_pairs`.
 """
 
-from .cache import DecodedCache, DecodedCacheError
-from .collator import PairCollator, SkipLog
-from .columns import SpeechSourceError
-from .decode import BadAudio, Decoded, decode_audio
-from .durations import durations
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import LaserError
+from ..plugins import find_plugin
+from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .equalizer import Equalizer
+from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table, read_text
 from .noise import Noise
-from .pairs import PairTransform, with_pairs
-from .perturbation import (
-    Compose,
-    Perturbation,
-    build_perturbation,
-    draw_generator,
-    register_perturbation,
-)
+from .pair_sets import PairDataset, PairStream, durations, keep_decoded
+from .pairs import PairTransform, SkipLog, pad_pairs
+from .perturbation import Compose, Perturbation, draw_generator
 from .resampling import resample
-from .speech import load_speech, shuffled_stream
+from .speech import load_speech
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 from .voice import Voice
 
 __all__ = [
+    "AUDIO_SUFFIXES",
+    "PERTURBATIONS",
     "BadAudio",
     "Compose",
     "Decoded",
-    "DecodedCache",
-    "DecodedCacheError",
     "Equalizer",
     "Noise",
-    "PairCollator",
+    "PairDataset",
+    "PairStream",
     "PairTransform",
     "Perturbation",
     "SkipLog",
-    "SpeechSourceError",
     "SpeedPitch",
     "Voice",
+    "audio_seconds",
     "build_perturbation",
     "decode_audio",
     "draw_generator",
     "durations",
+    "find_audio_files",
+    "find_perturbation",
+    "keep_decoded",
     "load_speech",
+    "pad_pairs",
     "pitch_shift",
     "pitch_shift_batch",
-    "register_perturbation",
+    "read_lines",
+    "read_table",
+    "read_text",
     "resample",
-    "shuffled_stream",
     "speed",
     "speed_batch",
-    "with_pairs",
 ]
+
+PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}
+"""Shipped perturbations by name."""
+
+
+def find_perturbation(name: str) -> type[Perturbation]:
+    """A shipped perturbation by name, or one's own as `package.module:Class`.
+
+    Raises:
+        LaserError: there is none.
+    """
+    return find_plugin(name, Perturbation, PERTURBATIONS)
+
+
+def build_perturbation(names: str | Sequence[str], options: Mapping[str, Any] | None = None) -> Perturbation:
+    """Build perturbations that are applied one after the other.
+
+    Args:
+        names: as `find_perturbation` takes them; one or several.
+        options: values by `Option.dest`, such as `{"noise_dir": "DEMAND"}`; each goes to all perturbations that have
+            it. Options that are not given have their defaults.
+
+    Raises:
+        LaserError: no name, an unknown name, an option that none of them has, or an unsuitable value.
+    """
+    classes = [find_perturbation(name) for name in ([names] if isinstance(names, str) else names)]
+    if not classes:
+        raise LaserError("--perturbations is empty; name at least one, such as speed_pitch")
+    values, used, parts = dict(options or {}), set(), []
+    for cls in classes:
+        own = {option.dest for option in cls.options} & set(values)
+        used |= own
+        parts.append(cls(**cls.checked({dest: values[dest] for dest in own})))
+    if unknown := sorted(set(values) - used):
+        raise LaserError(f"none of the perturbations {', '.join(cls.name for cls in classes)} has {', '.join(unknown)}")
+    return parts[0] if len(parts) == 1 else Compose(parts)

@@ -1,16 +1,15 @@
-"""From stored audio to a mono float32 waveform: the one place where audio is decoded.
+"""The one reader of audio: decoding, mixing to mono, resampling, and refusing what cannot be used.
 
-``soundfile`` reads FLAC, WAV, Ogg Vorbis/Opus and MP3 without FFmpeg or torchcodec. Whatever cannot be used
-for training raises :class:`BadAudio` with a ``kind`` that can be counted.
+`soundfile` reads FLAC, WAV, Ogg Vorbis/Opus and MP3 without FFmpeg or torchcodec.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import fsspec
@@ -18,24 +17,28 @@ import numpy as np
 import soundfile
 import torch
 
-from .resampling import resample
+from ..errors import LaserError
+from .resampling import resample, resampled_length
 
 logger = logging.getLogger(__name__)
 
+SAMPLE_RATE = 16000
+"""Hz; the rate of all encoders and all perturbations."""
 KINDS = ("undecodable", "empty", "too_short", "too_long", "nan", "silent")
-"""The values of :attr:`BadAudio.kind`."""
+"""The values of `BadAudio.kind`."""
 SILENCE_PEAK = 1e-5
 """Full scale is 1; one step of 16-bit audio is 3e-5."""
+_MAX_FRAMES = 2**40  # damaged and streamed headers announce more
 
-_announced: set[tuple[Any, ...]] = set()
+Audio = str | os.PathLike[str] | Mapping[str, Any]
 
 
-class BadAudio(ValueError):
-    """Audio that cannot be trained on.
+class BadAudio(LaserError):
+    """Audio that cannot be used.
 
     Attributes:
-        kind: one of :data:`KINDS`.
-        reason: what was found, in words.
+        kind: one of `KINDS`.
+        reason: what was found.
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -51,76 +54,77 @@ class Decoded(NamedTuple):
     """A decoded utterance.
 
     Attributes:
-        waveform: ``(samples,)`` float32 on the CPU, full scale 1, at ``sample_rate``.
-        sample_rate: Hz, as asked for.
+        waveform: `(samples,)` float32 on the CPU, full scale 1.
         source_rate: Hz, as stored.
         channels: as stored.
-        source_frames: samples of each channel, as stored.
     """
 
     waveform: torch.Tensor
-    sample_rate: int
     source_rate: int
     channels: int
-    source_frames: int
-
-    @property
-    def seconds(self) -> float:
-        """Duration."""
-        return self.waveform.shape[-1] / self.sample_rate
 
 
 def decode_audio(
-    audio: str | os.PathLike[str] | Mapping[str, Any],
-    sample_rate: int = 16000,
-    *,
-    min_seconds: float = 0.1,
-    max_seconds: float | None = None,
+    audio: Audio, sample_rate: int = SAMPLE_RATE, *, min_seconds: float = 0.1, max_seconds: float | None = None
 ) -> Decoded:
-    """Decode to mono at ``sample_rate``, and refuse what cannot be used.
+    """Decode to mono at `sample_rate`.
 
-    Several channels are averaged and other rates resampled; each new number of channels or rate is announced
-    once in the log of the process that meets it.
+    Several channels are averaged and other rates resampled; each process logs once that it meets such audio.
 
     Args:
-        audio: a path or URL; or ``{"bytes", "path"}`` as ``datasets.Audio(decode=False)`` stores it; or the
-            already decoded ``{"array", "sampling_rate"}`` with an array ``(samples,)`` or
-            ``(channels, samples)``, floating point or int16/int32.
+        audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or already decoded
+            `{"array", "sampling_rate"}`, the array `(samples,)` or `(channels, samples)` of floats, int16 or int32.
         sample_rate: of the result, Hz.
         min_seconds: shorter audio is refused.
-        max_seconds: longer audio is refused, before it is decoded where its header tells; None for no limit.
-
-    Returns:
-        The waveform with what was known of its source.
+        max_seconds: longer audio is refused, before decoding if its header tells the length; `None` for no limit.
 
     Raises:
-        BadAudio: the file is missing or undecodable, empty, shorter than ``min_seconds``, longer than
-            ``max_seconds``, contains NaN or infinity, or is digital silence (a constant).
-        OSError: a remote file system cannot be reached. That is no property of the audio.
+        BadAudio: the file is missing or undecodable, empty, too short or too long, has samples that are NaN or
+            infinite, or is digital silence (a constant).
+        OSError: a remote file system cannot be reached; the audio itself may be good.
     """
     if isinstance(audio, Mapping) and audio.get("array") is not None:
         samples, source_rate = _from_array(audio["array"], audio.get("sampling_rate"))
-        check_duration(samples.shape[0], source_rate, 0.0, max_seconds)
     else:
         samples, source_rate = _from_file(audio, max_seconds)
     frames, channels = samples.shape
-    check_duration(frames, source_rate, min_seconds, max_seconds)
+    _check_duration(frames, source_rate, min_seconds, max_seconds)
     if not np.isfinite(samples).all():
         raise BadAudio("nan", f"{int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
-    announce_conversion(channels, source_rate, sample_rate)
+    if channels > 1:
+        _log_once(f"audio with {channels} channels is averaged to one")
     waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1, dtype=np.float32)))
     if float(waveform.max() - waveform.min()) < 2 * SILENCE_PEAK:
         raise BadAudio("silent", f"{frames / source_rate:.2f} s of digital silence")
     if source_rate != sample_rate:
+        _log_once(f"audio at {source_rate} Hz is resampled to {sample_rate} Hz")
         waveform = resample(waveform, source_rate, sample_rate)
-    return Decoded(waveform, sample_rate, source_rate, channels, frames)
+    return Decoded(waveform, source_rate, channels)
+
+
+def audio_seconds(audio: Audio) -> float | None:
+    """Length at 16 kHz (whole samples, as `decode_audio` gives them) from the header, in seconds.
+
+    Returns:
+        `None` if the header cannot be read or tells no length.
+
+    Raises:
+        OSError: a remote file system cannot be reached.
+    """
+    try:
+        found = soundfile.info(_source(audio))
+    except (BadAudio, soundfile.SoundFileError, TypeError, ValueError):
+        return None
+    if not 0 <= found.frames < _MAX_FRAMES:
+        return None
+    return resampled_length(found.frames, found.samplerate, SAMPLE_RATE) / SAMPLE_RATE
 
 
 def check_finite(waveform: torch.Tensor, what: str) -> None:
-    """Refuse a waveform ``(samples,)`` that is empty or not finite; ``what`` names it in the reason.
+    """Refuse a waveform `(samples,)` that is empty or not finite; `what` names it in the reason.
 
     Raises:
-        BadAudio: of kind ``empty`` or ``nan``.
+        BadAudio: of kind `empty` or `nan`.
     """
     if waveform.numel() == 0:
         raise BadAudio("empty", f"the {what} has no samples")
@@ -129,56 +133,56 @@ def check_finite(waveform: torch.Tensor, what: str) -> None:
 
 
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """Samples ``(frames, channels)`` float32 and rate of a stored file."""
-    with opened(audio) as (name, source):
-        try:
-            with soundfile.SoundFile(source) as file:
-                rate = file.samplerate
-                # A damaged header can announce absurdly many frames; only a plausible number is believed.
-                if 0 < file.frames < 2**40:
-                    check_duration(file.frames, rate, 0.0, max_seconds)
-                samples = file.read(dtype="float32", always_2d=True)
-        except BadAudio:
-            raise
-        except soundfile.LibsndfileError as error:
-            raise BadAudio("undecodable", f"{name}: {error.error_string}") from error
-        except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
-            raise BadAudio("undecodable", f"{name}: {error}") from error
-    return samples, rate
+    """Samples `(frames, channels)` float32 and rate of a stored file."""
+    source = _source(audio)
+    name = (audio.get("path") or "audio bytes") if isinstance(audio, Mapping) else audio
+    try:
+        with soundfile.SoundFile(source) as file:
+            if 0 < file.frames < _MAX_FRAMES:
+                _check_duration(file.frames, file.samplerate, 0.0, max_seconds)
+            return file.read(dtype="float32", always_2d=True), file.samplerate
+    except BadAudio:
+        raise
+    except soundfile.LibsndfileError as error:
+        raise BadAudio("undecodable", f"{name}: {error.error_string}") from error
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
+        raise BadAudio("undecodable", f"{name}: {error}") from error
 
 
-@contextmanager
-def opened(audio: Any):
-    """Yield a name for messages and something soundfile can open."""
+def _source(audio: Any) -> str | io.BytesIO:
+    """What soundfile opens: a local path, or bytes."""
+    path = audio
     if isinstance(audio, Mapping):
         path, data = audio.get("path"), audio.get("bytes")
         if data is not None:
-            if len(data) == 0:
+            if not data:
                 raise BadAudio("empty", f"{path or 'audio bytes'}: no bytes")
-            yield path or "audio bytes", io.BytesIO(data)
-            return
-    else:
-        path = audio
+            return io.BytesIO(data)
     if not isinstance(path, (str, os.PathLike)):
-        raise BadAudio("undecodable", f"neither bytes nor path nor array in {_short(audio)}")
+        shown = repr(audio)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise BadAudio("undecodable", f"neither bytes nor path nor array in {shown}")
     path = os.fspath(path)
-    if "::" in path or "://" in path:
+    if is_remote(path):
         try:
             with fsspec.open(path, "rb") as stream:
-                data = stream.read()
+                return io.BytesIO(stream.read())
         except FileNotFoundError as error:
             raise BadAudio("undecodable", f"{path}: no such file") from error
-        yield path, io.BytesIO(data)
-        return
     if not os.path.isfile(path):
         raise BadAudio("undecodable", f"{path}: no such file")
     if os.path.getsize(path) == 0:
         raise BadAudio("empty", f"{path}: no bytes")
-    yield path, path
+    return path
+
+
+def is_remote(path: str) -> bool:
+    """Whether `fsspec` has to open the path."""
+    return "::" in path or "://" in path
 
 
 def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
-    """Samples ``(frames, channels)`` float32 and rate of already decoded audio."""
+    """Samples `(frames, channels)` float32 and rate of already decoded audio."""
     if not isinstance(rate, (int, np.integer)) or rate <= 0:
         raise BadAudio("undecodable", f"an array needs a positive, whole sampling_rate in Hz, got {rate!r}")
     try:
@@ -196,12 +200,7 @@ def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
     return np.atleast_2d(array).T.astype(np.float32), int(rate)
 
 
-def check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:
-    """Refuse ``frames`` samples at ``rate`` Hz that are none, or shorter or longer than the limits.
-
-    Raises:
-        BadAudio: of kind ``empty``, ``too_short`` or ``too_long``.
-    """
+def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:
     seconds = frames / rate
     if frames == 0:
         raise BadAudio("empty", "no samples")
@@ -211,21 +210,6 @@ def check_duration(frames: int, rate: int, min_seconds: float, max_seconds: floa
         raise BadAudio("too_long", f"{seconds:.1f} s; at most {max_seconds:g} s")
 
 
-def announce_conversion(channels: int, source_rate: int, sample_rate: int) -> None:
-    """Say once in the log that audio of these properties is converted, if it is."""
-    if channels > 1:
-        _announce(("channels", channels), "audio with %d channels is averaged to one", channels)
-    if source_rate != sample_rate:
-        _announce(("rate", source_rate, sample_rate), "audio at %d Hz is resampled to %d Hz", source_rate, sample_rate)
-
-
-def _announce(key: tuple[Any, ...], message: str, *values: Any) -> None:
-    """Log a warning the first time ``key`` is met in this process."""
-    if key not in _announced:
-        _announced.add(key)
-        logger.warning(message + " (said once)", *values)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.warning("%s (said once)", message)

@@ -1,8 +1,4 @@
-"""Noise as the perturbation: recordings of a folder added at a signal-to-noise ratio.
-
-The second view of Meghanani & Hain's noise-robust self-supervised fine-tuning: DEMAND noise at 20, 10 or 5 dB.
-The recordings are the user's; any folder of audio files will do.
-"""
+"""Noise: recordings of a folder of the user's, added at a signal-to-noise ratio."""
 
 from __future__ import annotations
 
@@ -10,75 +6,78 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from ..errors import LaserError
+from ..plugins import Option
 from .decode import BadAudio, decode_audio
-from .local_speech import AUDIO_SUFFIXES, find_audio_files
-from .perturbation import Perturbation, check_numbers, check_rate, register_perturbation
+from .files import AUDIO_SUFFIXES, find_audio_files
+from .perturbation import Perturbation
 
 
-@register_perturbation("noise")
 class Noise(Perturbation):
-    """Adds a cut of a noise recording, scaled so that ``10 log10(P_speech / P_noise)`` is the drawn ratio.
+    """Adds a cut of a noise recording, scaled so that `10 log10(P_speech / P_noise)` is the drawn ratio.
 
-    Powers are means of squares over the whole utterance, as in ``torchaudio.functional.add_noise``. A recording
-    shorter than the utterance is repeated. A cut that is digital silence begins where sound next sets in.
-    Silent speech has no ratio to its noise and is left as it is. The sum is not clipped.
+    Powers are means of squares over the whole utterance, as in `torchaudio.functional.add_noise`. A recording shorter
+    than the utterance is repeated. If a cut is digital silence, it starts where the recording next has sound. Silent
+    speech stays as it is. The sum is not clipped.
 
-    Drawn: ``file`` (its path below ``folder``, with ``/``), ``start`` (where the cut begins, as a fraction of the
-    recording, in [0, 1)) and ``snr`` (dB); each file and each ratio is as likely as any other.
+    Drawn: `file` (path below `folder`, with `/`), `start` (of the cut, as a fraction of the recording, in [0, 1)) and
+    `snr` (dB); each file and each ratio is equally likely.
 
-    Recordings are decoded when they are first drawn and kept in memory, the one not used for longest going first;
-    every process that loads data keeps its own.
+    Each data-loading process decodes a recording when it is first drawn and keeps the last ones used, up to `memory_mb`
+    (an hour at 16 kHz takes 230 MB).
 
     Args:
-        folder: audio files (.flac .wav .ogg .opus .mp3) at any depth, of any rate, mono or not.
-        snrs: at least one signal-to-noise ratio, dB.
-        sample_rate: Hz.
-        memory_mb: of decoded recordings to keep (an hour at 16 kHz takes 230 MB); 0 for none.
+        folder: audio files at any depth, of any rate, mono or not.
+        snrs: signal-to-noise ratios, dB.
 
     Raises:
-        ValueError: the folder does not exist or has no audio files, or a number is unsuitable. In use: a
-            recording cannot be decoded or is silent throughout; the message names it.
+        LaserError: the folder does not exist or has no audio files; in use: a recording cannot be decoded or is silent.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        snrs: Sequence[float] = (20, 10, 5),
-        sample_rate: int = 16000,
-        memory_mb: float = 256,
-    ) -> None:
-        self.sample_rate = check_rate(sample_rate)
-        self.snrs = check_numbers("snrs", snrs, "[100] or so")
-        if not np.isfinite(self.snrs).all():
-            raise ValueError(f"snrs must be finite numbers of dB, got {list(self.snrs)}")
-        if not memory_mb >= 0:
-            raise ValueError(f"memory_mb must be 0 or more, got {memory_mb!r}")
-        self.memory_mb = memory_mb
+    name = "noise"
+    title = "Noise"
+    summary = "adds noise from your own folder of recordings at a signal-to-noise ratio (needs --noise_dir)"
+    paper = "noise-robust successor of LASER by its authors (released code nr-ssft: DEMAND noise at 20, 10 or 5 dB)"
+    options = (
+        Option("folder", None, "folder of noise recordings", kind=str, flag="noise_dir"),
+        Option(
+            "snrs", [20.0, 10.0, 5.0], "signal-to-noise ratios in dB, one drawn per pair", many=True, flag="noise_snrs"
+        ),
+    )
+    keeps_duration = True
+    changes = ("background noise",)
+    batched = True
+    memory_mb: ClassVar[float] = 256
+
+    def __init__(self, folder: str | os.PathLike[str] | None, snrs: Sequence[float] = (20.0, 10.0, 5.0)) -> None:
+        if folder is None:
+            raise LaserError("--perturbations noise needs --noise_dir, a folder of noise recordings")
+        self.snrs = tuple(snrs)
         self.folder = Path(folder).expanduser().absolute()
         if not self.folder.is_dir():
-            raise ValueError(f"there is no folder of noise {str(folder)!r}; give the folder of your noise recordings")
+            raise LaserError(f"there is no folder of noise {str(folder)!r}; give the folder of your noise recordings")
         self.files = tuple(path.relative_to(self.folder).as_posix() for path in find_audio_files(self.folder))
         if not self.files:
             suffixes = " ".join(AUDIO_SUFFIXES)
-            raise ValueError(f"no audio files ({suffixes}) in {self.folder}; put noise recordings there, at any depth")
+            raise LaserError(f"no audio files ({suffixes}) in {self.folder}; put noise recordings there, at any depth")
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """``{"file": path, "start": fraction, "snr": dB}``, drawn in this order."""
+        """`{"file": path, "start": fraction, "snr": dB}`, drawn in this order."""
         file = self.files[int(rng.integers(len(self.files)))]
         start = float(rng.random())
         return {"file": file, "start": start, "snr": self.snrs[int(rng.integers(len(self.snrs)))]}
 
     def apply(self, waveform: torch.Tensor, *, file: str, start: float, snr: float) -> torch.Tensor:
-        """``(samples,)`` to ``(samples,)``, on the device of ``waveform``.
+        """`(samples,)` to `(samples,)`, on the device of `waveform`; the noise is cut on the CPU.
 
         Raises:
-            ValueError: the recording cannot be used.
+            LaserError: the recording cannot be used.
         """
         speech_power = float(waveform.double().square().mean()) if len(waveform) else 0.0
         if speech_power == 0:
@@ -87,36 +86,33 @@ class Noise(Perturbation):
         scale = (speech_power / float(noise.double().square().mean()) / 10 ** (snr / 10)) ** 0.5
         return waveform + (scale * noise.double()).to(waveform)
 
-    def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-        """``(samples,)`` to ``(samples,)`` each; the noise is cut on the CPU."""
-        return [self.apply(waveform, **one) for waveform, one in zip(waveforms, drawn, strict=True)]
+    def describe(self, drawn: Mapping[str, Any]) -> str:
+        """Such as `street.flac at 10 dB`."""
+        return f"{drawn['file']} at {drawn['snr']:g} dB"
 
     def _recording(self, file: str) -> torch.Tensor:
-        """``(samples,)``, not silent throughout."""
+        """`(samples,)`, not silent."""
         if file in self._kept:
             self._kept.move_to_end(file)
             return self._kept[file]
         path = self.folder / file
         try:
-            recording = decode_audio(path, self.sample_rate, min_seconds=0.0).waveform
-            if not recording.any():  # what the resampling left of a sound beyond hearing
-                raise BadAudio("silent", "no sound at the rate asked for")
+            recording = decode_audio(path, min_seconds=0.0).waveform
+            if not recording.any():  # all of the sound was above the new Nyquist frequency
+                raise BadAudio("silent", "no sound at 16 kHz")
         except BadAudio as error:
-            raise ValueError(f"the noise recording {path} cannot be used ({error}); mend or remove it") from error
+            raise LaserError(f"the noise recording {path} cannot be used ({error}); mend or remove it") from error
         self._kept[file] = recording
         while self._kept and sum(one.nbytes for one in self._kept.values()) > self.memory_mb * 1e6:
             self._kept.popitem(last=False)
         return recording
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": OrderedDict()}  # a worker decodes what it needs
-
-    def __repr__(self) -> str:
-        return f"Noise({str(self.folder)!r}, {list(self.snrs)}, {self.sample_rate})"
+        return self.__dict__ | {"_kept": OrderedDict()}  # each worker decodes what it needs
 
 
 def _cut(recording: torch.Tensor, start: float, samples: int) -> torch.Tensor:
-    """``samples`` from the fraction ``start`` on, going round at the end, and not all of them zero."""
+    """`samples` from the fraction `start` on, wrapping around at the end, not all of them zero."""
     first = int(start * len(recording))
     cut = _wrapped(recording, first, samples)
     if not cut.any():
@@ -127,6 +123,4 @@ def _cut(recording: torch.Tensor, start: float, samples: int) -> torch.Tensor:
 
 
 def _wrapped(recording: torch.Tensor, first: int, samples: int) -> torch.Tensor:
-    if first + samples <= len(recording):
-        return recording[first : first + samples]
     return recording[torch.arange(first, first + samples) % len(recording)]

@@ -1,11 +1,10 @@
 """Band-limited resampling between any two integer rates, without a dense kernel.
 
-``torchaudio.functional.resample`` convolves with a Hann-windowed sinc that has one row per output phase
-and one column per input sample of a whole period. When the two rates share no factor, that matrix is
-almost all zeros and huge: 17,959 -> 16,000 Hz (a pitch shift by two semitones) takes 1.15 GB for about 14
-non-zero taps a row. Here the same taps are evaluated only where they are not zero, from a table of at most
-2 MB; for ratios whose dense kernel is small, torchaudio's own ``Resample`` is used on the CPU. (On CUDA its
-convolution would round to TF32, an error of up to 1e-3 of full scale.)
+`torchaudio.functional.resample` builds a kernel with one row per output phase and one column per input sample of a
+period. If the rates share no factor, this kernel is huge and almost all zeros: 17,959 -> 16,000 Hz (a pitch shift by
+two semitones) takes 1.15 GB for about 14 taps a row. This module evaluates only the taps that are not zero, from a
+table of at most 2 MB. On the CPU it uses torchaudio's kernel where that is small. (On CUDA torchaudio's convolution
+rounds to TF32, an error of up to 1e-3 of full scale.)
 """
 
 from __future__ import annotations
@@ -21,39 +20,35 @@ LOWPASS_FILTER_WIDTH = 6
 ROLLOFF = 0.99
 """Cut-off as a fraction of the lower Nyquist frequency (torchaudio's default)."""
 MAX_TABLE_BYTES = 2_000_000
-"""Largest table of taps that is kept; a larger one is computed anew in pieces of this size."""
+"""Largest table of taps that is kept; larger ones are computed each time, in pieces of this size."""
 MAX_DENSE_ELEMENTS = 65_536
 """Largest dense kernel left to torchaudio (elements)."""
 
 
 def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Tensor:
-    """Resample as ``torchaudio.functional.resample`` with its default filter, in little memory.
+    """Resample as `torchaudio.functional.resample` does with its default filter, in little memory.
 
-    The filter's phase is computed in float64 and its taps are stored in the dtype of ``waveform``.
-    torchaudio computes the phase in the dtype of ``waveform``, which for float32 and rates without a common
-    factor misplaces the taps a little (17,959 -> 16,000 Hz: up to 4.5e-4 of full scale on speech); for
-    float64 the two agree to round-off. Output ``k`` lies at input position ``k * orig_freq / new_freq``
-    exactly: no drift.
+    The filter's phase is computed in float64; output `k` lies at input position `k * orig_freq / new_freq` exactly.
+    torchaudio computes the phase in the dtype of `waveform`: for float64 the two agree to round-off, for float32 and
+    rates without a common factor torchaudio misplaces taps (17,959 -> 16,000 Hz: up to 4.5e-4 of full scale on speech).
 
     Args:
-        waveform: ``(..., samples)``, floating point.
-        orig_freq: rate of ``waveform``, Hz, a positive integer.
-        new_freq: rate of the result, Hz, a positive integer.
+        waveform: `(..., samples)`, floating point.
+        orig_freq: rate of `waveform`, a whole number of Hz.
+        new_freq: rate of the result, a whole number of Hz.
 
     Returns:
-        ``(..., ceil(samples * new_freq / orig_freq))``, same dtype and device.
+        `(..., ceil(samples * new_freq / orig_freq))`, same dtype and device.
 
     Raises:
-        TypeError: ``waveform`` is not floating point, or a rate is not an integer.
-        ValueError: a rate is not positive.
+        TypeError: `waveform` is not floating point.
+        ValueError: a rate is not a positive whole number.
     """
     if not waveform.is_floating_point():
         raise TypeError(f"resample expects a floating point waveform, got {waveform.dtype}")
     for name, value in (("orig_freq", orig_freq), ("new_freq", new_freq)):
-        if isinstance(value, bool) or int(value) != value:
-            raise TypeError(f"{name} must be an integer number of Hz, got {value!r}")
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if int(value) != value or value <= 0:
+            raise ValueError(f"{name} must be a positive whole number of Hz, got {value!r}")
     gcd = math.gcd(int(orig_freq), int(new_freq))
     orig, new = int(orig_freq) // gcd, int(new_freq) // gcd
     if orig == new or waveform.shape[-1] == 0:
@@ -65,7 +60,7 @@ def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Ten
 
 
 def resampled_length(samples: int, orig_freq: int, new_freq: int) -> int:
-    """Samples that :func:`resample` makes of ``samples``."""
+    """Number of samples that `resample` makes of `samples`."""
     return -(-samples * new_freq // orig_freq)
 
 
@@ -76,8 +71,7 @@ def _half_width(orig: int, new: int) -> float:
 
 @lru_cache(maxsize=32)
 def _dense(orig: int, new: int, dtype: torch.dtype) -> torch.nn.Module:
-    """torchaudio's own resampler, its kernel computed in float64."""
-    # With dtype=None torchaudio computes in float64 and stores float32.
+    """torchaudio's resampler with a kernel computed in float64 (`dtype=None` computes so and stores float32)."""
     kernel_dtype = None if dtype == torch.float32 else dtype
     return torchaudio.transforms.Resample(orig, new, dtype=kernel_dtype)
 
@@ -85,19 +79,18 @@ def _dense(orig: int, new: int, dtype: torch.dtype) -> torch.nn.Module:
 def _taps(
     first: int, last: int, orig: int, new: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The filter of the output phases ``first .. last - 1``.
+    """The filter of the output phases `first .. last - 1`.
 
-    Output phase ``j`` lies at input position ``j * orig / new``. Its window holds the input samples nearer
-    than :func:`_half_width`.
+    Output phase `j` lies at input position `j * orig / new`. Its window holds the input samples nearer than
+    `_half_width`.
 
     Returns:
-        The first input sample of each window, ``(phases,)`` int64 (negative at the start), and the weights
-        ``(taps, phases)``, computed on the CPU and put on ``device``.
+        First input sample of each window, `(phases,)` int64 (negative at the start), and weights `(taps, phases)`.
     """
     half = _half_width(orig, new)
     count = math.floor(2 * half) + 1
     phase = torch.arange(first, last, dtype=torch.int64)
-    # Integer part and remainder apart, so that the fraction keeps all its digits.
+    # Integer part and remainder are separated to keep all digits of the fraction.
     whole = torch.div(phase * orig, new, rounding_mode="floor")
     fraction = (phase * orig - whole * new).to(torch.float64) / new
     start = torch.ceil(fraction - half).to(torch.int64)
@@ -112,7 +105,7 @@ _cached_taps = lru_cache(maxsize=16)(_taps)
 
 
 def _sparse_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tensor:
-    """Polyphase resampling with the non-zero taps only; ``orig`` and ``new`` have no common factor."""
+    """Polyphase resampling with the non-zero taps only; `orig` and `new` have no common factor."""
     shape, dtype = waveform.shape, waveform.dtype
     flat = waveform.reshape(-1, shape[-1])
     length = shape[-1]
@@ -123,8 +116,8 @@ def _sparse_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tenso
     flat = torch.nn.functional.pad(flat, (left, max(0, (periods - 1) * orig + span - left - length)))
     frames = flat.unfold(-1, span, orig)[:, :periods]  # (waveforms, periods, span), a view
 
-    # One row per input sample of a period, one column per waveform and period: a tap is then one gather of
-    # contiguous rows, several times faster than gathering single samples.
+    # One row per input sample of a period, one column per waveform and period: a tap is then one gather of contiguous
+    # rows, several times faster than gathering samples.
     rows = frames.permute(2, 0, 1).reshape(span, -1).contiguous()
     # A signal shorter than one period needs the first phases only.
     phases = min(new, target)

@@ -1,11 +1,8 @@
-"""Time-stretching by a phase vocoder, as in ``torchaudio.transforms.PitchShift`` with less work.
+"""Time-stretching by a phase vocoder, as in `torchaudio.transforms.PitchShift` with less work.
 
-The phase vocoder computes magnitude and angle of each frame once instead of twice and keeps a frame's bins
-side by side; its result is torchaudio's bit for bit. The synthesis adds overlapping frames as four shifted
-blocks, because the hop is a quarter of the window; it is ``torch.istft`` to round-off.
-
-Waveforms of any lengths are stretched together, each by its own rate; on the CPU each comes out bit for bit as
-it does alone.
+Magnitude and angle of each frame are computed once instead of twice, and a frame's bins lie side by side: the result is
+torchaudio's bit for bit. The synthesis adds overlapping frames as four shifted blocks, because the hop is a quarter of
+the window; it is `torch.istft` to round-off.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 N_FFT = 512
@@ -25,42 +23,27 @@ MIN_SAMPLES = N_FFT // 2 + 1
 """Shortest waveform that the STFT can pad by reflection."""
 
 
-def stretch(waveform: torch.Tensor, rate: float) -> torch.Tensor:
-    """Change the duration, keeping the pitch.
+def stretch(waveforms: Sequence[torch.Tensor], rates: Sequence[float]) -> list[torch.Tensor]:
+    """Change the durations of waveforms of any lengths, keeping their pitch.
+
+    All are treated at once; on the CPU each comes out bit for bit as it does alone.
 
     Args:
-        waveform: ``(..., samples)``, floating point, at least 257 samples.
-        rate: above 1 shortens, below 1 lengthens.
+        waveforms: `(samples,)` each, at least one, floating point, all of one dtype and on one device.
+        rates: one each; above 1 shortens, below 1 lengthens.
 
     Returns:
-        ``(..., round(samples / rate))``.
+        `(round(samples / rate),)` each.
 
     Raises:
-        ValueError: the waveform is too short.
-    """
-    rows = list(waveform.reshape(-1, waveform.shape[-1]))
-    return torch.stack(stretch_ragged(rows, [rate] * len(rows))).reshape(*waveform.shape[:-1], -1)
-
-
-def stretch_ragged(waveforms: Sequence[torch.Tensor], rates: Sequence[float]) -> list[torch.Tensor]:
-    """:func:`stretch` of several waveforms at once, each by its own rate.
-
-    Args:
-        waveforms: ``(samples,)`` each, at least one, all of one dtype and on one device.
-        rates: one a waveform.
-
-    Returns:
-        ``(round(samples / rate),)`` each.
-
-    Raises:
-        ValueError: a waveform is too short.
+        ValueError: a waveform has fewer than 257 samples.
     """
     lengths = [len(waveform) for waveform in waveforms]
     if min(lengths) < MIN_SAMPLES:
         raise ValueError(f"stretching needs at least {MIN_SAMPLES} samples, got {min(lengths)}")
     window, advance = _constants(waveforms[0].dtype, waveforms[0].device)
     half = N_FFT // 2
-    centred = [torch.nn.functional.pad(row[None], (half, half), mode="reflect")[0] for row in waveforms]
+    centred = [pad(row[None], (half, half), mode="reflect")[0] for row in waveforms]
     spectrum = torch.fft.rfft(pad_sequence(centred, batch_first=True).unfold(-1, N_FFT, HOP) * window)
     stretched, counts = _phase_vocoder(spectrum, [1 + length // HOP for length in lengths], rates, advance)
     total = _overlap_add(stretched, window, counts)
@@ -69,7 +52,7 @@ def stretch_ragged(waveforms: Sequence[torch.Tensor], rates: Sequence[float]) ->
 
 @lru_cache(maxsize=4)
 def _constants(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Hann window ``(n_fft,)`` and the phase advance of each bin in one hop ``(bins,)``, radians."""
+    """Hann window `(n_fft,)`, and phase advance of each bin in one hop, `(bins,)` radians."""
     advance = torch.linspace(0, math.pi * HOP, N_FFT // 2 + 1, dtype=dtype)
     return torch.hann_window(N_FFT, dtype=dtype).to(device), advance.to(device)
 
@@ -77,16 +60,15 @@ def _constants(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, 
 def _phase_vocoder(
     spectrum: torch.Tensor, counts: Sequence[int], rates: Sequence[float], advance: torch.Tensor
 ) -> tuple[torch.Tensor, list[int]]:
-    """``torchaudio.functional.phase_vocoder`` for spectra ``(waveforms, frames, bins)`` of ``counts`` frames.
+    """`torchaudio.functional.phase_vocoder` for spectra `(waveforms, frames, bins)` of `counts` frames.
 
-    The magnitude is interpolated linearly between frames; the phase goes on by what it does from one frame
-    to the next at that place.
+    Magnitudes are interpolated linearly between frames. Phases advance as they do between the two frames there.
 
     Returns:
-        ``(waveforms, other frames, bins)``, zero beyond the other frames of each; and how many these are.
+        `(waveforms, other frames, bins)`, zero beyond the end of each, and the other number of frames of each.
     """
     waveforms, frames, bins = spectrum.shape
-    # Where to look is computed on the CPU for all devices: rounding may not move it to a neighbouring frame.
+    # Positions are computed on the CPU for all devices: other rounding could choose a neighbouring frame.
     positions = [torch.arange(0, count, rate, dtype=advance.dtype) for count, rate in zip(counts, rates, strict=True)]
     found = [len(position) for position in positions]
     position = pad_sequence(positions, batch_first=True)
@@ -99,9 +81,9 @@ def _phase_vocoder(
             (position % 1.0)[..., None],
         )
     )
-    # Beyond its end a waveform has frames of zeros.
-    magnitude = torch.nn.functional.pad(_cleared(spectrum.abs(), counts), (0, 0, 0, 2)).reshape(-1, bins)
-    angle = torch.nn.functional.pad(_cleared(spectrum.angle(), counts), (0, 0, 0, 2)).reshape(-1, bins)
+    # Two frames of zeros follow the last one.
+    magnitude = pad(_cleared(spectrum.abs(), counts), (0, 0, 0, 2)).reshape(-1, bins)
+    angle = pad(_cleared(spectrum.angle(), counts), (0, 0, 0, 2)).reshape(-1, bins)
 
     def look(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return values.index_select(0, index).reshape(waveforms, -1, bins)
@@ -109,16 +91,16 @@ def _phase_vocoder(
     step = look(angle, after) - look(angle, before) - advance
     step = step - 2 * math.pi * torch.round(step / (2 * math.pi)) + advance
     step = torch.cat([angle.reshape(waveforms, -1, bins)[:, :1], step[:, :-1]], dim=1)
-    # The CPU sums float32 in float64 by itself; the phase grows to many turns.
+    # The phase grows to many turns. The CPU sums float32 in float64 by itself; elsewhere it must be asked to.
     phase = torch.cumsum(step, dim=1) if step.device.type == "cpu" else step.double().cumsum(dim=1).to(step.dtype)
     magnitude = weight * look(magnitude, after) + (1 - weight) * look(magnitude, before)
     return torch.polar(_cleared(magnitude, found), phase), found
 
 
 def _overlap_add(spectrum: torch.Tensor, window: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """``torch.istft`` (centred) of ``(waveforms, frames, bins)`` to ``(waveforms, samples)``.
+    """`torch.istft` (centred) of `(waveforms, frames, bins)` to `(waveforms, samples)`.
 
-    Beyond the end of the waveform that ``counts`` frames make, the result is not defined.
+    The result is undefined beyond the samples that the `counts` frames of each waveform make.
     """
     frames = torch.fft.irfft(spectrum, n=N_FFT) * window
     waveforms, count, _ = frames.shape
@@ -136,7 +118,7 @@ def _overlap_add(spectrum: torch.Tensor, window: torch.Tensor, counts: Sequence[
 
 
 def _cleared(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """``values (waveforms, frames, ...)`` with zeros from frame ``counts[waveform]`` on."""
+    """`values` `(waveforms, frames, ...)` with zeros from frame `counts[waveform]` on."""
     if min(counts) == values.shape[1]:
         return values
     ends = torch.tensor(counts).to(values.device, non_blocking=True)

@@ -1,86 +1,92 @@
-"""Another speaker's voice as the perturbation: formants, pitch and intonation moved by Praat's "Change gender".
-
-The first half of the speaker perturbation of NANSY (Choi et al. 2021), ContentVec (Qian et al. 2022) and SPIN
-(Chang et al. 2023); :mod:`laser_hf.data.equalizer` is the second: ``build_perturbation(["voice", "equalizer"])``.
-Durations do not change. Needs ``pip install praat-parselmouth`` (Jadoul et al. 2018).
-"""
+"""Another speaker's voice: formants, pitch and intonation moved by Praat's "Change gender"."""
 
 from __future__ import annotations
 
-import csv
+import importlib.util
 import logging
 import math
 import os
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from .perturbation import Perturbation, check_rate, register_perturbation
+from ..errors import LaserError
+from ..plugins import Option
+from .decode import SAMPLE_RATE
+from .files import read_table
+from .perturbation import Perturbation
 
 logger = logging.getLogger(__name__)
 
 FIRST_PASS = (75.0, 600.0)
 """Search range of the first pass over an utterance, Hz."""
 LIMITS = (60.0, 600.0)
-"""What is estimated from an utterance stays within, Hz."""
-_COLUMNS = ("speaker", "floor", "ceiling")
+"""Bounds of a search range that is estimated from an utterance, Hz."""
 
 
-@register_perturbation("voice")
 class Voice(Perturbation):
     """Moves formants, pitch median and pitch range by ratios, each uniform from 1 to its limit, half of them inverted.
 
-    The new pitch median is the utterance's own, over its voiced frames, times the ratio. Utterances in which Praat
-    finds no voice, or which it cannot treat (shorter than three periods of the lowest pitch), come back
-    unchanged, as in the released code of SPIN.
+    The first half of the speaker perturbation of NANSY, ContentVec and Spin; `equalizer` is the second. The new pitch
+    median is the utterance's own, over its voiced frames, times the ratio. As in the released code of Spin, utterances
+    come back unchanged if Praat finds no voice or cannot treat them (shorter than three periods of the lowest pitch).
 
-    Where to look for the pitch is taken from the speaker's line of ``speaker_f0``. For other speakers, and without
-    that file, it is estimated in two passes (De Looze & Hirst 2008): the quartiles of a first pass between 75
-    and 600 Hz give a floor of ``0.75 * q25`` and a ceiling of ``1.5 * q75``, kept within 60 and 600 Hz. That
-    pass takes about a third of the time.
+    The range in which to look for the pitch is the speaker's line of `speaker_f0`. Without one it is estimated from the
+    utterance in two passes, which takes a third more time (De Looze & Hirst 2008, see `two_pass_range`).
 
-    Drawn: ``formant_ratio``, ``pitch_ratio``, ``range_ratio``; ``seed`` of the random numbers by which Praat divides
-    unvoiced sound; ``floor`` and ``ceiling`` of the speaker in Hz, None where they are to be estimated.
+    Drawn: `formant_ratio`, `pitch_ratio`, `range_ratio`; `seed` of the random numbers by which Praat divides unvoiced
+    sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated.
 
     Args:
-        max_formant_ratio: at least 1; 1 for no change.
-        max_pitch_ratio: at least 1; 1 for no change.
-        max_range_ratio: of the pitch's distances from its median; at least 1; 1 for no change.
-        speaker_f0: a tab-separated file with a header line and the columns ``speaker``, ``floor`` and ``ceiling``
-            (Hz). The speaker of an utterance is its id up to the first ``-``, as in LibriSpeech. A floor of
-            50 Hz is raised to 75, as the released code does with its list.
-        sample_rate: Hz.
+        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling` (Hz). The speaker of an
+            utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes 75, as in the released
+            code.
+        max_formant_ratio, max_pitch_ratio, max_range_ratio: limits of the ratios, at least 1; 1 for no change.
 
     Raises:
-        ValueError: a ratio is below 1, or the file cannot be used; the message says which line.
-        ImportError: in use, where praat-parselmouth is not installed.
+        LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
+        ValueError: a limit is below 1.
     """
+
+    name = "voice"
+    title = "Voice"
+    summary = "changes formants and pitch by Praat (needs praat-parselmouth)"
+    paper = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
+    options = (
+        Option(
+            "speaker_f0",
+            None,
+            "tab-separated speaker, floor and ceiling of its pitch in Hz; by default estimated from each utterance",
+            kind=str,
+        ),
+    )
+    keeps_duration = True
+    changes = ("speaker's voice",)
 
     def __init__(
         self,
+        speaker_f0: str | os.PathLike[str] | None = None,
         max_formant_ratio: float = 1.4,
         max_pitch_ratio: float = 2.0,
         max_range_ratio: float = 1.5,
-        speaker_f0: str | os.PathLike[str] | None = None,
-        sample_rate: int = 16000,
     ) -> None:
-        self.sample_rate = check_rate(sample_rate)
+        if importlib.util.find_spec("parselmouth") is None:
+            raise LaserError("--perturbations voice needs Praat: pip install praat-parselmouth")
         self.max_ratios = {
             "formant_ratio": max_formant_ratio,
             "pitch_ratio": max_pitch_ratio,
             "range_ratio": max_range_ratio,
         }
         for name, ratio in self.max_ratios.items():
-            if not (math.isfinite(ratio) and ratio >= 1):
+            if not 1 <= ratio < math.inf:
                 raise ValueError(f"max_{name} must be 1 or more, and finite, got {ratio!r}; 1 for no change")
         self.speaker_f0 = None if speaker_f0 is None else read_speaker_f0(speaker_f0)
-        self._announced = False
+        self._warned = False
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Ratios, inversions and seed, drawn in this order; the search range is left to the utterance."""
+        """Ratios, inversions and seed, drawn in this order; `floor` and `ceiling` stay `None`."""
         ratios = {name: float(rng.uniform(1, limit)) for name, limit in self.max_ratios.items()}
         inverted = rng.random(len(ratios)) < 0.5
         drawn = {
@@ -89,23 +95,23 @@ class Voice(Perturbation):
         return drawn | {"seed": int(rng.integers(2**31)), "floor": None, "ceiling": None}
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
-        """:meth:`draw`, with the search range of the speaker where it is known."""
+        """`draw`, with the search range of the speaker if `speaker_f0` has it."""
         drawn = self.draw(rng)
         if self.speaker_f0 is None:
             return drawn
         speaker = utterance_id.partition("-")[0]
-        if speaker not in self.speaker_f0:
-            if not self._announced:
-                self._announced = True
-                logger.warning(
-                    "speaker %r of utterance %r is not in the file of pitch ranges; for such speakers the range is "
-                    "estimated from each utterance (said once)",
-                    speaker,
-                    utterance_id,
-                )
-            return drawn
-        floor, ceiling = self.speaker_f0[speaker]
-        return drawn | {"floor": floor, "ceiling": ceiling}
+        if speaker in self.speaker_f0:
+            floor, ceiling = self.speaker_f0[speaker]
+            return drawn | {"floor": floor, "ceiling": ceiling}
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "speaker %r of utterance %r is not in the table of pitch ranges; for such speakers the range is "
+                "estimated from each utterance (said once)",
+                speaker,
+                utterance_id,
+            )
+        return drawn
 
     def apply(
         self,
@@ -118,10 +124,11 @@ class Voice(Perturbation):
         floor: float | None = None,
         ceiling: float | None = None,
     ) -> torch.Tensor:
-        """``(samples,)`` on the CPU to ``(samples,)``."""
-        parselmouth = _parselmouth()
+        """`(samples,)` on the CPU to `(samples,)`."""
+        import parselmouth
+
         try:
-            sound = parselmouth.Sound(waveform.double().numpy(), self.sample_rate)
+            sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
             if floor is None or ceiling is None:
                 voiced = _voiced(sound.to_pitch(pitch_floor=FIRST_PASS[0], pitch_ceiling=FIRST_PASS[1]))
                 if not voiced.size:
@@ -132,7 +139,7 @@ class Voice(Perturbation):
             if not voiced.size:
                 return waveform.clone()
             median = float(np.median(voiced)) * pitch_ratio
-            # "Unsafely" is for cryptography; without it the same draw would give another waveform each time.
+            # Without a seed the same draw gives another waveform each time. ("Unsafely" refers to cryptography.)
             parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(seed)})")
             changed = parselmouth.praat.call(
                 (sound, pitch), "Change gender", formant_ratio, median, range_ratio, 1.0
@@ -145,46 +152,39 @@ class Voice(Perturbation):
         changed = torch.from_numpy(changed[: len(waveform)]).to(waveform.dtype)
         return torch.nn.functional.pad(changed, (0, len(waveform) - len(changed)))
 
-    def __repr__(self) -> str:
-        ratios = ", ".join(f"{limit:g}" for limit in self.max_ratios.values())
-        speakers = "" if self.speaker_f0 is None else f", pitch ranges of {len(self.speaker_f0)} speakers"
-        return f"Voice({ratios}{speakers}, {self.sample_rate})"
+    def describe(self, drawn: Mapping[str, Any]) -> str:
+        """Such as `formants x 1.2, pitch x 0.8, pitch range x 1.1`."""
+        names = {"formant_ratio": "formants", "pitch_ratio": "pitch", "range_ratio": "pitch range"}
+        return ", ".join(f"{words} x {drawn[name]:.3g}" for name, words in names.items())
 
 
 def two_pass_range(voiced: np.ndarray) -> tuple[float, float]:
-    """Floor and ceiling (Hz) of the second pass from the pitch ``(frames,)`` of the first (De Looze & Hirst 2008)."""
+    """Floor and ceiling (Hz) of the second pass from the voiced pitch `(frames,)` of the first, between 75 and 600 Hz.
+
+    `0.75 * q25` and `1.5 * q75`, kept within 60 and 600 Hz (De Looze & Hirst 2008).
+    """
     lower, upper = np.quantile(voiced, (0.25, 0.75))
     return max(LIMITS[0], 0.75 * float(lower)), min(LIMITS[1], 1.5 * float(upper))
 
 
 def read_speaker_f0(path: str | os.PathLike[str]) -> dict[str, tuple[float, float]]:
-    """``{speaker: (floor, ceiling)}`` in Hz of a tab-separated file, see :class:`Voice`.
+    """`{speaker: (floor, ceiling)}` in Hz from a table, see `Voice`.
 
     Raises:
-        ValueError: the file or a column is missing, or a line holds no range, or the speaker of another line.
+        LaserError: the file or a column is missing, a line has no range, or a speaker has two lines.
     """
-    path = Path(path).expanduser()
-    wanted = f"a tab-separated file with the columns {', '.join(_COLUMNS)} was expected"
-    if not path.is_file():
-        raise ValueError(f"speaker_f0: there is no file {str(path)!r}; {wanted}")
     ranges: dict[str, tuple[float, float]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: there is no column {', '.join(missing)} in the header line; {wanted}")
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            try:
-                floor, ceiling = float(row["floor"]), float(row["ceiling"])
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: floor and ceiling must be numbers of Hz ({error})") from error
-            floor = 75.0 if floor == 50 else floor
-            if not 0 < floor < ceiling < math.inf:
-                raise ValueError(f"{where}: 0 < floor < ceiling was expected, got {floor:g} and {ceiling:g} Hz")
-            if row["speaker"] in ranges:
-                raise ValueError(f"{where}: speaker {row['speaker']!r} has a line already; keep one")
-            ranges[row["speaker"]] = floor, ceiling
+    for place, row in read_table(path, ("speaker", "floor", "ceiling")):
+        try:
+            floor, ceiling = float(row["floor"]), float(row["ceiling"])
+        except ValueError as error:
+            raise LaserError(f"{place}: floor and ceiling must be numbers of Hz ({error})") from error
+        floor = 75.0 if floor == 50 else floor
+        if not 0 < floor < ceiling < math.inf:
+            raise LaserError(f"{place}: 0 < floor < ceiling was expected, got {floor:g} and {ceiling:g} Hz")
+        if row["speaker"] in ranges:
+            raise LaserError(f"{place}: speaker {row['speaker']!r} has a line already; keep one")
+        ranges[row["speaker"]] = floor, ceiling
     return ranges
 
 
@@ -192,14 +192,3 @@ def _voiced(pitch: Any) -> np.ndarray:
     """Fundamental frequencies (Hz) of the voiced frames of a Praat pitch object."""
     frequencies = pitch.selected_array["frequency"]
     return frequencies[frequencies > 0]
-
-
-def _parselmouth() -> ModuleType:
-    """Praat, which only this perturbation needs."""
-    try:
-        import parselmouth
-    except ImportError as error:
-        raise ImportError(
-            'the perturbation "voice" needs Praat: pip install praat-parselmouth (the package parselmouth is another)'
-        ) from error
-    return parselmouth

@@ -1,19 +1,38 @@
-"""Contrastive inverse-difference-moment regulariser: repels frames far apart in time (LASER, Eq. 1 and 2).
+"""Contrastive inverse-difference-moment regulariser (IDM term): repels frames far apart in time.
 
-From Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). Two distances exist in the world: the
-LASER paper writes a squared one, the released code, from which the published results come, uses the unsquared.
+LASER, Eq. 1 and 2, after Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). Two distances are in use:
+the LASER paper writes a squared one; the released code, which gave the published results, uses the unsquared one.
 
-Here in plain PyTorch, for any device and precision. Beside soft-DTW the compiled backends compute it on soft-DTW's own
-distances (`laser_hf.ops.pair_terms`), which is what `LaserLoss` asks for.
+This version is plain PyTorch for any device and precision. The compiled soft-DTW backends compute the same term from
+the distances that soft-DTW needs anyway (`laser_hf.ops.pair_terms`); `LaserLoss` uses that where it can.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..ops.soft_dtw.api import check_lengths, squared_euclidean
+from ..ops.soft_dtw.api import check_lengths, frames_in_use, squared_euclidean
+from ..plugins import Option
 
-DISTANCES = ("euclidean", "sqeuclidean")
+IDM_OPTIONS = (
+    Option("alpha", 0.4, "weight of the regulariser (IDM term); 0 switches it off", low=0),
+    Option("sigma", 1, "window of the regulariser in frames", low=1),
+    Option("margin", 1.1, "distance beyond which far frames no longer repel (WavLM: 1.0)", above=0),
+    Option(
+        "distance",
+        "euclidean",
+        "distance of the regulariser; euclidean: released code, published results; sqeuclidean: the paper's equation",
+        choices=("euclidean", "sqeuclidean"),
+    ),
+    Option(
+        "reference_frames",
+        None,
+        "weigh frames in the regulariser as if every utterance had so many frames; default: by their distance in "
+        "frames, as published, so that the weights grow with the square of the length",
+        kind=int,
+        low=1,
+    ),
+)
 
 
 def _distances(x: torch.Tensor, distance: str) -> torch.Tensor:
@@ -40,14 +59,15 @@ def contrastive_idm(
         f(X) = sum_ij  y_ij W_ij max(0, margin - D_ij) + (1 - y_ij) D_ij / W_ij
         W_ij = (i - j)^2 + 1,   y_ij = 1 where |i - j| >= sigma, else 0
 
-    Frames at least `sigma` apart repel up to `margin`; nearer ones attract. `sigma=1` leaves only the diagonal
-    to the attraction, where D is 0: purely repulsive, as published (the released code calls that window 0). W
-    counts raw frames, so the value grows with the square of the length m. With `reference_frames` r it does not:
+    Frames at least `sigma` apart repel each other up to `margin`; nearer ones attract. With `sigma=1` only a frame and
+    itself attract, at distance 0: the term is purely repulsive, as published (the released code calls that window 0).
+
+    W counts frames, so the value grows with the square of the length m. `reference_frames` r prevents that:
 
         W_ij = ((i - j) r / m)^2 + 1
 
-    gives every utterance the weights of one of r frames, stretched over its own length. The window of y stays in raw
-    frames. (Haresh et al. likewise divide positions by the length.)
+    gives every utterance the weights of one with r frames, stretched to its own length. The window of y still counts
+    frames. (Haresh et al. also divide positions by the length.)
 
     Args:
         x: frames `(batch, frames, dim)`, float32 or float64.
@@ -62,19 +82,19 @@ def contrastive_idm(
         `(batch,)`, not negative.
 
     Raises:
-        ValueError: wrong shape, half precision, unknown distance, sigma < 1, margin <= 0,
-            reference_frames < 1.
+        ValueError: wrong shape, half precision, unknown distance, sigma < 1, margin <= 0, reference_frames < 1.
     """
     if x.dim() != 3:
         raise ValueError(f"x must have shape (batch, frames, dim), got {tuple(x.shape)}")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x must be float32 or float64, got {x.dtype}; cast it with .float() first")
-    check_idm_parameters(sigma, margin, distance, reference_frames)
+    for option, value in zip(IDM_OPTIONS[1:], (sigma, margin, distance, reference_frames), strict=True):
+        option.check(value)
     batch, longest, _ = x.shape
     lengths = check_lengths(lengths, batch, longest, x.device, "lengths")
-    index = torch.arange(longest, device=x.device)
-    valid = index < lengths.unsqueeze(1)
+    valid = frames_in_use(lengths, longest)
     d = _distances(x.masked_fill(~valid.unsqueeze(2), 0.0), distance)
+    index = torch.arange(longest, device=x.device)
     offset = index.unsqueeze(0) - index.unsqueeze(1)
     if reference_frames is None:
         weight = offset.square().to(x.dtype) + 1.0
@@ -86,13 +106,7 @@ def contrastive_idm(
     return terms.sum(dim=(1, 2)) / lengths.to(x.dtype).square()
 
 
-def check_idm_parameters(sigma: int, margin: float, distance: str, reference_frames: int | None = None) -> None:
-    """Raise `ValueError` on a window, margin, distance or length that the regulariser is not defined for."""
-    counts = {"sigma": sigma} if reference_frames is None else {"sigma": sigma, "reference_frames": reference_frames}
-    for name, frames in counts.items():
-        if isinstance(frames, bool) or int(frames) != frames or frames < 1:
-            raise ValueError(f"{name} must be a whole number of frames, at least 1, got {frames!r}")
-    if not 0 < margin < float("inf"):
-        raise ValueError(f"margin must be a positive finite number, got {margin!r}")
-    if distance not in DISTANCES:
-        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+def idm_of_both(options, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """`contrastive_idm` of two views, added, `(batch,)`; its parameters are attributes of `options`."""
+    parameters = (options.sigma, options.margin, options.distance, options.reference_frames)
+    return contrastive_idm(x, m, *parameters) + contrastive_idm(y, n, *parameters)

@@ -2,40 +2,131 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ..ops.soft_dtw.api import check_frames, check_lengths
+from ..plugins import Plugin
 
-class Objective(nn.Module):
+
+class Objective(Plugin, nn.Module):
     """A loss of a ragged batch of pairs of views, computed on projected frames.
 
-    `forward(x, lengths_x, y, lengths_y)` takes the frames of the two views, `(batch, frames, dim)`, and the frames in
-    use, `(batch,)`, and returns a tensor `(batch,)` under each of `term_names`. It computes in float32 whatever
-    autocast says (float64 stays float64) and takes batches without any row.
+    A method derives from it, fills in the attributes below and those of `Plugin`, and writes `terms`. It needs nothing
+    else; a class of your own is used with `--objective package.module:Class`. An objective with weights of its own
+    (Spin's codebook) makes them in `__init__` and overrides `build` to learn the dimension of the frames.
 
     Attributes:
-        term_names: names of the terms; the first is "total", the one that is differentiated.
-        citation: BibTeX of the paper.
-        unit: "pairs" where the loss of an update is the mean of `total` over its pairs; "frames" where terms are sums
-            over the frames of a pair, and the loss is their sum over the update by its number of frames.
+        term_labels: name of each loss term and its label in plots; the first is "total", the one that is
+            differentiated.
+        term_names: names of the terms, in order; follows from `term_labels`.
+        unit: "pairs": the loss of an update is the mean of `total` over its pairs. "frames": terms are sums over the
+            frames of a pair, and the loss is their sum over the update by its number of frames.
+        needs_twin: the second frames come from a frozen copy of the encoder with its initial weights.
+        equal_lengths: the two views of a pair must have equally many frames.
+        anti_collapse: option to raise when the frames become alike, such as "--alpha"; empty if there is none.
     """
 
+    term_labels: ClassVar[Mapping[str, str]] = {"total": "total loss"}
     term_names: ClassVar[tuple[str, ...]] = ("total",)
-    citation: ClassVar[str] = ""
     unit: ClassVar[str] = "pairs"
+    needs_twin: ClassVar[bool] = False
+    equal_lengths: ClassVar[bool] = False
+    anti_collapse: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.term_names = tuple(cls.term_labels)
+        if cls.term_names[:1] != ("total",) or cls.unit not in ("pairs", "frames"):
+            raise TypeError(f"{cls.__name__}: term_labels must begin with 'total', and unit be 'pairs' or 'frames'")
+
+    def __init__(self, **options: Any):
+        """Check `options` (by name; those left out get their defaults) and keep each as an attribute.
+
+        Raises:
+            LaserError: an option that the class does not have, or a value out of its range.
+        """
+        super().__init__()
+        for name, value in self.checked(options).items():
+            setattr(self, name, value)
+
+    @classmethod
+    def build(cls, dim: int, **values: Any) -> Objective:
+        """An objective on frames of `dim` dimensions, from option values by `Option.dest`.
+
+        Raises:
+            LaserError: an option that the class does not have, or a value out of its range.
+        """
+        return cls(**cls.checked(values))
 
     def prepare_update(self) -> None:
-        """Called in training before the first forward call of each optimiser update; here nothing to do."""
+        """Do what must happen before the first forward call of each optimiser update; by default nothing."""
 
+    def forward(
+        self,
+        x: torch.Tensor,
+        lengths_x: torch.Tensor | None,
+        y: torch.Tensor,
+        lengths_y: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Loss terms of each pair, in float32 whatever autocast says (float64 stays float64).
 
-def check_gamma(gamma: float) -> None:
-    """Raise `ValueError` on a smoothing that soft-DTW is not defined for."""
-    if not 0 < gamma < float("inf"):
-        raise ValueError(f"gamma must be a positive finite number, got {gamma!r}")
+        Args:
+            x: projected unit-norm frames of the clean views, `(batch, m, dim)`; the batch may be empty. With a twin:
+                frames of the trained encoder.
+            lengths_x: frames in use, `(batch,)`, each 1 to m; `None` for all. Pass them on the CPU to have their
+                values checked without a host sync.
+            y: frames of the perturbed views, `(batch, n, dim)`. With a twin: frames of the twin.
+            lengths_y: frames in use, `(batch,)`.
 
+        Returns:
+            A tensor `(batch,)` under each of `term_names`. Padding changes neither a value nor a gradient.
 
-def in_full_precision(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both views in float32, or as they are where `x` is float64."""
-    return (x, y) if x.dtype == torch.float64 else (x.float(), y.float())
+        Raises:
+            ValueError: wrong shapes, lengths out of range, or views of unequal length where they must be equal.
+        """
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            x, y = x.to(dtype), y.to(dtype)
+            check_frames(x, y)
+            m = check_lengths(lengths_x, len(x), x.shape[1], x.device, "lengths_x")
+            n = check_lengths(lengths_y, len(y), y.shape[1], y.device, "lengths_y")
+            if self.equal_lengths:
+                self._check_equal_lengths(x, lengths_x, y, lengths_y)
+            terms = self.terms(x, m, y, n)
+        shapes = {name: tuple(value.shape) for name, value in terms.items()}
+        expected = dict.fromkeys(self.term_names, (len(x),))
+        if shapes != expected:
+            raise ValueError(f"{type(self).__name__}.terms must return terms of shapes {expected}, got {shapes}")
+        return terms
+
+    def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Loss terms of each pair; the part that a method writes.
+
+        Args:
+            x, y: frames `(batch, frames, dim)` of the two views, both float32 or both float64, autocast off.
+            m, n: frames in use, `(batch,)` int64, on the device of the frames.
+
+        Returns:
+            A tensor `(batch,)` under each of `term_names`; what lies behind the lengths must have no effect.
+        """
+        raise NotImplementedError
+
+    def _check_equal_lengths(self, x, lengths_x, y, lengths_y) -> None:
+        m, n = (
+            torch.full((len(view),), view.shape[1]) if lengths is None else torch.as_tensor(lengths)
+            for view, lengths in ((x, lengths_x), (y, lengths_y))
+        )
+        # Without a host sync as long as the lengths are on the CPU.
+        if x.shape[1] != y.shape[1] or (m is not n and (m != n.to(m.device)).any()):
+            raise ValueError(
+                f"the two views must have equally many frames, got {m.tolist()} of {x.shape[1]} and {n.tolist()} of "
+                f"{y.shape[1]}; {self.title or type(self).__name__} needs perturbations that keep the duration (voice, "
+                "equalizer, noise; pitch without speed)"
+            )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{option.name}={getattr(self, option.name)!r}" for option in self.options)

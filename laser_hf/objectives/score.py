@@ -1,68 +1,53 @@
-"""SCORE: normalised soft-DTW per frame between a trained network and its frozen twin.
-
-Meghanani & Hain, "SCORE: Self-supervised Correspondence Fine-tuning for Improved Content Representations", ICASSP
-2024:
-
-    L = softDTW_gamma(X, Y) / (m + n),   normalised as LASER's Eq. 3
-
-X are frames of the network that is trained, Y those of its twin with the initial weights, which keeps X from
-collapsing. Which of the two hears the perturbed speech is drawn per pair. All of that lies with the caller; here is
-the loss.
-"""
+"""SCORE: normalised soft-DTW per frame between a trained encoder and its frozen twin."""
 
 from __future__ import annotations
 
 import torch
 
-from ..ops import soft_dtw_divergence
-from ..ops.soft_dtw.api import check_lengths
-from .objective import Objective, check_gamma, in_full_precision
+from ..plugins import Option
+from .soft_dtw import SoftDTWLoss
 
 
-class ScoreLoss(Objective):
-    """The SCORE loss of a ragged batch of pairs, always computed in float32 (float64 stays float64).
+class ScoreLoss(SoftDTWLoss):
+    """The SCORE loss, with soft-DTW normalised as in LASER's Eq. 3:
+
+        L = softDTW_gamma(X, Y) / (m + n)
+
+    X are frames of the encoder that is trained, Y those of its twin with the initial weights, which keeps X from
+    collapsing. The trainer runs the twin and draws for each pair which of the two hears the perturbed view.
+
+    Terms: `total`; `soft_dtw`, before the division: `total = soft_dtw / (m + n)`.
 
     Args:
-        gamma: smoothing of soft-DTW.
         backend: of `laser_hf.ops.soft_dtw`.
-
-    Raises:
-        ValueError: gamma <= 0.
+        options: `gamma`, `twin_dropout` (read by the trainer).
     """
 
-    term_names = ("total", "soft_dtw")
-    citation = (
-        "@inproceedings{meghanani24_icassp, title={SCORE: Self-supervised Correspondence Fine-tuning for Improved "
-        "Content Representations}, author={Amit Meghanani and Thomas Hain}, booktitle={ICASSP}, year={2024}}"
+    name = "score"
+    title = "SCORE"
+    summary = (
+        "A trained encoder and its frozen twin hear the two views; the trained frames are aligned with the twin's by "
+        "normalised soft-DTW divided by the number of frames."
     )
+    paper = (
+        "Meghanani and Hain, SCORE: Self-supervised Correspondence Fine-tuning for Improved Content Representations, "
+        "ICASSP 2024, https://arxiv.org/abs/2403.06260"
+    )
+    bibtex = """\
+@inproceedings{meghanani2024score,
+  title     = "{SCORE}: Self-supervised Correspondence Fine-tuning for Improved Content Representations",
+  author    = "Meghanani, Amit and Hain, Thomas",
+  booktitle = "Proc. ICASSP",
+  year      = "2024",
+  eprint    = "2403.06260",
+  archivePrefix = "arXiv"
+}"""
+    options = (
+        *SoftDTWLoss.options,
+        Option("twin_dropout", True, "dropout in the frozen twin too while training, as in the released code"),
+    )
+    needs_twin = True
 
-    def __init__(self, gamma: float = 0.1, backend: str = "auto"):
-        super().__init__()
-        check_gamma(gamma)
-        self.gamma = gamma
-        self.backend = backend
-
-    def forward(
-        self, x: torch.Tensor, lengths_x: torch.Tensor, y: torch.Tensor, lengths_y: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Loss terms of each pair.
-
-        Args:
-            x: projected unit-norm frames of the trained network, `(batch, m, dim)`.
-            lengths_x: frames in use, `(batch,)`.
-            y: frames of the frozen twin, `(batch, n, dim)`.
-            lengths_y: frames in use, `(batch,)`.
-
-        Returns:
-            `total` and `soft_dtw` (normalised soft-DTW, before the division), each `(batch,)`;
-            `total = soft_dtw / (lengths_x + lengths_y)`.
-        """
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            x, y = in_full_precision(x, y)
-            lengths_x = check_lengths(lengths_x, len(x), x.shape[1], x.device, "lengths_x")
-            lengths_y = check_lengths(lengths_y, len(y), y.shape[1], y.device, "lengths_y")
-            soft_dtw = soft_dtw_divergence(x, y, lengths_x, lengths_y, self.gamma, self.backend)
-            return {"total": soft_dtw / (lengths_x + lengths_y), "soft_dtw": soft_dtw}
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, backend={self.backend!r}"
+    def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
+        soft_dtw = super().terms(x, m, y, n)["soft_dtw"]
+        return {"total": soft_dtw / (m + n), "soft_dtw": soft_dtw}

@@ -9,6 +9,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from ..plugins import Option
+
+EPSILON = Option("epsilon", 0.02, "entropy weight of the Sinkhorn targets", above=0)
+ITERATIONS = Option("iterations", 3, "Sinkhorn iterations", low=1)
+
 
 def several_processes(group: dist.ProcessGroup | None = None) -> bool:
     """Whether the frames of a batch are spread over the processes of `group` (`None`: all of them)."""
@@ -16,7 +21,7 @@ def several_processes(group: dist.ProcessGroup | None = None) -> bool:
 
 
 def _logsumexp_of_codes(log_q: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """Over the frames of all processes, `(codes,)`; a process without frames adds nothing."""
+    """Logsumexp over the frames of all processes, `(codes,)`; a process without frames adds nothing."""
     own = torch.logsumexp(log_q, dim=0)
     if not several_processes(group):
         return own
@@ -31,16 +36,16 @@ def _logsumexp_of_codes(log_q: torch.Tensor, group: dist.ProcessGroup | None) ->
 def sinkhorn(
     scores: torch.Tensor, epsilon: float, iterations: int, group: dist.ProcessGroup | None = None
 ) -> torch.Tensor:
-    """Distribution over codes of each frame, such that together the frames use all codes nearly alike.
+    """Distribution over codes of each frame, such that all frames together use all codes nearly alike.
 
         Q = exp(scores / epsilon);  repeat: every code sums to 1 over the frames, then every frame to 1 over the codes
 
-    SwAV writes it with Q of sum 1, codes of sum 1/K and frames of sum 1/B; these constants cancel in the next step, and
-    the last step makes every frame sum to 1 there too. In the log domain, since exp(scores / epsilon) leaves float32
-    from scores of 88 epsilon on.
+    SwAV keeps the sum of Q at 1, that of each code at 1/K and that of each frame at 1/B; these constants cancel in the
+    next step, and its last step makes every frame sum to 1 too. Everything is computed as logarithms: exp(scores /
+    epsilon) overflows float32 where a score exceeds 88 epsilon.
 
-    Where `torch.distributed` runs with several processes, the frames of all of them are assigned together, as if they
-    lay in one. Each must then call this equally often, with `(0, codes)` if it has no frames.
+    With several processes of `torch.distributed`, the frames of all of them are assigned together, as if they were in
+    one process. Each must then call this equally often, with `(0, codes)` if it has no frames.
 
     Args:
         scores: similarities of frames and codes, `(frames, codes)`, float32 or float64.
@@ -58,16 +63,7 @@ def sinkhorn(
         raise ValueError(f"scores must have shape (frames, codes), got {tuple(scores.shape)}")
     if scores.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"scores must be float32 or float64, got {scores.dtype}; cast them with .float() first")
-    check_sinkhorn_parameters(epsilon, iterations)
-    log_q = scores / epsilon
-    for _ in range(int(iterations)):
+    log_q = scores / EPSILON.check(epsilon)
+    for _ in range(ITERATIONS.check(iterations)):
         log_q = (log_q - _logsumexp_of_codes(log_q, group)).log_softmax(dim=1)
     return log_q.exp()
-
-
-def check_sinkhorn_parameters(epsilon: float, iterations: int) -> None:
-    """Raise `ValueError` on a smoothing or a number of iterations that Sinkhorn is not defined for."""
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be a positive finite number, got {epsilon!r}")
-    if isinstance(iterations, bool) or int(iterations) != iterations or iterations < 1:
-        raise ValueError(f"iterations must be a whole number, at least 1, got {iterations!r}")

@@ -1,56 +1,53 @@
-"""Normalised soft-DTW alone: LASER without its regulariser, an ablation of the paper.
-
-Meghanani & Hain, "LASER: Learning by Aligning Self-supervised Representations of Speech for Improving
-Content-related Tasks", Interspeech 2024, Eq. 3 and Table 3. Nothing keeps the frames apart: training collapses.
-"""
+"""Normalised soft-DTW alone: LASER without its regulariser, an ablation of the paper."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import torch
 
 from ..ops import soft_dtw_divergence
-from .laser import LaserLoss
-from .objective import Objective, check_gamma, in_full_precision
+from ..plugins import Option
+from .objective import Objective
 
 
 class SoftDTWLoss(Objective):
-    """Normalised soft-DTW of a ragged batch of pairs, always computed in float32 (float64 stays float64).
+    """Normalised soft-DTW (LASER, Eq. 3). Nothing keeps the frames apart, so training collapses (Table 3).
+
+    Terms: `total` and `soft_dtw`, which are the same.
 
     Args:
-        gamma: smoothing of soft-DTW.
         backend: of `laser_hf.ops.soft_dtw`.
-
-    Raises:
-        ValueError: gamma <= 0.
+        options: `gamma`.
     """
 
-    term_names = ("total", "soft_dtw")
-    citation = LaserLoss.citation
+    name = "soft_dtw"
+    title = "soft-DTW alone"
+    summary = (
+        "The frames of the two views are aligned by normalised soft-DTW. This is LASER without its regulariser: "
+        "nothing keeps the frames from becoming alike."
+    )
+    paper = (
+        "Meghanani and Hain, LASER: Learning by Aligning Self-supervised Representations of Speech for Improving "
+        "Content-related Tasks, Interspeech 2024, https://arxiv.org/abs/2406.09153"
+    )
+    bibtex = """\
+@inproceedings{meghanani2024laser,
+  title     = "{LASER}: Learning by Aligning Self-supervised Representations of Speech
+               for Improving Content-related Tasks",
+  author    = "Meghanani, Amit and Hain, Thomas",
+  booktitle = "Proc. Interspeech",
+  year      = "2024",
+  eprint    = "2406.09153",
+  archivePrefix = "arXiv"
+}"""
+    options = (Option("gamma", 0.1, "smoothing of soft-DTW", above=0),)
+    term_labels: ClassVar = {"total": "total loss", "soft_dtw": "normalised soft-DTW"}
 
-    def __init__(self, gamma: float = 0.1, backend: str = "auto"):
-        super().__init__()
-        check_gamma(gamma)
-        self.gamma = gamma
+    def __init__(self, *, backend: str = "auto", **options: Any):
+        super().__init__(**options)
         self.backend = backend
 
-    def forward(
-        self, x: torch.Tensor, lengths_x: torch.Tensor, y: torch.Tensor, lengths_y: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Loss terms of each pair.
-
-        Args:
-            x: projected unit-norm frames of one view, `(batch, m, dim)`.
-            lengths_x: frames in use, `(batch,)`.
-            y: frames of the other view, `(batch, n, dim)`.
-            lengths_y: frames in use, `(batch,)`.
-
-        Returns:
-            `total` and `soft_dtw`, each `(batch,)` and the same.
-        """
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            x, y = in_full_precision(x, y)
-            soft_dtw = soft_dtw_divergence(x, y, lengths_x, lengths_y, self.gamma, self.backend)
-            return {"total": soft_dtw, "soft_dtw": soft_dtw}
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, backend={self.backend!r}"
+    def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
+        soft_dtw = soft_dtw_divergence(x, y, m, n, self.gamma, self.backend)
+        return {"total": soft_dtw, "soft_dtw": soft_dtw}

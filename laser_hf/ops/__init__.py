@@ -1,7 +1,6 @@
-"""Differentiable sequence operations: the one place where soft-DTW is computed."""
+"""Soft-DTW on every device, and statistics of frames."""
 
-from .soft_dtw import (
-    IDM,
+from .soft_dtw.api import (
     SoftDTWBackendError,
     available_backends,
     pair_terms,
@@ -10,6 +9,7 @@ from .soft_dtw import (
     soft_dtw_alignment,
     soft_dtw_divergence,
 )
+from .soft_dtw.terms import IDM
 
 __all__ = [
     "IDM",

@@ -1,4 +1,4 @@
-"""Statistics of a set of frames: how alike they are, and how many directions they use."""
+"""Statistics of a set of frames: their mean cosine and their effective rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def mean_pairwise_cosine(frames: torch.Tensor) -> float:
-    """Mean cosine over all pairs of different frames of `(count, dim)`; 1 when all point the same way."""
+    """Mean cosine over all pairs of different frames of `(count, dim)`; 1 if all point the same way."""
     unit = torch.nn.functional.normalize(frames.double(), dim=-1)
     count = len(unit)
     if count < 2:
@@ -17,7 +17,7 @@ def mean_pairwise_cosine(frames: torch.Tensor) -> float:
 def effective_rank(frames: torch.Tensor) -> float:
     """exp of the entropy of the normalised singular values of the centred `(count, dim)` (Roy & Vetterli 2007).
 
-    1 when all frames lie on a line through their mean, `min(count - 1, dim)` at most; 1 for constant frames.
+    1 if all frames lie on a line through their mean or are equal; `min(count - 1, dim)` at most.
     """
     if len(frames) < 2:
         return float("nan")

@@ -13,7 +13,7 @@ TASKS = {
     "pr": "laser_hf.superb.recognition.pr",
     "transcribe": "laser_hf.superb.recognition.transcribe",
     "qbe": "laser_hf.superb.qbe.task",
-    "probe": "laser_hf.superb.probing.probe",
+    "discrimination": "laser_hf.superb.discrimination.task",
     "table": "laser_hf.superb.table",
 }
 

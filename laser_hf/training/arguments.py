@@ -9,15 +9,7 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
-from ..objectives.idm import DISTANCES
-
-# Objective -> the options that it reads.
-OBJECTIVES = {
-    "laser": ("gamma", "alpha", "sigma", "margin", "distance", "reference_frames"),
-    "soft_dtw": ("gamma",),
-    "score": ("gamma", "twin_dropout"),
-    "spin": ("codes", "temperature", "epsilon", "iterations"),
-}
+from ..objectives import OBJECTIVES
 
 
 @dataclass
@@ -79,7 +71,7 @@ class ObjectiveArguments:
         metadata={
             "help": "laser: distance of the regulariser: euclidean (released code, published results) or sqeuclidean "
             "(the paper's equation)",
-            "choices": list(DISTANCES),
+            "choices": ["euclidean", "sqeuclidean"],
         },
     )
     reference_frames: int | None = field(
@@ -99,7 +91,8 @@ class ObjectiveArguments:
 
     def used(self) -> dict[str, Any]:
         """`name` and the options that this objective reads."""
-        return {"name": self.objective} | {name: getattr(self, name) for name in OBJECTIVES[self.objective]}
+        read = [option.dest for option in OBJECTIVES[self.objective].options]
+        return {"name": self.objective} | {name: getattr(self, name) for name in read}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..cpu import keep_freed_memory
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
-from ..objectives import LaserLoss, Objective, ScoreLoss, SoftDTWLoss, SpinLoss
+from ..objectives import OBJECTIVES, Objective
 from ..publishing import export_encoder
 from ..records import write_json
 from .arguments import ObjectiveArguments
@@ -120,11 +120,7 @@ def _run(options: Options) -> dict[str, Any]:
 def build_objective(options: ObjectiveArguments, dim: int) -> Objective:
     """The loss that `--objective` names, on projected frames of dimension `dim`."""
     values = options.used()
-    name = values.pop("name")
-    values.pop("twin_dropout", None)  # of the model
-    if name == "spin":
-        return SpinLoss(dim, **values)
-    return {"laser": LaserLoss, "soft_dtw": SoftDTWLoss, "score": ScoreLoss}[name](**values)
+    return OBJECTIVES[values.pop("name")].build(dim, **values)
 
 
 def _publish(options: Options, output_dir: Path) -> None:

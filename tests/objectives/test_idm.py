@@ -106,7 +106,7 @@ def test_the_loss_with_the_common_length_as_reference_is_the_published_one():
 
 @pytest.mark.parametrize("bad", [0, -3, 2.5, True])
 def test_reference_frames_is_a_positive_whole_number(bad):
-    with pytest.raises(ValueError, match="reference_frames must be a whole number of frames, at least 1"):
+    with pytest.raises(ValueError, match=r"reference_frames must be (a whole number|at least 1), got"):
         LaserLoss(reference_frames=bad)
     with pytest.raises(ValueError, match="reference_frames"):
         contrastive_idm(unit_frames(1, 3, 4), reference_frames=bad)

@@ -18,11 +18,11 @@ from laser_hf import LaserLoss
 from laser_hf.ops import soft_dtw
 from laser_hf.ops.soft_dtw import triton_backend
 
-# Lanes outside of the grid divide nothing by nothing; numpy says so, a GPU does not.
+# Lanes outside of the grid divide 0 by 0. numpy warns about it, a GPU does not.
 warnings.filterwarnings("ignore", category=RuntimeWarning)
 
 COSTS = [
-    # rows and columns with padding, lengths, gammas, rows a strip (None: as on a GPU)
+    # rows and columns with padding, lengths, gammas, rows per strip (None: as on a GPU)
     (1, 1, [1], [1], [1.0], None),
     (2, 3, [2, 1], [3, 2], [1.0, 0.001], None),
     (5, 3, [5, 1], [3, 2], [0.1, 0.01], None),

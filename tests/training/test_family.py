@@ -193,7 +193,7 @@ def test_spin_schedule_and_optimiser(tiny_encoder, small_tree, tmp_path, monkeyp
     )  # fmt: skip
     encoder = SpeechEncoder(make_model())
     encoder.freeze_except(1)
-    trainer = LaserTrainer(AlignmentModel(encoder, 8), args, SpinLoss(8, 4), train_dataset=[])
+    trainer = LaserTrainer(AlignmentModel(encoder, 8), args, SpinLoss(8, codes=4), train_dataset=[])
     trainer.create_optimizer_and_scheduler(10)
     assert type(trainer.optimizer) is torch.optim.Adam
     (group,) = trainer.optimizer.param_groups

@@ -1,4 +1,4 @@
-"""`soft_dtw`, its normalised form and its expected alignment; checks arguments and picks the backend."""
+"""`soft_dtw`, its normalised form and its expected alignment: argument checks and choice of the backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SoftDTWBackendError(ValueError):
 
 _BACKENDS = ("reference", "cpu", "triton")
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-# Triton's interpreter runs its kernels on CPU tensors; it is how they are tested without a GPU.
+# Triton's interpreter runs the kernels on CPU tensors; the tests use it where there is no GPU.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _announced: set[str] = set()
 
@@ -38,7 +38,7 @@ def _announce(reason: str) -> None:
 def pick_backend(name: str, tensor: torch.Tensor) -> str:
     """Resolve `backend=` for `tensor`: "auto" is "cpu" on the CPU, "triton" for float32 on CUDA, else "reference".
 
-    Falling back from CUDA or on another accelerator is announced once, as a warning.
+    If "auto" has to take "reference" on an accelerator, a warning says so once.
 
     Raises:
         SoftDTWBackendError: a backend that does not exist or cannot run on this tensor.
@@ -77,21 +77,26 @@ def pick_backend(name: str, tensor: torch.Tensor) -> str:
 def check_lengths(
     lengths: torch.Tensor | None, batch: int, longest: int, device: torch.device, name: str
 ) -> torch.Tensor:
-    """Return int64 `lengths` (batch,) on `device`; `None` means that nothing is padded.
+    """Return `lengths` as int64 `(batch,)` on `device`; `None` means that nothing is padded.
 
-    Raises `ValueError` on a wrong shape and, for tensors that are not on an accelerator (where looking would
-    stall the queue), on values outside 1..longest.
+    Raises `ValueError` on a wrong shape, and on values outside 1..longest if `lengths` is on the CPU. Values on an
+    accelerator are not checked, because reading them is a host sync.
     """
     if lengths is None:
         return torch.full((batch,), longest, dtype=torch.int64, device=device)
     lengths = torch.as_tensor(lengths)
     if lengths.shape != (batch,):
         raise ValueError(f"{name} must have shape ({batch},), got {tuple(lengths.shape)}")
-    # A compiled graph cannot branch on values; there the backend looks.
+    # A compiled graph cannot branch on values; the backend checks them then.
     seen = lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling()
     if seen and (lengths.min() < 1 or lengths.max() > longest):
         raise ValueError(f"{name} must lie between 1 and {longest}, got {lengths.tolist()}")
     return lengths.to(device=device, dtype=torch.int64)
+
+
+def frames_in_use(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+    """Mask `(batch, longest)`: true for the first `lengths` frames of each row."""
+    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def _check_gamma(gamma: float) -> float:
@@ -140,9 +145,8 @@ def soft_dtw(
         return cost.sum(dim=(1, 2))
     if backend != "reference":
         return operators.soft_dtw(cost, lengths_x, lengths_y, gamma, backend, _wants_gradient(cost))[0]
-    rows = torch.arange(m, device=cost.device) >= lengths_x.unsqueeze(1)
-    columns = torch.arange(n, device=cost.device) >= lengths_y.unsqueeze(1)
-    cost = cost.masked_fill(rows.unsqueeze(2) | columns.unsqueeze(1), 0.0)
+    valid = frames_in_use(lengths_x, m).unsqueeze(2) & frames_in_use(lengths_y, n).unsqueeze(1)
+    cost = cost.masked_fill(~valid, 0.0)
     return ReferenceSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
 
 
@@ -153,12 +157,13 @@ def _wants_gradient(*tensors: torch.Tensor) -> bool:
 def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Squared distances `(batch, m, n)` between frames `(batch, m, d)` and `(batch, n, d)`.
 
-    Through one matrix product; the `m x n x d` expansion of the released code costs gigabytes.
+    By one matrix product; the `m x n x d` expansion of the released code needs gigabytes.
     """
     return x.square().sum(-1).unsqueeze(2) + y.square().sum(-1).unsqueeze(1) - 2.0 * torch.bmm(x, y.transpose(1, 2))
 
 
-def _check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+def check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise `ValueError` unless `x` is `(batch, m, d)` and `y` `(batch, n, d)`."""
     if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         raise ValueError(
             "x and y must have shapes (batch, m, d) and (batch, n, d) with equal batch and d, got "
@@ -189,7 +194,7 @@ def soft_dtw_divergence(
     Raises:
         ValueError, SoftDTWBackendError: as `soft_dtw`, and frames whose shapes do not belong together.
     """
-    _check_frames(x, y)
+    check_frames(x, y)
     batch, m, _ = x.shape
     n = y.shape[1]
     if batch and pick_backend(backend, x) != "reference":
@@ -197,9 +202,9 @@ def soft_dtw_divergence(
     lengths_x = check_lengths(lengths_x, batch, m, x.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, batch, n, y.device, "lengths_y")
     # Zeroed padding, so that NaN or inf there cannot reach a valid gradient through the matrix products.
-    x = x.masked_fill((torch.arange(m, device=x.device) >= lengths_x.unsqueeze(1)).unsqueeze(2), 0.0)
-    y = y.masked_fill((torch.arange(n, device=y.device) >= lengths_y.unsqueeze(1)).unsqueeze(2), 0.0)
-    # One recursion over the three problems of every pair: the loop over diagonals is the cost, not the batch.
+    x = x.masked_fill(~frames_in_use(lengths_x, m).unsqueeze(2), 0.0)
+    y = y.masked_fill(~frames_in_use(lengths_y, n).unsqueeze(2), 0.0)
+    # The three problems of every pair share one recursion: its time is in the loop over diagonals, not in the batch.
     size = max(m, n)
     x = torch.nn.functional.pad(x, (0, 0, 0, size - m))
     y = torch.nn.functional.pad(y, (0, 0, 0, size - n))
@@ -224,10 +229,10 @@ def pair_terms(
     idm: IDM | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`soft_dtw + alpha idm`, the normalised soft-DTW, and the IDM of both views (0 without `idm`), in one go.
+    """`soft_dtw + alpha idm`, the normalised soft-DTW, and the IDM terms of both views, added (0 without `idm`).
 
-    All of them live on the same three distance matrices a pair, which are computed once; the first, whose gradient
-    training asks for, is the cheapest to differentiate. For the compiled backends only; arguments otherwise as for
+    All of them use the same three distance matrices of a pair, which are computed once. The first is the cheapest to
+    differentiate; training needs no other gradient. For the compiled backends only; arguments otherwise as for
     `soft_dtw_divergence`.
 
     Returns:
@@ -236,12 +241,12 @@ def pair_terms(
     Raises:
         ValueError, SoftDTWBackendError: as `soft_dtw_divergence`, and backend "reference".
     """
-    _check_frames(x, y)
+    check_frames(x, y)
     if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
         raise ValueError(f"frames must be float32 or float64, both alike; got {x.dtype} and {y.dtype}")
     backend = pick_backend(backend, x)
     if backend == "reference":
-        raise SoftDTWBackendError("the terms of a pair in one go need a compiled backend: 'cpu' or 'triton'")
+        raise SoftDTWBackendError("pair_terms needs a compiled backend: 'cpu' or 'triton'")
     lengths_x = check_lengths(lengths_x, len(x), x.shape[1], x.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, len(y), y.shape[1], y.device, "lengths_y")
     with_idm, parameters = (False, IDM(1, 1.0, False)) if idm is None else (True, idm)
@@ -261,9 +266,10 @@ def soft_dtw_alignment(
 ) -> torch.Tensor:
     """Expected alignment matrix `(batch, m, n)`: the gradient of soft-DTW by its cost (Cuturi & Blondel 2017).
 
-    Entry (i, j) is the probability that the alignment passes through the pair of frames (i, j). No graph.
+    Entry (i, j) is the probability that the alignment passes through the pair of frames (i, j). The result has no
+    graph.
     """
-    _check_frames(x, y)
+    check_frames(x, y)
     with torch.enable_grad():
         cost = squared_euclidean(x.detach(), y.detach()).requires_grad_()
         value = soft_dtw(cost, lengths_x, lengths_y, gamma, backend).sum()

@@ -1,9 +1,9 @@
-"""The CPU backend: the three problems of every pair solved together, one thread a problem.
+"""The CPU backend: each pair is three problems, and each thread solves one problem at a time.
 
-The distances are matrix products of unpadded frames; everything between the products and the gradient by a cost happens
-in the kernels of `cpu_kernels`, in place: a problem's matrix is its Gram matrix first, then the gradient of the loss by
-its costs. The IDM term of LASER lives on the same distances as soft-DTW of the frames with themselves, so
-its value and gradient cost one more pass over that matrix and no product.
+The distances are matrix products of unpadded frames. The kernels of `cpu_kernels` do the rest in place: a problem's
+matrix is first its Gram matrix and then the gradient of the loss by its costs. The IDM term of LASER uses the same
+distances as soft-DTW of the frames with themselves, so its value and gradient take one more pass over that matrix and
+no further product.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .terms import IDM, PairTerms
 class Problem:
     """One alignment: `C[i, j] = u[i] + v[j] + a G[i, j]` with G the flat `matrix` from `base`, rows `stride` apart.
 
-    The gradient by C, soft-DTW's times `weight` plus that of `idm` times `idm_weight`, takes the place of G.
+    Solving replaces G by the gradient by C: `weight` times that of soft-DTW plus `idm_weight` times that of `idm`.
     """
 
     matrix: np.ndarray
@@ -45,7 +45,7 @@ class Problem:
 
 
 class _Scratch:
-    """What one thread needs for the largest of its problems."""
+    """Work arrays of one thread, large enough for each of the problems."""
 
     def __init__(self, problems: Sequence[Problem]):
         columns = max(problem.columns for problem in problems)
@@ -104,7 +104,7 @@ def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> Non
 
 
 def _sizes(lengths_x: torch.Tensor, lengths_y: torch.Tensor, longest_x: int, longest_y: int) -> list[tuple[int, int]]:
-    """Lengths as numbers. Compiled graphs come here unchecked, and a kernel would run out of its matrix."""
+    """Lengths as numbers, checked: a compiled graph has not checked them, and a kernel could leave its matrix."""
     sizes = list(zip(lengths_x.tolist(), lengths_y.tolist(), strict=True))
     for rows, columns in sizes:
         if not (1 <= rows <= longest_x and 1 <= columns <= longest_y):
@@ -117,7 +117,7 @@ def _sizes(lengths_x: torch.Tensor, lengths_y: torch.Tensor, longest_x: int, lon
 def soft_dtw(
     cost: torch.Tensor, lengths_x: torch.Tensor, lengths_y: torch.Tensor, gamma: float, with_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values `(batch,)`, and expected alignments `(batch, m, n)` if wanted."""
+    """Values `(batch,)`, and expected alignments `(batch, m, n)` with `with_gradient`."""
     _, m, n = cost.shape
     matrix = cost.detach().clone(memory_format=torch.contiguous_format)
     flat, zeros = matrix.numpy().reshape(-1), np.zeros(max(m, n))
@@ -146,7 +146,7 @@ def pair_terms(
 ) -> PairTerms:
     """Normalised soft-DTW and, unless `idm` is None, `f(X) / m^2 + f(Y) / n^2` of a padded batch of pairs.
 
-    `weights`: those of the two terms in each pair's gradient, two tensors `(batch,)`; None for values alone.
+    `weights` are those of the two terms in each pair's gradient, two tensors `(batch,)`; `None` for values alone.
     """
     x, y = x.detach(), y.detach()
     with_gradient = weights is not None
@@ -156,23 +156,14 @@ def pair_terms(
     problems = []
     for (a, b), of_dtw, of_idm in zip(pairs, *of_terms, strict=True):
         squares_a, squares_b = _squares(a), _squares(b)
-        problems += [
-            _problem(a, b, squares_a, squares_b, weight=of_dtw),
-            # Both arguments of a frame's distance to its own sequence move: half of twice the gradient.
-            *(
-                _problem(
-                    own,
-                    own,
-                    squares,
-                    squares,
-                    symmetric=True,
-                    weight=-of_dtw,
-                    idm=idm,
-                    idm_weight=2.0 * of_idm / len(own) ** 2,
-                )
-                for own, squares in ((a, squares_a), (b, squares_b))
-            ),
-        ]
+        problems.append(_problem(a, b, squares_a, squares_b, weight=of_dtw))
+        for own, squares in ((a, squares_a), (b, squares_b)):
+            # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
+            idm_weight = 2.0 * of_idm / len(own) ** 2
+            problem = _problem(
+                own, own, squares, squares, symmetric=True, weight=-of_dtw, idm=idm, idm_weight=idm_weight
+            )
+            problems.append(problem)
     solve(problems, gamma, with_gradient)
     triples = [problems[at : at + 3] for at in range(0, len(problems), 3)]
     soft_dtw = torch.tensor([xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples], dtype=torch.float64)
@@ -198,7 +189,7 @@ def _problem(a: torch.Tensor, b: torch.Tensor, u: np.ndarray, v: np.ndarray, **r
 
 
 def _pull(out: torch.Tensor, x: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Gradient by x of the sum over `parts` (A, y) of sum_ij A_ij |x_i - y_j|^2, to `out`."""
+    """Write to `out` the gradient by x of the sum over `parts` (A, y) of sum_ij A_ij |x_i - y_j|^2."""
     mass = sum(matrix.sum(1, keepdim=True) for matrix, _ in parts)
     torch.mul(x, mass, out=out)
     for matrix, y in parts:

@@ -5,18 +5,18 @@ With P = exp(-R / gamma) the recursion of soft-DTW is linear,
     P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
 
 so a cell costs one exponential (of a cost, outside the serial chain) and no logarithm. P leaves the range of any float
-after a few dozen frames; every cell therefore carries a mantissa and a binary exponent of its own, both in
-float64. The forward sweep keeps the shares of two of the three predecessors; the backward sweep is their transposed
-recursion: no exponential, no difference of large numbers.
+after a few dozen frames; every cell therefore has its own mantissa and binary exponent, both in float64. The forward
+sweep keeps the shares of two of the three predecessors. The backward sweep is their transposed recursion and needs no
+exponential and no difference of large numbers.
 
-A strip is `LANES` rows. Step k of a strip treats the cells (first row + lane, k - lane): they do not depend on each
-other, and everything a step reads lies beside each other in `work`, so LLVM turns the loops over lanes into vector
-code. That wants a few things which look odd: one work array with constant offsets (a second array would need a run-time
-overlap check), no branch in the lane loops (cells outside of the grid are computed and then emptied), unsigned
-offsets, and bit patterns instead of `frexp` and `ldexp`.
+A strip is `LANES` rows. Step k of a strip computes the cells (first row + lane, k - lane). They do not depend on each
+other, and all that a step reads is contiguous in `work`, so LLVM turns the loops over lanes into vector code. For that
+the code has one work array with constant offsets (a second array would need a run-time overlap check), no branch in the
+lane loops (cells outside of the grid are computed and then emptied), unsigned offsets, and bit patterns instead of
+`frexp` and `ldexp`.
 
-Costs come as a matrix product G with squared norms u and v, `C[i, j] = u[i] + v[j] + a G[i, j]`; a plain cost matrix is
-a = 1, u = v = 0. Matrices are flat with a row stride, so that one code serves padded batches.
+Costs are given as a matrix product G with squared norms u and v, `C[i, j] = u[i] + v[j] + a G[i, j]`; a plain cost
+matrix has a = 1, u = v = 0. Matrices are flat with a row stride, so that the same code serves padded batches.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from numba import types
 from numba.extending import intrinsic
 
 LANES = 32
-_TILE = 16  # columns that are skewed together, so that the lines of the cache serve all lanes
+_TILE = 16  # columns that are skewed together, so that a cache line serves all lanes
 
 # Offsets into the work array, in float64: mantissas and exponents of the steps k, k - 1, k - 2 (one entry for the row
-# above the strip, then the lanes); and what the lanes of the backward sweep hand on.
+# above the strip, then the lanes); and what the lanes of the backward sweep pass on.
 _PITCH = LANES + 8
 _NEW_M, _NEW_E = 0, _PITCH
 _PREVIOUS_M, _PREVIOUS_E = 2 * _PITCH, 3 * _PITCH
@@ -42,7 +42,7 @@ _LEFT, _UP, _DIAGONAL = 0, _PITCH, 2 * _PITCH
 WORK = 6 * _PITCH
 
 _EMPTY = -1e15  # exponent of P = 0
-_FLOOR = -1000.0  # a summand 2^-1000 below the largest is nothing
+_FLOOR = -1000.0  # summands 2^-1000 below the largest are lost
 # 2^f for |f| <= 1/2 by its Taylor series: the first term left out is below 2^-52.
 _EXP2 = tuple(math.log(2) ** k / math.factorial(k) for k in range(13))
 _ROUND = 1.5 * 2.0**52  # adding and subtracting it rounds to the nearest integer
@@ -118,7 +118,7 @@ def _powers(gram, base, stride, first, lanes, width, u, v, slope, scale, symmetr
                 powers[at + j * LANES] = (gram[row + j] * slope + shift) + v[j] * scale
     if symmetric:
         for lane in range(lanes):
-            powers[(first + lane) * LANES + lane * (LANES + 1)] = 0.0  # a frame is at distance 0 of itself
+            powers[(first + lane) * LANES + lane * (LANES + 1)] = 0.0  # a frame has distance 0 to itself
 
 
 @_compiled
@@ -157,7 +157,7 @@ def forward(gram, base, stride, rows, columns, u, v, a, symmetric, gamma, shares
             if symmetric and k >= first and (k - first) % 2 == 0:
                 lane = (k - first) // 2
                 if low <= lane <= high:
-                    # Above the diagonal lies what is left of it.
+                    # By symmetry, the cell above a diagonal cell equals the cell to its left.
                     work[_PREVIOUS_M + lane] = work[_PREVIOUS_M + lane + 1]
                     work[_PREVIOUS_E + lane] = work[_PREVIOUS_E + lane + 1]
             if k < width and not (symmetric and k == first):
@@ -240,8 +240,8 @@ def _collect(shares, at, first, lanes, width, symmetric, keep, weight, out, base
 def backward(shares, rows, columns, symmetric, keep, weight, out, base, stride, work, border):
     """`out = keep * out + weight * E`, with E the expected alignment of one problem: dR / dC.
 
-    Of a symmetric problem only the cells with column <= row are touched; E is that of the whole problem. `shares` is
-    used up: E takes the place of the shares of the diagonal.
+    Of a symmetric problem only the cells with column <= row are written; E is that of the whole problem. `shares` is
+    overwritten: E replaces the shares of the diagonal.
     """
     for j in range(columns + 1):
         border[j] = 0.0
@@ -287,7 +287,7 @@ def backward(shares, rows, columns, symmetric, keep, weight, out, base, stride, 
                         shares[at + np.uint64(LANES + lane)]
                     )
                     if (k - first) % 2 == 0:
-                        # On the diagonal: what goes up belongs to the other half.
+                        # On the diagonal: what goes up belongs to the other triangle.
                         work[_UP + lane] -= sent_up
                     else:
                         # Below it: the step up to the diagonal has a mirror image, a step left to it.
@@ -302,7 +302,7 @@ def idm(gram, base, stride, rows, u, sigma, margin, squared, weight, sums):
     """Sum of LASER's Eq. 1 over both triangles (`f`, not divided); the lower triangle becomes `weight * df / dC`.
 
     One pass over `C[i, j] = u[i] + u[j] - 2 gram[i, j]`, which soft-DTW of the frames with themselves needs as well.
-    `sums` is scratch of `rows` entries: partial sums by column, which is what lets LLVM vectorise the additions.
+    `sums` is scratch of `rows` entries for partial sums by column; they let LLVM vectorise the additions.
     """
     for j in range(rows):
         sums[j] = 0.0

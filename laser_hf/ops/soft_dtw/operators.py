@@ -1,8 +1,8 @@
-"""Soft-DTW and the terms of LASER as PyTorch operators, so that compiled and distributed training can take them.
+"""Soft-DTW and the terms of LASER as PyTorch operators, for compiled and distributed training.
 
-`torch.compile` sees an operator with a known result shape and a registered derivative, not what is in it: no graph
-break for numba or for Triton launches. The gradient is computed together with the value, while the matrices are at
-hand; only its frames-sized result waits for the backward pass.
+`torch.compile` sees an operator with a known result shape and a registered derivative, so numba and Triton launches
+cause no graph break. The forward pass computes the gradient together with the value, because both need the same
+matrices; it keeps only the gradient by the frames for the backward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .terms import IDM, PairTerms
 
 
 def _module(backend: str):
-    # Imported where it is needed: numba and Triton take a second to load.
+    # Imported on first use: numba and Triton take a second to load.
     if backend == "triton":
         from . import triton_backend as module
     else:
@@ -23,7 +23,7 @@ def _module(backend: str):
 
 def _check_once_differentiable() -> None:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError("compiled soft-DTW is differentiable once; use backend='reference' to look for another way")
+        raise RuntimeError("soft-DTW is differentiable once: there is no gradient of its gradient")
 
 
 @torch.library.custom_op("laser_hf::soft_dtw", mutates_args=())
@@ -35,7 +35,7 @@ def soft_dtw(
     backend: str,
     with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values `(batch,)` of a compiled backend, and expected alignments like `cost` (empty unless wanted)."""
+    """Values `(batch,)` of a compiled backend, and expected alignments like `cost` (empty without `with_gradient`)."""
     return _module(backend).soft_dtw(cost, lengths_x, lengths_y, gamma, with_gradient)
 
 
@@ -129,7 +129,7 @@ def _keep_gradients(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(gradient_x, gradient_y)
     ctx.settings = (gamma, *settings)
-    # Without the regulariser the first two results are one and the same.
+    # Without the regulariser the first two results are equal.
     ctx.with_idm = settings[0]
     ctx.save_for_backward(gradient_x, gradient_y, *((x, y, lengths_x, lengths_y) if ctx.with_idm else ()))
 
@@ -144,7 +144,7 @@ def _pair_terms_backward(ctx, grad_total, grad_dtw, grad_idm, *_):
         scale = grad_total.reshape(-1, 1, 1)
         result_x, result_y = gradient_x * scale, gradient_y * scale
     if ctx.with_idm and not (grad_dtw is None and grad_idm is None):
-        # Rare: training looks at the total alone, and keeping each term's matrices would be its largest memory.
+        # Rare: training differentiates the total alone. Keeping the matrices of each term would cost much memory.
         zeros = inputs[0].new_zeros(len(inputs[0]))
         of_dtw, of_idm = (zeros if grad is None else grad for grad in (grad_dtw, grad_idm))
         own_x, own_y = pair_gradients(*inputs, of_dtw, of_idm, *ctx.settings)

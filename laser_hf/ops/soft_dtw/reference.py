@@ -5,8 +5,8 @@ The recursion of Cuturi & Blondel (2017), Algorithms 1 and 2,
     R[i, j] = C[i, j] + softmin_gamma(R[i-1, j-1], R[i-1, j], R[i, j-1])
 
 runs in float64 whatever the input, as the released LASER code does. The forward pass keeps the three softmin weights
-of each cell; the backward pass is their transposed recursion, so it has neither exponentials nor differences
-of large numbers. That is what keeps it finite at gamma = 0.001.
+of each cell; the backward pass is their transposed recursion, without exponentials or differences of large numbers, so
+that it stays finite at gamma = 0.001.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-# Stands for +inf outside the grid: inf would make inf - inf in the softmin. Larger than any cost, and still
-# finite after a division by the smallest gamma.
+# Used for +inf outside the grid, where inf would give inf - inf in the softmin. Larger than any cost, and still finite
+# after a division by the smallest gamma.
 _OUTSIDE = 1e30
 
 
@@ -49,7 +49,7 @@ class ReferenceSoftDTW(torch.autograd.Function):
         # Index 0 of the last axis is the border row i = -1, so that row i sits at i + 1.
         before = diagonals.new_full((batch, m + 1), _OUTSIDE)  # diagonal k - 2
         previous = diagonals.new_full((batch, m + 1), _OUTSIDE)  # diagonal k - 1
-        before[:, 0] = 0.0  # R[-1, -1]: the only way into the grid
+        before[:, 0] = 0.0  # R[-1, -1], where every path begins
         weights = torch.empty((count, 3, batch, m), dtype=cost.dtype, device=cost.device)
         values = diagonals.new_zeros(batch)
         last_diagonal = lengths_x + lengths_y - 2

@@ -1,4 +1,4 @@
-"""What the compiled backends take and give for a batch of pairs."""
+"""Parameters and results of the compiled backends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class IDM(NamedTuple):
 
 
 class PairTerms(NamedTuple):
-    """Terms of each pair, `(batch,)` in float64, and the gradients of their weighted sum by the frames if wanted."""
+    """Terms of each pair, `(batch,)` float64, and, if asked for, gradients of their weighted sum by the frames."""
 
     soft_dtw: torch.Tensor
     idm: torch.Tensor

@@ -1,7 +1,7 @@
-"""The CUDA backend: allocates, launches `triton_kernels` and multiplies matrices; never waits for the device.
+"""The CUDA backend: allocates, launches `triton_kernels` and multiplies matrices, without any host sync.
 
 The distances are one batched matrix product of float32 frames with TF32 off, whatever the process-wide setting: a
-distance in TF32 is off by up to 1e-3, which at gamma 0.1 is one percent of a path's probability a frame.
+distance in TF32 is off by up to 1e-3, which at gamma 0.1 changes a path's probability by one percent per frame.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def launch_shape(rows: int) -> dict[str, int | bool]:
 
 
 class _Batch:
-    """Matrices `gram` (problems, M, N) on their way through the kernels; C = a G, plus squared norms if given."""
+    """Matrices `gram` (problems, M, N) and their kernel launches; C = a G, plus squared norms if given."""
 
     def __init__(self, gram, lengths_x, lengths_y, gamma, a, squares=None, first_symmetric=None):
         self.gram, self.lengths, self.gamma, self.a = gram.contiguous(), (lengths_x, lengths_y), gamma, a
@@ -44,7 +44,7 @@ class _Batch:
         self.squares = squares if self.with_norms else (gram, gram)
         self.first_symmetric = self.problems if first_symmetric is None else first_symmetric
         tiles = -(-self.rows // _TILE)
-        # A row tile meets the anti-diagonals from its first row's first cell to its last row's last one.
+        # The anti-diagonals of a row tile run from its first row's first cell to its last row's last cell.
         self.grid = (self.problems, tiles, -(-(self.columns + _TILE - 1) // _TILE))
 
     def solve(self, backward: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ class _Batch:
 
 
 def soft_dtw(cost, lengths_x, lengths_y, gamma: float, with_gradient: bool):
-    """Values `(batch,)`, and expected alignments `(batch, m, n)` if wanted."""
+    """Values `(batch,)`, and expected alignments `(batch, m, n)` with `with_gradient`."""
     batch = _Batch(cost.detach(), lengths_x, lengths_y, gamma, 1.0)
     values, aligned = batch.solve(with_gradient)
     values = values.to(cost.dtype)
@@ -93,7 +93,7 @@ def soft_dtw(cost, lengths_x, lengths_y, gamma: float, with_gradient: bool):
 
 
 def pair_terms(x, y, lengths_x, lengths_y, gamma: float, idm: IDM | None, weights):
-    """As `cpu.pair_terms`; `weights` are two tensors `(batch,)` or None."""
+    """As `cpu.pair_terms`; `weights` are two tensors `(batch,)` or `None`."""
     count, m, dim = x.shape
     n = y.shape[1]
     size = max(m, n)
@@ -101,7 +101,7 @@ def pair_terms(x, y, lengths_x, lengths_y, gamma: float, idm: IDM | None, weight
     for view, own, lengths in zip(frames, (x, y), (lengths_x, lengths_y), strict=True):
         padding = torch.arange(own.shape[1], device=x.device) >= lengths.unsqueeze(1)
         view[:, : own.shape[1]] = own.detach().masked_fill(padding.unsqueeze(2), 0.0)
-    # No indexing by lists: their copy to the device would wait for it.
+    # Indexing by lists would copy them to the device, which is a host sync.
     first, second = torch.cat((frames[0], *frames)), torch.cat((frames[1], *frames))
     lengths = torch.cat((lengths_x, lengths_x, lengths_y)), torch.cat((lengths_y, lengths_x, lengths_y))
     with _full_precision():
@@ -115,7 +115,7 @@ def pair_terms(x, y, lengths_x, lengths_y, gamma: float, idm: IDM | None, weight
         return PairTerms(terms, torch.zeros_like(terms))
     of_dtw, of_idm = weights if weights is not None else (x.new_zeros(count),) * 2
     matrices, sums = batch.collect(
-        # Both arguments of a frame's distance to its own sequence move: half of twice the gradient.
+        # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
         aligned,
         torch.cat((of_dtw, -of_dtw, -of_dtw)),
         idm,

@@ -4,29 +4,30 @@ The arithmetic is that of `cpu_kernels`, in float32: with P = exp(-R / gamma) th
 
     P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
 
-and each cell carries a float32 mantissa in [1, 2) and an int32 binary exponent. So a step has one `exp2` of a cost, no
-logarithm and no difference of large numbers; a relative error of 2^-24 a step remains, whatever the size of R / gamma.
+and each cell has a float32 mantissa in [1, 2) and an int32 binary exponent. So a step has one `exp2` of a cost, no
+logarithm and no difference of large numbers; a relative error of 2^-24 per step remains, however large R / gamma is.
 (A recursion in R itself, in float32, loses the digits that R / gamma has before the point.) The forward sweep stores
 the shares of the diagonal and the upper predecessor; the backward sweep is their transposed recursion, which yields
 E = dR / dC without exponentials.
 
-Order of work. Cells of an anti-diagonal do not depend on each other, anti-diagonals do: m + n - 1 dependent steps.
-`sweep` runs one program a problem. A program takes a strip of `BLOCK` rows, a lane a row, and walks its anti-diagonals
-k = lane + j: a lane's left neighbour is what it computed itself a step ago, the upper one is what the lane above
-computed, fetched with `tl.gather` (through shared memory, or shuffles within a warp), and the diagonal one is last
-step's upper one. Up to 1024 rows are a single strip. Longer ones hand the strip's last row to the next strip
-through `border` in global memory; two halves of it alternate, and a barrier stands between the strips, so that the
-program's threads see what others of them wrote and never overwrite what is still to be read.
+Order of work. The cells of an anti-diagonal do not depend on each other, but each anti-diagonal depends on the two
+before: m + n - 1 dependent steps. `sweep` runs one program for each problem. A program takes a strip of `BLOCK` rows,
+one lane for each row, and goes through its anti-diagonals k = lane + j. The left neighbour of a cell is what the lane
+computed one step before; the upper one is what the lane above computed then, fetched with `tl.gather` (through shared
+memory, or shuffles within a warp); the diagonal one is the upper one of the step before. Up to 1024 rows are a single
+strip. With more rows, a strip passes its last row to the next strip through `border` in global memory. Two halves of
+`border` alternate, and a barrier separates the strips, so that every thread sees what the others wrote and nothing is
+overwritten before it is read.
 
-Layout. The sweep reads and writes whole anti-diagonals, which in a row-major matrix is one cache line a lane. `skew`
-therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array: an anti-diagonal lies contiguous, and
-nothing is wasted. `collect` moves the result back. Both are plain parallel passes over tiles, and both carry the
-element-wise work on their way: the cost from its Gram matrix, and value and gradient of the IDM term.
+Layout. The sweep reads and writes whole anti-diagonals, which in a row-major matrix touches one cache line for each
+lane. `skew` therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array, where an anti-diagonal is contiguous
+and no space is wasted. `collect` moves the result back. Both are plain parallel passes over tiles, and both also do the
+element-wise work: the cost from its Gram matrix, and value and gradient of the IDM term.
 
-What it should cost on an H200, by arithmetic and not by measurement: no GPU has run these kernels yet. A step has about
-60 instructions a lane, a few barriers and shared-memory accesses; with 16 warps some 300 to 500 cycles. 24 problems of
-635 x 635 run at once on 24 of 132 multiprocessors: 1269 steps a sweep, two sweeps, so 0.5 to 0.8 ms at 1.7 GHz. `skew`
-and `collect` move about 40 MB a matrix, 20 to 40 us each.
+Expected cost on an H200, by arithmetic; no GPU has run these kernels yet. A step has about 60 instructions for each
+lane, a few barriers and shared-memory accesses; with 16 warps some 300 to 500 cycles. 24 problems of 635 x 635 run at
+once on 24 of 132 multiprocessors: 1269 steps in each of two sweeps, so 0.5 to 0.8 ms at 1.7 GHz. `skew` and `collect`
+move about 40 MB for a matrix, 20 to 40 us each.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _LARGEST_COST = tl.constexpr(-(2.0**28))
 
 @triton.jit
 def _length(lengths, problem, longest):
-    """A length in 1 ... longest. Looking at wrong ones would stall the queue; they must not leave the matrix."""
+    """A length, clamped to 1 ... longest: checking it is a host sync, and a wrong one must not leave the matrix."""
     return tl.minimum(tl.maximum(tl.load(lengths + problem).to(tl.int32), 1), longest)
 
 
@@ -54,7 +55,7 @@ def _cost(gram, squares_x, squares_y, problem, i, j, inside, M, N, a, first_symm
     if NORMS:
         u = tl.load(squares_x + problem * M + i, mask=inside, other=0.0)
         v = tl.load(squares_y + problem * N + j, mask=inside, other=0.0)
-        # A frame is at distance 0 of itself; the product leaves rounding noise there.
+        # A frame has distance 0 to itself; the product leaves rounding noise there.
         cost = tl.where((i == j) & (problem >= first_symmetric), 0.0, (u + v) + cost)
     return cost
 
@@ -84,9 +85,10 @@ def sweep(
     powers, share_diagonal, share_up, border, border_back, lengths_x, lengths_y, result_mantissa, result_exponent,
     M, N, BLOCK: tl.constexpr, STRIPS: tl.constexpr, BACKWARD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """P of the last cell of each problem and, with BACKWARD, E in the place of `powers`; grid (problems,).
+    """P of the last cell of each problem and, with BACKWARD, E written over `powers`; grid (problems,).
 
-    `border` (int64) and `border_back` (float32) have 2 N entries a problem. STRIPS: whether any problem has several.
+    `border` (int64) and `border_back` (float32) have 2 N entries for each problem. STRIPS: whether any problem has
+    several strips.
     """
     problem = tl.program_id(0)
     m = _length(lengths_x, problem, M)
@@ -105,7 +107,7 @@ def sweep(
         write = border + borders + (strip % 2) * N
         left_m = tl.zeros((BLOCK,), tl.float32)
         left_e = tl.full((BLOCK,), _EMPTY, tl.int32)
-        # P[-1, -1] = 1 is the only way into the grid.
+        # Every path begins at P[-1, -1] = 1.
         diagonal_e = tl.where((lane == 0) & (strip == 0), 0, _EMPTY)
         diagonal_m = tl.where((lane == 0) & (strip == 0), 1.0, 0.0)
         for k in tl.range(0, n + rows - 1, num_stages=STAGES):
@@ -125,7 +127,7 @@ def sweep(
             up_m = (up & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
             up_e = (up >> 32).to(tl.int32)
             top = tl.maximum(tl.maximum(diagonal_e, up_e), left_e)
-            # 2^(e - top) from its bit pattern; below 2^-126 a summand is nothing.
+            # 2^(e - top) from its bit pattern; summands below 2^-126 are lost.
             from_diagonal = diagonal_m * ((tl.maximum(diagonal_e - top, -126) + 127) << 23).to(tl.float32, bitcast=True)
             from_up = up_m * ((tl.maximum(up_e - top, -126) + 127) << 23).to(tl.float32, bitcast=True)
             from_left = left_m * ((tl.maximum(left_e - top, -126) + 127) << 23).to(tl.float32, bitcast=True)
@@ -134,7 +136,7 @@ def sweep(
                 inverse = 1.0 / total
                 tl.store(share_diagonal + place, from_diagonal * inverse, mask=valid)
                 tl.store(share_up + place, from_up * inverse, mask=valid)
-            # Written so that NaN stays NaN.
+            # Unlike tl.maximum, this keeps NaN.
             power = tl.where(power < _LARGEST_COST, _LARGEST_COST, power)
             whole = tl.floor(power)
             value = total * tl.exp2(power - whole)
@@ -162,7 +164,7 @@ def sweep(
             rows = tl.minimum(BLOCK, m - first)
             read = border_back + borders + ((strip + 1) % 2) * N
             write = border_back + borders + (strip % 2) * N
-            # What a lane hands to the left, up, and diagonally up (a step later).
+            # What a lane passes to the left, up, and diagonally up (a step later).
             to_left = tl.zeros((BLOCK,), tl.float32)
             to_up = tl.zeros((BLOCK,), tl.float32)
             to_diagonal = tl.zeros((BLOCK,), tl.float32)
@@ -202,7 +204,7 @@ def collect(
 ):  # fmt: skip
     """`out[b, i, j] = weights[b] E[b, i, j] + idm_weights[b] df / dC[b, i, j]`, zero in the padding.
 
-    The second summand with IDM, for symmetric problems; `idm_sums[b, tile]` then takes the tile's part of `f` of
+    The second summand exists with IDM, for symmetric problems; `idm_sums[b, tile]` is then the tile's part of `f` of
     LASER's Eq. 1. Grid as for `skew`; problems before `first_symmetric` have an IDM part of 0.
     """
     problem = tl.program_id(0)

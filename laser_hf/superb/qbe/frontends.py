@@ -118,7 +118,7 @@ def load_frontend(
     """`mfcc`, `logmel`, `random:MODEL` (MODEL's architecture, fresh weights), or an encoder id or folder.
 
     Raises:
-        EncoderError: an encoder that cannot be loaded.
+        LaserError: an encoder that cannot be loaded.
     """
     if model in SPECTRAL:
         return SpectralFrontend(model, frames_per_second, deltas)

@@ -1,31 +1,29 @@
-"""The probe: selection, encoding, one command with its record, and real speech where it is there."""
+"""Selection of aligned speech, measuring, one command with its record, and real speech where it is there."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_waveform
 
 from laser_hf.demo import ENCODER_DIR
 from laser_hf.encoders import load_encoder
+from laser_hf.errors import LaserError
+from laser_hf.records import read_record
 from laser_hf.superb.__main__ import main
-from laser_hf.superb.probing.diagnostics import (
-    ProbeSettings,
-    encode,
-    frontend_of,
-    load_probe_speech,
+from laser_hf.superb.discrimination.measuring import (
+    DiscriminationSettings,
+    load_aligned_speech,
     measure,
     repeated_words,
     word_average_precision,
 )
-from laser_hf.superb.qbe.frontends import load_frontend
+from laser_hf.superb.features import EncoderFeatures, load_features
 
 HEADER = "utterance\tword\tstart_seconds\tduration_seconds\tphones(name:start:duration)\n"
-SETTINGS = ProbeSettings(min_letters=4, min_seconds=0.1)
+SETTINGS = DiscriminationSettings(min_letters=4, min_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def aligned(tmp_path_factory, small_tree):
 
 
 def test_what_cannot_be_used_is_counted_and_named(aligned, small_tree, caplog):
-    speech = load_probe_speech(small_tree, aligned, settings=SETTINGS)
+    speech = load_aligned_speech(small_tree, aligned, settings=SETTINGS)
     reasons = {reason: entry["count"] for reason, entry in speech.skipped.reasons.items()}
     assert reasons == {
         "words without valid times": 1,
@@ -63,13 +61,13 @@ def test_what_cannot_be_used_is_counted_and_named(aligned, small_tree, caplog):
 
 def test_selection_is_small_spread_and_the_same_every_time(aligned, small_tree):
     settings = replace(SETTINGS, max_utterances=6, max_words=10, phones_per_speaker=1, max_speakers=2)
-    speech = load_probe_speech(small_tree, aligned, settings=settings)
+    speech = load_aligned_speech(small_tree, aligned, settings=settings)
     assert sorted(name.split("-")[0] for name in speech.waveforms) == ["1", "1", "2", "2", "3", "3"]
     assert len(speech.words) <= 10
     assert len({phone.speaker for phone in speech.phones}) == 2
-    again = load_probe_speech(small_tree, aligned, ["train"], settings)
+    again = load_aligned_speech(small_tree, aligned, ["train"], settings)
     assert (again.words, again.phones) == (speech.words, speech.phones)
-    other = load_probe_speech(small_tree, aligned, settings=replace(settings, seed=1))
+    other = load_aligned_speech(small_tree, aligned, settings=replace(settings, seed=1))
     assert other.words != speech.words
 
 
@@ -83,49 +81,55 @@ def test_utterances_with_words_of_several_speakers_come_first(small_tree, tmp_pa
     path = tmp_path / "alignments.tsv"
     path.write_text(HEADER + "\n".join(rows) + "\n")
     for seed in range(3):
-        speech = load_probe_speech(small_tree, path, settings=replace(SETTINGS, max_utterances=3, seed=seed))
+        speech = load_aligned_speech(small_tree, path, settings=replace(SETTINGS, max_utterances=3, seed=seed))
         assert sorted(speech.waveforms) == ["1-10-0003", "2-10-0004", "3-10-0005"]
 
 
 def test_words_of_several_speakers_come_first(aligned, small_tree):
-    words = load_probe_speech(small_tree, aligned, settings=SETTINGS).words
+    words = load_aligned_speech(small_tree, aligned, settings=SETTINGS).words
     lonely = [replace(words[0], label=f"only{index}") for index in range(20)]
     kept = repeated_words([*lonely, *words], 30)
     assert len(kept) == 30
     assert not any(word.label.startswith("only") for word in kept)
 
 
-def test_padded_batches_give_what_utterances_give_alone(tiny_encoder):
-    frontend = load_frontend(str(tiny_encoder))
-    waves = {f"u{n}": torch.from_numpy(make_waveform(0.3 + 0.2 * n, seed=n)) for n in range(4)}
-    together = encode(frontend, waves, (0, 3), batch_size=4)
-    alone = encode(frontend, waves, (0, 3), batch_size=1)
-    for layer in range(2):
-        for name in waves:
-            torch.testing.assert_close(together[layer][name], alone[layer][name], atol=1e-5, rtol=1e-4)
-
-
-def test_the_mode_of_the_encoder_is_restored(aligned, small_tree, tiny_encoder):
+def test_the_encoder_stays_in_training_and_numbers_repeat(aligned, small_tree, tiny_encoder):
     encoder = load_encoder(str(tiny_encoder)).train()
-    with frontend_of(encoder):
-        assert not encoder.training
-    assert encoder.training
-    speech = load_probe_speech(small_tree, aligned, settings=SETTINGS)
+    speech = load_aligned_speech(small_tree, aligned, settings=SETTINGS)
+    state = torch.get_rng_state()
     first, second = (word_average_precision(encoder, speech, settings=SETTINGS) for _ in range(2))
     assert first == second
     assert 0 < first < 1
+    (report,) = measure(EncoderFeatures(encoder), speech, settings=SETTINGS)
+    assert report.summary()["word_ap_across"] == first
     assert encoder.training
-    with frontend_of(encoder) as frontend:
-        (frames,) = encode(frontend, speech.waveforms, (3,))
-        report = measure(frames, speech, frontend, SETTINGS)
-    assert report.words_across.average_precision == first
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_layers_are_measured_one_by_one(aligned, small_tree, tiny_encoder):
+    features = load_features(str(tiny_encoder))
+    speech = load_aligned_speech(small_tree, aligned, settings=SETTINGS)
+    reports = measure(features, speech, [0, 2, 3], SETTINGS)
+    assert reports[2] == measure(features, speech, [-1], SETTINGS)[0]
+    assert len({report.words_across.average_precision for report in reports}) == 3
 
 
 def test_the_command_leaves_its_record_and_plot(aligned, small_tree, tiny_encoder, tmp_path, capsys):
     common = ["--data", str(small_tree), "--alignments", str(aligned), "--min_letters", "4", "--min_seconds", "0.1"]
-    main(["probe", "--model", str(tiny_encoder), *common, "--layer", "all", "--output_dir", str(tmp_path / "all")])
-    record = json.loads((tmp_path / "all" / "results.json").read_text())
-    assert (record["task"], record["protocol"], record["metric"]) == ("probe", "quick", "word_ap_across")
+    main(
+        [
+            "discrimination",
+            "--model",
+            str(tiny_encoder),
+            *common,
+            "--layer",
+            "all",
+            "--output_dir",
+            str(tmp_path / "all"),
+        ]
+    )
+    record = read_record(tmp_path / "all" / "results.json")
+    assert (record["task"], record["protocol"], record["metric"]) == ("discrimination", "quick", "word_ap_across")
     assert {metric["layer"] for metric in record["metrics"]} == {0, 1, 2, 3}
     assert record["layer"] == 3
     by_name = {m["metric"]: m for m in record["metrics"] if m["layer"] == 3}
@@ -136,15 +140,18 @@ def test_the_command_leaves_its_record_and_plot(aligned, small_tree, tiny_encode
     assert by_name["abx_across"]["triples"] > 100
     assert record["data"]["skipped"]["tokens beyond the end of their audio"]["count"] == 2
     assert record["weights_sha256"]
-    assert (tmp_path / "all" / "probe.png").stat().st_size > 10_000
+    assert (tmp_path / "all" / "discrimination.png").stat().st_size > 10_000
     assert "layer 3: word_ap_across" in capsys.readouterr().out
+    one = ["--output_dir", str(tmp_path / "one"), "--overwrite_output_dir"]
     for model in ("mfcc", f"random:{tiny_encoder}"):
-        main(["probe", "--model", model, *common, "--output_dir", str(tmp_path / "one")])
-        record = json.loads((tmp_path / "one" / "results.json").read_text())
+        main(["discrimination", "--model", model, *common, *one])
+        record = read_record(tmp_path / "one" / "results.json")
         assert math.isfinite(record["value"])
         assert record["seed"] == 0
     capsys.readouterr()
-    main(["probe", "--model", "mfcc", *common, "--max_words", "20", "--output_dir", str(tmp_path / "one")])
+    with pytest.raises(LaserError, match="holds a finished run"):
+        main(["discrimination", "--model", "mfcc", *common, *one[:2]])
+    main(["discrimination", "--model", "mfcc", *common, "--max_words", "20", *one])
     assert "same-word pairs of different speakers, so word_ap_across is a rough number" in capsys.readouterr().out
 
 
@@ -152,34 +159,30 @@ def test_speech_without_comparable_words_still_gives_the_rest(aligned, small_tre
     lines = [line for line in aligned.read_text().splitlines()[1:] if line.startswith("1-")]
     path = tmp_path / "one-speaker.tsv"
     path.write_text(HEADER + "\n".join(lines) + "\n")
-    speech = load_probe_speech(small_tree, path, settings=SETTINGS)
-    frontend = load_frontend(str(tiny_encoder))
-    (frames,) = encode(frontend, speech.waveforms, (3,))
-    report = measure(frames, speech, frontend, SETTINGS)
+    speech = load_aligned_speech(small_tree, path, settings=SETTINGS)
+    (report,) = measure(load_features(str(tiny_encoder)), speech, settings=SETTINGS)
     assert report.words_across is None
     assert set(report.summary()) == {"word_ap", "abx_within", "frame_cosine", "effective_rank"}
 
 
 def test_places_without_usable_speech_are_refused(aligned, small_tree, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        load_probe_speech(small_tree, aligned, ["test"])
+    with pytest.raises(LaserError, match="no folder"):
+        load_aligned_speech(small_tree, aligned, ["test"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="none of the 19 utterances"):
-        load_probe_speech(tmp_path / "empty", aligned)
+    with pytest.raises(LaserError, match="none of the 19 utterances"):
+        load_aligned_speech(tmp_path / "empty", aligned)
     path = tmp_path / "words.tsv"
     path.write_text(HEADER + "1-10-0000\tgo\t0.1\t0.1\t\n")
-    with pytest.raises(ValueError, match="no phone and no word of 5 letters"):
-        load_probe_speech(small_tree, path)
+    with pytest.raises(LaserError, match="no phone and no word of 5 letters"):
+        load_aligned_speech(small_tree, path)
 
 
 def test_real_speech_the_order_comes_out_right(shared_speech):
-    settings = ProbeSettings(max_utterances=6, phones_per_speaker=2, max_speakers=3)
+    settings = DiscriminationSettings(max_utterances=6, phones_per_speaker=2, max_speakers=3)
     alignments = shared_speech.parent / "alignments.tsv"
-    speech = replace(load_probe_speech(shared_speech, alignments, ["test-other-100"], settings), words=[])
+    speech = replace(load_aligned_speech(shared_speech, alignments, ["test-other-100"], settings), words=[])
     errors = []
     for model in (str(ENCODER_DIR), "mfcc", f"random:{ENCODER_DIR}"):
-        frontend = load_frontend(model)
-        (frames,) = encode(frontend, speech.waveforms, (frontend.layers - 1,))
-        errors.append(measure(frames, speech, frontend, settings).abx.across)
+        errors.append(measure(load_features(model), speech, settings=settings)[0].abx.across)
     assert errors == sorted(errors)
     assert errors[-1] < 0.5

@@ -1,8 +1,8 @@
-"""What an encoder's frames tell without labels, or with word and phone times only: `python -m laser_hf.superb probe`.
+"""Diagnostics of an encoder's frames on a small selection of aligned speech, in seconds.
 
-Word discrimination (`word_discrimination`), an ABX-like phone error (`abx`), the mean pairwise cosine and the effective
-rank of the frames, on a small seeded selection of aligned speech. Seconds rather than hours, so that a training run
-can look at it at every evaluation and a search can use it as its target: `word_average_precision`.
+`load_aligned_speech` selects utterances, words and phones; `measure` gives word discrimination (`words`),
+an ABX-like phone error (`abx`), and the mean pairwise cosine and the effective rank of the frames. A training run
+measures at every evaluation, and a search uses one number as its target: `word_average_precision`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,35 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...data import BadAudio, decode_audio
 from ...data.local_speech import find_audio_files
 from ...encoders import SAMPLE_RATE, SpeechEncoder
+from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
-from ..qbe.frontends import EncoderFrontend, Frontend
+from ..features import EncoderFeatures, Features
+from ..frame_store import encode
 from .abx import AbxReport, abx_error, balanced
 from .alignments import Skipped, Token, long_words, read_alignments
-from .word_discrimination import NoComparison, WordReport, word_discrimination
+from .words import NoComparison, WordReport, word_discrimination
 
 logger = logging.getLogger(__name__)
 
-MAX_FRAMES = 512  # of the collapse statistics, as in the training monitor
-SLACK = 0.03  # seconds that an alignment may reach beyond the end of its audio: it counts in whole frames
+MAX_FRAMES = 512  # of the cosine and the effective rank, as in the training monitor
+SLACK = 0.03
+"""Seconds that an alignment may reach beyond the end of its audio: it counts in whole frames."""
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """How much speech is looked at, and how. The defaults take seconds for a small encoder on one core."""
+class DiscriminationSettings:
+    """How much speech is measured. The defaults take seconds for a small encoder on one core."""
 
     max_utterances: int = 60
     """Utterances encoded, the speakers in turn, those rich in words that several speakers say first."""
     min_letters: int = 5
+    """Letters of the shortest word compared (Carlin et al., 2011)."""
     min_seconds: float = 0.5
-    """Shortest word compared, in letters and seconds (Carlin et al., 2011)."""
+    """Duration of the shortest word compared (Carlin et al., 2011)."""
     max_words: int = 400
     """Word tokens compared; words said by several speakers first."""
     max_pairs: int = 100_000
@@ -53,14 +55,15 @@ class ProbeSettings:
     """Tokens of each phone of each speaker in the ABX error."""
     max_speakers: int = 8
     """Speakers in the ABX error."""
-    context: str = "any"
-    pooling: str = "dtw"
     seed: int = 0
     """Of every selection above."""
 
 
+# ---------------------------------------------------------------------------------------------------------- selecting
+
+
 @dataclass
-class ProbeSpeech:
+class AlignedSpeech:
     """Speech with times: what the diagnostics need of the data.
 
     Attributes:
@@ -78,7 +81,7 @@ class ProbeSpeech:
         """What was selected, for records."""
         return {
             "utterances": len(self.waveforms),
-            "seconds": round(sum(len(wave) for wave in self.waveforms.values()) / SAMPLE_RATE, 1),
+            "seconds": round(sum(map(len, self.waveforms.values())) / SAMPLE_RATE, 1),
             "words": len(self.words),
             "phones": len(self.phones),
             "speakers": len({token.speaker for token in [*self.words, *self.phones]}),
@@ -86,12 +89,12 @@ class ProbeSpeech:
         }
 
 
-def load_probe_speech(
+def load_aligned_speech(
     data: str | Path,
     alignments: str | Path,
     splits: Sequence[str] | None = None,
-    settings: ProbeSettings = ProbeSettings(),
-) -> ProbeSpeech:
+    settings: DiscriminationSettings = DiscriminationSettings(),
+) -> AlignedSpeech:
     """Read aligned speech and select from it by `settings`, the same at every call.
 
     Args:
@@ -100,13 +103,12 @@ def load_probe_speech(
         splits: sub-folders of `data` to use; all if not given.
 
     Raises:
-        FileNotFoundError: no such folder or file.
-        ValueError: no utterance of the alignment has audio there, or none could be used.
+        LaserError: no such folder or file, no utterance of the alignment has audio there, or none could be used.
     """
     root = Path(data)
     for folder in [root, *(root / split for split in splits or ())]:
         if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}; expected speech such as a LibriSpeech tree")
+            raise LaserError(f"no folder {folder}; expected speech such as a LibriSpeech tree")
     files = {path.stem: path for path in find_audio_files(root)}
     wanted = files
     if splits:
@@ -118,7 +120,7 @@ def load_probe_speech(
         skipped.add("aligned utterances without audio", utterance)
     usable = {utterance: speaker for utterance, speaker in speakers.items() if utterance in wanted}
     if not usable:
-        raise ValueError(
+        raise LaserError(
             f"none of the {len(speakers)} utterances of {alignments} has audio in {root}"
             + (f" ({', '.join(splits)})" if splits else "")
             + f", which holds {len(wanted)} audio files; files are found by the utterance's name"
@@ -132,13 +134,13 @@ def load_probe_speech(
             skipped.add(f"utterances with unusable audio ({error.kind})", utterance)
     words, phones = (_inside(tokens, waveforms, skipped) for tokens in (long, found.phones))
     if not words and not phones:
-        raise ValueError(
+        raise LaserError(
             f"no phone and no word of {settings.min_letters} letters and {settings.min_seconds:g} s of {alignments} "
             f"can be used; left out: {skipped}"
         )
     if skipped.reasons:
         logger.warning("%s: left out %s", alignments, skipped)
-    return ProbeSpeech(
+    return AlignedSpeech(
         waveforms,
         repeated_words(words, settings.max_words, settings.seed),
         balanced(phones, settings.phones_per_speaker, settings.max_speakers, settings.seed),
@@ -148,8 +150,8 @@ def load_probe_speech(
 
 def _spread(speakers: Mapping[str, str], words: Iterable[Token], count: int, seed: int) -> list[str]:
     """At most `count` utterances, the speakers in turn; of each first those rich in words that others say too."""
-    said_by: dict[str, set[str]] = defaultdict(set)
     words = [word for word in words if word.utterance in speakers]
+    said_by: dict[str, set[str]] = defaultdict(set)
     for word in words:
         said_by[word.label].add(word.speaker)
     shared = Counter(word.utterance for word in words if len(said_by[word.label]) > 1)
@@ -160,7 +162,7 @@ def _spread(speakers: Mapping[str, str], words: Iterable[Token], count: int, see
     turns = []
     for speaker in generator.permutation(sorted(queues)).tolist():
         queue = sorted(queues[speaker], key=lambda utterance: -shared[utterance])  # stable: ties stay in seeded order
-        turns += [(turn, utterance) for turn, utterance in enumerate(queue)]
+        turns += enumerate(queue)
     turns.sort(key=lambda entry: entry[0])
     return sorted(utterance for _, utterance in turns[:count])
 
@@ -189,42 +191,11 @@ def repeated_words(words: Iterable[Token], count: int, seed: int = 0) -> list[To
     return sorted([token for name in names for token in by_word[name]][:count])
 
 
-# ------------------------------------------------------------------------------------------------ measuring
-
-
-def encode(
-    frontend: Frontend,
-    waveforms: Mapping[str, Tensor],
-    layers: Sequence[int] = (-1,),
-    batch_size: int = 8,
-    progress: str = "",
-) -> list[dict[str, Tensor]]:
-    """Frames `(frames, dim)` of each utterance, on the CPU, for every layer of `layers`.
-
-    Raises:
-        ValueError: an utterance too short for one frame.
-    """
-    frames: list[dict[str, Tensor]] = [{} for _ in layers]
-    names = sorted(waveforms, key=lambda name: (len(waveforms[name]), name))  # little padding
-    for start in tqdm(range(0, len(names), batch_size), desc=progress, disable=not progress, mininterval=2):
-        batch = names[start : start + batch_size]
-        for found, states in zip(frames, frontend([waveforms[name] for name in batch], layers), strict=True):
-            found.update(zip(batch, states, strict=True))
-    return frames
-
-
-@contextmanager
-def frontend_of(encoder: SpeechEncoder) -> Iterator[EncoderFrontend]:
-    """`encoder` as a frontend on the device it is on; its mode (training or evaluation) is restored afterwards."""
-    was_training = encoder.training
-    try:
-        yield EncoderFrontend(encoder, next(encoder.parameters()).device)
-    finally:
-        encoder.train(was_training)
+# ---------------------------------------------------------------------------------------------------------- measuring
 
 
 @dataclass(frozen=True)
-class ProbeReport:
+class DiscriminationReport:
     """All diagnostics of one layer; a part is `None` where the speech has no such tokens or allows no comparison."""
 
     words_across: WordReport | None
@@ -235,28 +206,42 @@ class ProbeReport:
 
     def summary(self) -> dict[str, float]:
         """The scalars by their short names, without those that could not be measured."""
-        values = {}
-        if self.words_across is not None:
-            values["word_ap_across"] = self.words_across.average_precision
-        if self.words_all is not None:
-            values["word_ap"] = self.words_all.average_precision
-        if self.abx is not None:
-            values |= {"abx_across": self.abx.across, "abx_within": self.abx.within}
-        values |= {"frame_cosine": self.frame_cosine, "effective_rank": self.effective_rank}
-        return {name: value for name, value in values.items() if not math.isnan(value)}
+        values = {
+            "word_ap_across": self.words_across and self.words_across.average_precision,
+            "word_ap": self.words_all and self.words_all.average_precision,
+            "abx_across": self.abx and self.abx.across,
+            "abx_within": self.abx and self.abx.within,
+            "frame_cosine": self.frame_cosine,
+            "effective_rank": self.effective_rank,
+        }
+        return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
 
 
 def measure(
-    frames: Mapping[str, Tensor],
-    speech: ProbeSpeech,
-    frontend: Frontend,
-    settings: ProbeSettings = ProbeSettings(),
+    features: Features,
+    speech: AlignedSpeech,
+    layers: Sequence[int] = (-1,),
+    settings: DiscriminationSettings = DiscriminationSettings(),
     progress: bool = False,
-) -> ProbeReport:
-    """All diagnostics of the frames of one layer, as `encode` returns them."""
-    how = {**_times(frontend), "pooling": settings.pooling}
-    words: dict[str, WordReport | None] = {}
-    for speakers in ("across", "all"):
+) -> list[DiscriminationReport]:
+    """All diagnostics of each of `layers` (negative ones from the last), on frames that `features` makes.
+
+    For an encoder in training, `measure(EncoderFeatures(encoder), speech)[0].summary()` is what an evaluator returns.
+    The encoder's mode and PyTorch's random generators stay as they are.
+    """
+    frames = encode(features, speech.waveforms, [layer % features.layers for layer in layers], "frames" * progress)
+    return [_measure_layer(frames.pop(0), speech, features, settings, progress) for _ in layers]
+
+
+def _measure_layer(
+    frames: Mapping[str, Tensor],
+    speech: AlignedSpeech,
+    features: Features,
+    settings: DiscriminationSettings,
+    progress: bool,
+) -> DiscriminationReport:
+    words: dict[str, WordReport | None] = {"across": None, "all": None}
+    for speakers in words:
         try:
             words[speakers] = word_discrimination(
                 frames,
@@ -264,40 +249,37 @@ def measure(
                 max_pairs=settings.max_pairs,
                 seed=settings.seed,
                 speakers=speakers,
-                progress=f"words ({speakers} speakers)" if progress else "",
-                **how,
+                progress=f"words ({speakers} speakers)" * progress,
+                **_times(features),
             )
         except NoComparison as error:
             logger.warning("no word discrimination (%s): %s", speakers, error)
-            words[speakers] = None
-    abx = None
-    if speech.phones:
-        abx = abx_error(frames, speech.phones, context=settings.context, progress="phones" if progress else "", **how)
+    abx = abx_error(frames, speech.phones, progress="phones" * progress, **_times(features)) if speech.phones else None
     stacked = torch.cat([frames[name] for name in sorted(frames)])
     stacked = stacked[torch.linspace(0, len(stacked) - 1, min(MAX_FRAMES, len(stacked))).long()]
-    return ProbeReport(words["across"], words["all"], abx, mean_pairwise_cosine(stacked), effective_rank(stacked))
+    return DiscriminationReport(
+        words["across"], words["all"], abx, mean_pairwise_cosine(stacked), effective_rank(stacked)
+    )
 
 
 def word_average_precision(
-    encoder: SpeechEncoder, speech: ProbeSpeech, layer: int = -1, settings: ProbeSettings = ProbeSettings()
+    encoder: SpeechEncoder,
+    speech: AlignedSpeech,
+    layer: int = -1,
+    settings: DiscriminationSettings = DiscriminationSettings(),
 ) -> float:
     """One number for an encoder: average precision of same-word pairs of different speakers; higher is better.
 
     Raises:
-        ValueError: the words of `speech` allow no comparison.
+        NoComparison: the words of `speech` allow no comparison.
     """
-    with frontend_of(encoder) as frontend:
-        (frames,) = encode(frontend, speech.waveforms, (layer % frontend.layers,))
+    features = EncoderFeatures(encoder)
+    (frames,) = encode(features, speech.waveforms, [layer % features.layers])
     return word_discrimination(
-        frames,
-        speech.words,
-        max_pairs=settings.max_pairs,
-        seed=settings.seed,
-        pooling=settings.pooling,
-        **_times(frontend),
+        frames, speech.words, max_pairs=settings.max_pairs, seed=settings.seed, **_times(features)
     ).average_precision
 
 
-def _times(frontend: Frontend) -> dict[str, float]:
+def _times(features: Features) -> dict[str, float]:
     """Frame rate, and the time of the middle of frame 0."""
-    return {"frame_rate": 1 / frontend.frame_seconds, "first_seconds": frontend.shortest / 2 / SAMPLE_RATE}
+    return {"frame_rate": 1 / features.frame_seconds, "first_seconds": features.shortest / 2 / SAMPLE_RATE}

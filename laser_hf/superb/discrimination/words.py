@@ -10,20 +10,20 @@ speakers apart. Nothing is trained.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from ...errors import LaserError
 from ..ranking import average_precision
 from .alignments import Token
-from .token_distances import dtw_distances, mean_pooled, token_frames
+from .token_distances import dtw_distances, token_frames
 
 SPEAKERS = ("across", "all")
-POOLINGS = ("dtw", "mean")
 
 
-class NoComparison(ValueError):
+class NoComparison(LaserError):
     """Words that allow no comparison: none said twice, or only one word."""
 
 
@@ -49,10 +49,6 @@ class WordReport:
     """Different words among them."""
     speakers: int
 
-    def to_dict(self) -> dict[str, float | int]:
-        """The report as a plain dictionary, ready for JSON."""
-        return asdict(self)
-
 
 def word_discrimination(
     frames: Mapping[str, Tensor],
@@ -61,7 +57,6 @@ def word_discrimination(
     max_pairs: int = 50_000,
     seed: int = 0,
     speakers: str = "across",
-    pooling: str = "dtw",
     first_seconds: float | None = None,
     progress: str = "",
 ) -> WordReport:
@@ -74,23 +69,20 @@ def word_discrimination(
             same-word pairs, so that average precision estimates the one of all pairs.
         seed: seed of that sample.
         speakers: "across" compares tokens of different speakers only, "all" any two tokens.
-        pooling: "dtw" aligns the frames, "mean" compares the mean frames.
         progress: label of a progress bar; none if empty.
 
     Raises:
         NoComparison: no word is said twice (with "across": by two speakers), or only one word.
-        ValueError: the frames do not fit the words.
+        ValueError: wrong settings, or frames that do not fit the words.
     """
     if max_pairs < 2:
-        raise ValueError(f"max_pairs must be at least 2, got {max_pairs}")
-    if speakers not in SPEAKERS or pooling not in POOLINGS:
-        raise ValueError(f"expected speakers of {SPEAKERS} and pooling of {POOLINGS}, got {speakers!r}, {pooling!r}")
+        raise LaserError(f"max_pairs must be at least 2, got {max_pairs}")
+    if speakers not in SPEAKERS:
+        raise ValueError(f"expected speakers of {SPEAKERS}, got {speakers!r}")
     tokens = sorted(words)
     if not tokens:
         raise NoComparison("there are no words to compare")
     segments = token_frames(frames, tokens, frame_rate, first_seconds)
-    if pooling == "mean":
-        segments = mean_pooled(segments)
     first, second, same = word_pairs(tokens, max_pairs, seed, across=speakers == "across")
     distances = dtw_distances(segments, first, second, progress)
     same_distance, different_distance = float(distances[same].mean()), float(distances[~same].mean())
@@ -137,7 +129,7 @@ def word_pairs(
         )
     if totals[False] == 0:
         raise NoComparison("there is no different-word pair to compare: only one word, or one speaker for each word")
-    # Which pairs to keep, as sorted ranks in the order in which the loop below meets them.
+    # Ranks of the pairs to keep, in the order in which the loop below meets them.
     if crossing <= max_pairs:
         ranks = {kind: np.arange(total) for kind, total in totals.items()}
     else:
@@ -148,7 +140,7 @@ def word_pairs(
             kind: np.sort(generator.choice(total, min(wanted[kind], total), replace=False))
             for kind, total in totals.items()
         }
-    # Token by token, because the full list of pairs of a large corpus would not fit into memory.
+    # Token by token: the full list of pairs of a large corpus does not fit into memory.
     met = {True: 0, False: 0}
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for index in range(len(tokens) - 1):
@@ -157,10 +149,9 @@ def word_pairs(
         for kind in (True, False):
             partners = np.flatnonzero(other_voice & (same_word if kind else ~same_word)) + index + 1
             low, high = np.searchsorted(ranks[kind], (met[kind], met[kind] + len(partners)))
-            partners_kept = partners[ranks[kind][low:high] - met[kind]]
+            kept = partners[ranks[kind][low:high] - met[kind]]
             met[kind] += len(partners)
-            count = len(partners_kept)
-            parts.append((np.full(count, index), partners_kept, np.full(count, kind)))
+            parts.append((np.full(len(kept), index), kept, np.full(len(kept), kind)))
     first, second, same = (np.concatenate(column) for column in zip(*parts, strict=True))
     return first, second, same
 

@@ -1,9 +1,9 @@
 """Distances between stretches of frames: the dynamic time warping that word discrimination and ABX share.
 
-It is the classical symmetric one of Sakoe and Chiba, "Dynamic programming algorithm optimization for spoken word
-recognition" (IEEE Trans. ASSP 26(1), 1978): a diagonal step counts its cell twice, so every path has total weight
-`n + m`, and the cost divided by `n + m` is an average frame distance. It is the step pattern `symmetric2` of the dtw
-packages, except that these count the first cell once.
+It is the symmetric one of Sakoe and Chiba, "Dynamic programming algorithm optimization for spoken word recognition"
+(IEEE Trans. ASSP 26(1), 1978): a diagonal step counts its cell twice, so every path has total weight `n + m`, and the
+cost divided by `n + m` is an average frame distance. The dtw packages call it `symmetric2`, but count the first cell
+once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def token_frames(
 ) -> list[Tensor]:
     """The frames of every token, `(frames of the token, dim)`, in float32 on the CPU, scaled to unit length.
 
-    A token has the frames whose time lies within it; a very short one the frame nearest its middle. A zero frame
-    keeps length zero, and so has distance 1 (no similarity) to everything.
+    A token has the frames whose time lies within it; a very short one has the frame nearest its middle. A zero frame
+    keeps length zero, so its distance to everything is 1.
 
     Args:
         frames: for every utterance, its frames, `(frames, dim)`; any floating type, on any device.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from laser_hf.superb.probing.alignments import Token
-from laser_hf.superb.probing.token_distances import dtw_distances, mean_pooled, token_frames
+from laser_hf.superb.discrimination.alignments import Token
+from laser_hf.superb.discrimination.token_distances import dtw_distances, mean_pooled, token_frames
 
 
 def unit_rows(*shape: int, seed: int = 0) -> torch.Tensor:

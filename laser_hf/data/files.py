@@ -1,0 +1,135 @@
+"""Files on disk: listing and indexing audio files, and the one reader of text tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+
+from ..errors import LaserError
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+"""File names taken for audio, upper or lower case."""
+
+
+def find_audio_files(folder: Path) -> list[Path]:
+    """All audio files below `folder`, sorted by path. Hidden ones are left out. Links are followed, once."""
+    return sorted(_walk(Path(folder), set()), key=lambda path: path.parts)
+
+
+def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+        elif entry.name.lower().endswith(AUDIO_SUFFIXES):
+            yield Path(entry.path)
+
+
+def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
+    """A dataset of audio files, in the order given; nothing is decoded.
+
+    A file `speaker/chapter/speaker-chapter-utterance.ext`, as LibriSpeech names them, gets the id
+    `speaker-chapter-utterance`, its speaker, and its line of `speaker-chapter.trans.txt` if there is one. The id of any
+    other file is its path below `folder` without the extension.
+
+    Args:
+        folder: what the ids are relative to.
+        files: as `find_audio_files` returns them.
+
+    Returns:
+        Columns `id`, `audio` (`datasets.Audio(decode=False)`) and, if known for any file, `speaker` and `text`.
+
+    Raises:
+        LaserError: two files have the same id.
+    """
+    rows: dict[str, dict[str, str | None]] = {}
+    transcripts: dict[Path, dict[str, str]] = {}
+    for path in files:
+        speaker, chapter = path.parent.parent.name, path.parent.name
+        if path.stem.startswith(f"{speaker}-{chapter}-"):
+            if path.parent not in transcripts:
+                transcripts[path.parent] = _read_transcripts(path.parent / f"{speaker}-{chapter}.trans.txt")
+            row = {"id": path.stem, "speaker": speaker, "text": transcripts[path.parent].get(path.stem)}
+        else:
+            row = {"id": path.relative_to(folder).with_suffix("").as_posix(), "speaker": None, "text": None}
+        if row["id"] in rows:
+            raise LaserError(
+                f"{folder}: two files have the id {row['id']!r}: {rows[row['id']]['audio']} and {path}. Name one split "
+                "(a sub-folder)."
+            )
+        rows[row["id"]] = row | {"audio": str(path)}
+    columns = {name: [row[name] for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
+    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return datasets.Dataset.from_dict(known).cast_column("audio", datasets.Audio(decode=False))
+
+
+def _read_transcripts(path: Path) -> dict[str, str]:
+    """`{id: text}` of a LibriSpeech transcript (`id text` per line); empty if there is no such file."""
+    lines = (line.split(maxsplit=1) for _, line in read_lines(path)) if path.is_file() else ()
+    return {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines}
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text file in UTF-8, with or without byte-order mark; line ends become `\\n`.
+
+    Raises:
+        LaserError: there is no such file, it cannot be read, or it is not UTF-8 (the message names the line).
+    """
+    path = Path(path).expanduser()
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise LaserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise LaserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """The lines of a text file that are not blank, each as `(place, line)`; `place` is `FILE, line N` for messages.
+
+    Raises:
+        LaserError: as `read_text`.
+    """
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
+
+
+def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a tab-separated table whose first line names its columns. Quotes have no meaning.
+
+    Args:
+        path: the file.
+        columns: those that must be there. Other fields at the end of a row may be missing; they are empty then.
+
+    Returns:
+        `(place, row)`: `place` is `FILE, line N` for messages, `row` has all columns of the file.
+
+    Raises:
+        LaserError: as `read_text`; a column is missing; a row has too few or too many fields.
+    """
+    lines = read_lines(path)
+    header = lines[0][1].split("\t") if lines else []
+    if missing := [column for column in columns if column not in header]:
+        raise LaserError(
+            f"{path}: no column {', '.join(missing)} in the first line; a tab-separated table with the columns "
+            f"{', '.join(columns)} was expected"
+        )
+    least = max((header.index(column) + 1 for column in columns), default=0)
+    rows = []
+    for place, line in lines[1:]:
+        fields = line.split("\t")
+        if not least <= len(fields) <= len(header):
+            raise LaserError(f"{place}: expected the fields {', '.join(header)}, separated by tabs, got {line!r}")
+        rows.append((place, dict.fromkeys(header, "") | dict(zip(header, fields, strict=False))))
+    return rows

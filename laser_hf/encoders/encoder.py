@@ -1,0 +1,249 @@
+"""A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune.
+
+What Hugging Face leaves to the user and this module does:
+
+* The first GroupNorm of base models takes its statistics over time, so zero padding changes them. Here every utterance
+  of a batch is normalised by its own samples only.
+* The convolutional front-end keeps a graph in training mode unless it is frozen through its own method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import LaserError
+
+SAMPLE_RATE = 16_000
+SUPPORTED_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+
+
+@dataclass
+class EncoderOutput:
+    """Frames of a padded batch.
+
+    Attributes:
+        frames: last hidden state, `(batch, frames, dim)`; positions beyond `lengths` are zero.
+        lengths: frames in use, `(batch,)` int64.
+        hidden_states: all `layers + 1` hidden states when asked for (S3PRL's numbering: 0 is the input of the
+            first Transformer layer), else `None`. Padding in them is not cleared.
+    """
+
+    frames: torch.Tensor
+    lengths: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+def check_supported(config: PretrainedConfig, name: str) -> None:
+    """Raise `LaserError` unless the model called `name` is of one of `SUPPORTED_MODEL_TYPES`."""
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise LaserError(
+            f"{name} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED_MODEL_TYPES)} encoders"
+        )
+
+
+def frame_lengths(config: PretrainedConfig, sample_lengths: torch.Tensor) -> torch.Tensor:
+    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise.
+
+    Layer by layer `floor((L - kernel) / stride) + 1`. The result is 0 if the utterance is shorter than the receptive
+    field.
+    """
+    lengths = sample_lengths
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+    return lengths.clamp(min=0)
+
+
+def receptive_field(config: PretrainedConfig) -> int:
+    """Samples needed for one frame (400, that is 25 ms, for HuBERT base)."""
+    field = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
+class _UtteranceGroupNorm(nn.GroupNorm):
+    """GroupNorm over time whose statistics come from each utterance's own frames, not from its padding.
+
+    Each channel is a group, as in all base models. `SpeechEncoder.forward` sets `valid`, the frames in use of each
+    utterance, for one call; with `None` this is the stock module.
+    """
+
+    valid: list[int] | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.valid is None or min(self.valid) == hidden.shape[-1]:
+            return super().forward(hidden)
+        utterances = []
+        for utterance, valid in zip(hidden, self.valid, strict=True):
+            normalised = nn.functional.group_norm(
+                utterance[None, :, :valid], self.num_groups, self.weight, self.bias, self.eps
+            )
+            utterances.append(nn.functional.pad(normalised, (0, hidden.shape[-1] - valid)))
+        return torch.cat(utterances)
+
+
+def _use_utterance_statistics(model: PreTrainedModel) -> _UtteranceGroupNorm | None:
+    """Replace the first GroupNorm by the exact one, in place; parameters and state-dict keys stay the same."""
+    layer = model.feature_extractor.conv_layers[0]
+    norm = getattr(layer, "layer_norm", None)
+    if not isinstance(norm, nn.GroupNorm):
+        return None
+    if norm.num_groups != norm.num_channels:
+        raise LaserError(
+            f"the first GroupNorm has {norm.num_groups} groups for {norm.num_channels} channels; expected one each"
+        )
+    exact = _UtteranceGroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
+    exact.weight, exact.bias = norm.weight, norm.bias
+    layer.layer_norm = exact
+    return exact
+
+
+class SpeechEncoder(nn.Module):
+    """A Hugging Face speech encoder whose padded batches give every utterance the frames it gets alone.
+
+    Args:
+        model: bare encoder (`HubertModel`, `WavLMModel`, `Wav2Vec2Model`, `Data2VecAudioModel`).
+        base_config: the checkpoint's own config before any training-time change; exports carry it.
+        do_normalize: scale each waveform to zero mean and unit variance first (never with LASER's recipe).
+        revision: what was loaded: a commit hash on the Hub, or `None` for a folder.
+
+    Raises:
+        LaserError: a model that is not of this family.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        base_config: PretrainedConfig | None = None,
+        do_normalize: bool = False,
+        revision: str | None = None,
+    ):
+        super().__init__()
+        check_supported(model.config, model.config.name_or_path or type(model).__name__)
+        self.model = model
+        self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
+        self.do_normalize = do_normalize
+        self.revision = revision
+        # A list hides it from nn.Module: it is registered as a part of `model` already.
+        self._first_norm = [_use_utterance_statistics(model)]
+        self._padded_frames: torch.Tensor | None = None
+        if model.config.model_type == "data2vec-audio":
+            # Its positional convolution is a stack: each layer writes into the padding that the next one reads.
+            for layer in model.encoder.pos_conv_embed.layers:
+                layer.register_forward_pre_hook(self._clear_padding)
+
+    def _clear_padding(self, _module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        if self._padded_frames is None:
+            return None
+        return (inputs[0].masked_fill(self._padded_frames.unsqueeze(1), 0.0),)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Config in force, training-time changes included."""
+        return self.model.config
+
+    @property
+    def hidden_size(self) -> int:
+        """Dimension of a frame."""
+        return self.model.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of Transformer layers."""
+        return len(self.model.encoder.layers)
+
+    def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
+        """`frame_lengths` for this encoder."""
+        return frame_lengths(self.model.config, sample_lengths)
+
+    def forward(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor, output_hidden_states: bool = False
+    ) -> EncoderOutput:
+        """Encode a zero-padded batch.
+
+        Args:
+            waveforms: `(batch, samples)`, 16 kHz, roughly within [-1, 1].
+            lengths: samples in use, `(batch,)`; pass a CPU tensor to avoid a host sync.
+            output_hidden_states: also return every layer.
+
+        Raises:
+            ValueError: shapes that do not fit, or an utterance too short for a single frame.
+        """
+        if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
+            raise ValueError(
+                "expected waveforms (batch, samples) and lengths (batch,), got "
+                f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
+            )
+        samples = lengths.tolist()
+        shortest, longest = receptive_field(self.config), max(samples)
+        if min(samples) < shortest or longest > waveforms.shape[1]:
+            raise ValueError(
+                f"every utterance needs between {shortest} samples (one frame) and the {waveforms.shape[1]} of the "
+                f"padded batch; got lengths {samples}"
+            )
+        frames = self.frame_lengths(lengths)
+        index = torch.arange(int(frames.max()), device=waveforms.device)
+        lengths, frames = (count.to(waveforms.device, non_blocking=True) for count in (lengths, frames))
+        inside = torch.arange(longest, device=waveforms.device) < lengths.unsqueeze(1)
+        waveforms = waveforms[:, :longest].masked_fill(~inside, 0.0)
+        if self.do_normalize:
+            waveforms = _normalize(waveforms, lengths, inside)
+        if min(samples) == longest:  # Without padding no mask is passed, so that attention can take its fastest kernel.
+            output = self.model(waveforms, output_hidden_states=output_hidden_states)
+            last = output.last_hidden_state
+        else:
+            padded = index >= frames.unsqueeze(1)
+            with self._padding_known(samples, padded):
+                output = self.model(waveforms, attention_mask=inside.long(), output_hidden_states=output_hidden_states)
+            last = output.last_hidden_state.masked_fill(padded.unsqueeze(2), 0.0)
+        return EncoderOutput(last, frames, output.hidden_states if output_hidden_states else None)
+
+    @contextlib.contextmanager
+    def _padding_known(self, samples: list[int], padded: torch.Tensor) -> Iterator[None]:
+        """Tell the exact layers what is padding, for one call of the model."""
+        norm, self._padded_frames = self._first_norm[0], padded
+        if norm is not None:
+            kernel, stride = self.config.conv_kernel[0], self.config.conv_stride[0]
+            norm.valid = [(length - kernel) // stride + 1 for length in samples]
+        try:
+            yield
+        finally:
+            self._padded_frames = None
+            if norm is not None:
+                norm.valid = None
+
+    def freeze_except(self, trainable_layers: int, encoder_layer_norm: bool = False) -> list[str]:
+        """Train the last `trainable_layers` Transformer layers and nothing else; return the parameters' names.
+
+        `encoder_layer_norm` adds the LayerNorm behind the positional convolution; gradients then run through all
+        layers. The released LASER code trains it too, because it freezes by counting parameters.
+
+        Raises:
+            LaserError: more layers than there are, or fewer than one.
+        """
+        if not 1 <= trainable_layers <= self.num_layers:
+            raise LaserError(f"trainable_layers must lie between 1 and {self.num_layers}, got {trainable_layers}")
+        self.model.requires_grad_(False)
+        # This method, which HubertModel does not offer itself, also keeps the front-end from asking for gradients of
+        # the waveform in train mode, which would keep its graph.
+        self.model.feature_extractor._freeze_parameters()
+        for layer in self.model.encoder.layers[-trainable_layers:]:
+            layer.requires_grad_(True)
+        if encoder_layer_norm:
+            self.model.encoder.layer_norm.requires_grad_(True)
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+def _normalize(waveforms: torch.Tensor, lengths: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Zero mean, unit variance over each utterance's own samples, as `Wav2Vec2FeatureExtractor` does."""
+    count = lengths.unsqueeze(1)
+    centred = (waveforms - waveforms.sum(1, keepdim=True) / count).masked_fill(~inside, 0.0)
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / torch.sqrt(variance + 1e-7)

@@ -1,0 +1,284 @@
+"""From utterances to frames: hidden states of an encoder, or MFCCs and log mel energies to compare with.
+
+`read_waveform` reads an utterance, `load_features` makes what turns it into frames, `WeightedSum` mixes layers with
+learned weights. `frame_store` encodes many utterances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+import torchaudio
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ..data import BadAudio, decode_audio
+from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
+from ..errors import LaserError
+from ..records import describe_model
+
+SPECTRAL = ("mfcc", "logmel")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """`duration` seconds from `start` of the file `audio`; the whole file without a duration."""
+
+    name: str
+    audio: Path
+    start: float = 0.0
+    duration: float | None = None
+    speaker: str = ""
+
+
+def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) -> torch.Tensor:
+    """Samples of an utterance, `(samples,)` float32, mono, 16 kHz, times `gain`.
+
+    Args:
+        utterance: a file, or a part of one.
+        shortest: samples at 16 kHz that it must have.
+        gain: factor on the samples.
+
+    Raises:
+        BadAudio: missing, undecodable, empty, shorter than `shortest`, not finite, or silent.
+    """
+    source = str(utterance.audio) if utterance.duration is None else _read_part(utterance)
+    waveform = decode_audio(source, SAMPLE_RATE, min_seconds=0.0).waveform
+    if len(waveform) < shortest:
+        raise BadAudio("too_short", f"{len(waveform)} samples; one frame needs {shortest}")
+    return waveform * gain if gain != 1.0 else waveform
+
+
+def _read_part(utterance: Utterance) -> dict[str, Any]:
+    """Only the samples asked for: many queries may be cut from one long recording."""
+    if not utterance.audio.is_file():
+        raise BadAudio("undecodable", f"{utterance.audio}: no such file")
+    try:
+        with soundfile.SoundFile(utterance.audio) as file:
+            first = round(utterance.start * file.samplerate)
+            if not 0 <= first < file.frames or utterance.duration <= 0:
+                raise BadAudio(
+                    "empty",
+                    f"{utterance.duration:g} s from {utterance.start:g} s lie outside of {utterance.audio} "
+                    f"({file.frames / file.samplerate:.2f} s)",
+                )
+            file.seek(first)
+            samples = file.read(round(utterance.duration * file.samplerate), dtype="float32", always_2d=True)
+            return {"array": samples.T, "sampling_rate": file.samplerate}
+    except (soundfile.SoundFileError, OSError) as error:
+        raise BadAudio("undecodable", f"{utterance.audio}: {error}") from error
+
+
+def sample_counts(utterances: Sequence[Utterance]) -> list[int]:
+    """Samples at 16 kHz by the files' headers; 0 for a file that cannot be opened (reading it raises `BadAudio`)."""
+    seconds: dict[Path, float] = {}
+    for path in {utterance.audio for utterance in utterances}:
+        try:
+            seconds[path] = soundfile.info(path).duration
+        except (soundfile.SoundFileError, OSError):
+            seconds[path] = 0.0
+    counts = []
+    for utterance in utterances:
+        length = seconds[utterance.audio]
+        if utterance.duration is not None:
+            length = min(utterance.duration, max(0.0, length - utterance.start))
+        counts.append(round(length * SAMPLE_RATE))
+    return counts
+
+
+class EncoderFeatures:
+    """Hidden states of an encoder on the device it is on; number 0 is the input of the first Transformer layer.
+
+    The encoder runs in evaluation mode without gradients and without drawing random numbers; its own mode is restored.
+    Every utterance of a batch gets the frames that it gets alone. SUPERB cuts an utterance to `round(samples / 320)`
+    frames. An encoder never makes more than that of an utterance alone, so nothing is left to cut.
+
+    Attributes:
+        layers: number of hidden states.
+        dim: dimension of a frame.
+        shortest: samples that give one frame.
+        frame_seconds: time from one frame to the next.
+    """
+
+    def __init__(self, encoder: SpeechEncoder):
+        self.encoder = encoder
+        self.layers, self.dim = encoder.num_layers + 1, encoder.hidden_size
+        self.shortest = receptive_field(encoder.config)
+        self.frame_seconds = math.prod(encoder.config.conv_stride) / SAMPLE_RATE
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of a waveform of `samples`."""
+        return int(self.encoder.frame_lengths(torch.tensor(samples)))
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Entries of a record about the model `name`; see `records.describe_model`."""
+        return describe_model(name, self.encoder.revision, self.encoder.model.state_dict())
+
+    @torch.no_grad()
+    def states(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode a padded batch.
+
+        Args:
+            waveforms: `(batch, samples)`, 16 kHz.
+            lengths: samples in use, `(batch,)`.
+            layers: numbers of the hidden states; all by default.
+
+        Returns:
+            States `(layers, batch, frames, dim)`, zero beyond their utterance's frames, and frames in use `(batch,)`.
+        """
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            # Transformers draws a number for LayerDrop in evaluation mode too.
+            with torch.random.fork_rng(devices=[]):
+                output = self.encoder(waveforms, lengths, output_hidden_states=True)
+        finally:
+            self.encoder.train(training)
+        states = torch.stack(
+            [output.hidden_states[layer] for layer in (range(self.layers) if layers is None else layers)]
+        )
+        padding = torch.arange(states.shape[2], device=states.device) >= output.lengths.unsqueeze(1)
+        return states.masked_fill(padding[None, :, :, None], 0.0), output.lengths
+
+    def __call__(self, waveforms: Sequence[torch.Tensor], layers: Sequence[int]) -> list[list[torch.Tensor]]:
+        """Frames `[layer][waveform]`, each `(frames, dim)` float32 on the CPU, of 16 kHz waveforms `(samples,)`."""
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        batch = pad_sequence(list(waveforms), batch_first=True).to(next(self.encoder.parameters()).device)
+        states, frames = self.states(batch, lengths, layers)
+        states = states.float().cpu()
+        return [[state[i, :count] for i, count in enumerate(frames.tolist())] for state in states]
+
+
+class SpectralFeatures:
+    """13 MFCCs (`mfcc`) or 23 log mel energies (`logmel`) of 25 ms every 10 ms, with their time differences.
+
+    It has the attributes and methods of `EncoderFeatures` except `states`; there is one layer.
+    """
+
+    encoder, layers, shortest, frame_seconds = None, 1, 400, 0.01
+
+    def __init__(self, kind: str):
+        self._hop = round(self.frame_seconds * SAMPLE_RATE)
+        mel = {"n_fft": self.shortest, "hop_length": self._hop, "n_mels": 23, "center": False}
+        if kind == "mfcc":
+            self._transform = torchaudio.transforms.MFCC(SAMPLE_RATE, 13, melkwargs=mel)
+        else:
+            spectrum = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **mel)
+            self._transform = lambda waveform: spectrum(waveform).clamp_min(1e-10).log()
+        self.dim = 2 * (13 if kind == "mfcc" else 23)
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of a waveform of `samples`."""
+        return max(0, (samples - self.shortest) // self._hop + 1)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Entries of a record about the features `name`."""
+        return describe_model(name)
+
+    def __call__(self, waveforms: Sequence[torch.Tensor], layers: Sequence[int]) -> list[list[torch.Tensor]]:
+        """Frames `[layer][waveform]`, each `(frames, dim)` float32, of 16 kHz waveforms `(samples,)`."""
+        frames = []
+        for waveform in waveforms:
+            values = self._transform(waveform)
+            frames.append(torch.cat([values, torchaudio.functional.compute_deltas(values)]).T)
+        return [frames for _ in layers]
+
+
+Features = EncoderFeatures | SpectralFeatures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the tasks that only look at frames: `--model`, `--revision`, `--layer`, `--device`, `--seed`."""
+    add = parser.add_argument
+    add("--model", required=True, help="encoder id or folder, random:ID_OR_FOLDER (fresh weights), mfcc or logmel")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
+    add("--layer", default="-1", help="hidden state: 0 is the input of the first layer, -1 the last; 3,6,9; or all")
+    add("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
+    add("--seed", type=int, default=0, help="of everything that is drawn, such as the weights of random:MODEL")
+
+
+def load_features(
+    model: str, revision: str | None = None, seed: int = 0, device: torch.device | str = "cpu"
+) -> Features:
+    """Features by the name that `--model` takes; an encoder is moved to `device`.
+
+    Args:
+        model: `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights).
+        revision: branch, tag or commit on the Hub.
+        seed: of fresh weights.
+        device: where to encode.
+
+    Raises:
+        LaserError: an encoder that cannot be loaded.
+    """
+    if model in SPECTRAL:
+        return SpectralFeatures(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = load_encoder(model.removeprefix("random:"), revision)
+        if model.startswith("random:"):
+            fresh = type(encoder.model)(encoder.base_config)
+            encoder = SpeechEncoder(fresh, encoder.base_config, encoder.do_normalize, encoder.revision)
+    return EncoderFeatures(encoder.to(device))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` takes a GPU if there is one.
+
+    Raises:
+        LaserError: no such device here.
+    """
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LaserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_layers(asked: str, available: int) -> list[int]:
+    """Numbers of the layers that `--layer` names: `all`, or numbers with commas, negative ones from the last.
+
+    Raises:
+        LaserError: no such layer, or no number.
+    """
+    if asked == "all":
+        return list(range(available))
+    try:
+        layers = [int(layer) for layer in asked.split(",")]
+    except ValueError:
+        raise LaserError(f"--layer expects all, a number, or numbers with commas; got {asked!r}") from None
+    unknown = [layer for layer in layers if not -available <= layer < available]
+    if unknown:
+        raise LaserError(f"the model has layers 0 to {available - 1}, not {unknown[0]}")
+    return list(dict.fromkeys(layer % available for layer in layers))
+
+
+class WeightedSum(nn.Module):
+    """Sum of hidden states with the softmax of learned weights, which start at zero: all layers alike.
+
+    Args:
+        layers: number of hidden states.
+    """
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`(layers, batch, frames, dim)` -> `(batch, frames, dim)`."""
+        # einsum would copy the states into another layout first.
+        return (self.weights.softmax(0) @ states.flatten(1)).view(states.shape[1:])
+
+    def shares(self) -> list[float]:
+        """The softmaxed weights."""
+        return self.weights.detach().double().softmax(0).tolist()
