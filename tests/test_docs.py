@@ -111,7 +111,7 @@ def test_commands_and_options_exist(page):
             continue
         assert name in known, f"{page}: laser-hf {name}"
         if name == "superb":
-            if words[0].isupper():  # TASK
+            if words[0].isupper() or ":" in words[0]:  # TASK, or one's own
                 continue
             allowed = options_of(name, words[0], "--help")
         elif name == "train":
@@ -150,6 +150,21 @@ def test_an_own_objective_and_view_train(module, tmp_path, monkeypatch):
     record = read_json(Path(words[words.index("--output_dir") + 1]) / "laser_config.json")
     assert record["updates"] == 1
     assert module in str(record["recipe"])
+
+
+def test_an_own_task_measures(tmp_path, monkeypatch):
+    from laser_hf.demo import ENCODER_DIR, SPEECH_DIR
+
+    (tmp_path / "my_tasks.py").write_text(block_after("docs/extending.md", "`my_tasks.py`:", "python"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    words = words_of(block_after("docs/extending.md", "class Slowness", "sh"))[:2]
+    data = SPEECH_DIR / "heldout" / "v17"
+    command.main([*words, "--model", str(ENCODER_DIR), "--data", str(data), "--output_dir", str(tmp_path / "out")])
+    record = read_json(tmp_path / "out" / "results.json")
+    assert record["task"] == "slowness"
+    assert 0 < record["value"] < 1
+    assert record["data"]["utterances"] == len(list(data.rglob("*.opus")))
 
 
 def test_your_own_speech(tmp_path, monkeypatch):
