@@ -7,13 +7,15 @@ BIN := $(VENV)/bin
 # An environment that forbids byte code would make every process compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast lint clean benchmarks gpu-check
+.PHONY: help setup demo test test-fast lint docs wheel clean benchmarks gpu-check
 
 help:
 	@echo "make demo   fine-tune the shipped encoder on the shipped speech (CPU, a few minutes)"
 	@echo "make test   run the test-suite (CPU, offline)"
 	@echo "make test-fast   the same without the slow tests"
 	@echo "make lint   check the style"
+	@echo "make docs   build the documentation in build/site"
+	@echo "make wheel  build wheel and sdist in dist"
 	@echo "make benchmarks   run all CPU benchmarks and write their records (half an hour, nothing else running)"
 	@echo "make gpu-check    run all GPU tests and benchmarks with PYTHON=python3 as it is (nine minutes at most, offline)"
 	@echo "make setup  only create the virtual environment $(VENV)"
@@ -21,16 +23,21 @@ help:
 setup: $(VENV)/.ready
 
 # uv installs in half a minute what takes pip four; pip stays as the way that always works.
-$(VENV)/.ready: requirements.txt pyproject.toml
+$(VENV)/.ready: requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv || true
-	$(BIN)/python -m uv pip install --python $(BIN)/python -r requirements.txt -e . || \
-		$(BIN)/python -m pip install -r requirements.txt -e .
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt || \
+		$(BIN)/python -m pip install -r requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
-	$(BIN)/python -m uv pip install --python $(BIN)/python -r requirements-dev.txt || \
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt || \
 		$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.ready-docs: requirements-docs.txt $(VENV)/.ready
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements-docs.txt || \
+		$(BIN)/python -m pip install -r requirements-docs.txt
 	touch $@
 
 demo: $(VENV)/.ready
@@ -45,6 +52,14 @@ test-fast: $(VENV)/.ready-dev
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/python scripts/docs_pages.py
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m mkdocs build --quiet --strict
+
+# The wheel is built from the sdist, which shows that the sdist is complete.
+wheel: $(VENV)/.ready-dev
+	$(BIN)/python -m build --no-isolation
 
 benchmarks: $(VENV)/.ready-dev
 	$(BIN)/python -m uv pip install --python $(BIN)/python -r benchmarks/requirements.txt || \
@@ -61,4 +76,4 @@ gpu-check:
 	$(PYTHON) scripts/gpu_check.py
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) outputs build dist *.egg-info .pytest_cache .ruff_cache

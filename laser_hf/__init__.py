@@ -1,9 +1,13 @@
-"""LASER fine-tuning of speech encoders on Hugging Face libraries."""
+"""Fine-tune speech encoders for their content, without labels: LASER and its relatives on Hugging Face libraries."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encoders import SpeechEncoder, load_encoder
+    from .objectives import LaserLoss, MseIdmLoss, ScoreLoss, SoftDTWLoss, SpinLoss
 
 __version__ = "0.1.0"
 

@@ -117,8 +117,13 @@ def git_commit() -> str | None:
 def command_line() -> str:
     """The command this process was started with, without folders of interpreter and script, and without tokens."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = module.name.removesuffix(".__main__") if module else None
-    words = ["python", *(["-m", name] if name else [Path(sys.argv[0]).name]), *sys.argv[1:]]
+    if sys.argv[0].startswith("laser-hf "):  # a sub-command, see `laser_hf.__main__`
+        program = sys.argv[0].split()
+    elif module:
+        program = ["python", "-m", module.name.removesuffix(".__main__")]
+    else:
+        program = ["python", Path(sys.argv[0]).name]
+    words = [*program, *sys.argv[1:]]
     for index, word in enumerate(words):
         flag, equals, _ = word.partition("=")
         if flag.startswith("--") and flag.endswith("token"):

