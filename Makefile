@@ -72,6 +72,9 @@ benchmarks: $(VENV)/.ready-dev
 
 # No virtual environment: a GPU machine may be offline, and its PyTorch fits its driver. GPU_CHECK_OUT=FOLDER gets copies
 # of the records.
+faults: $(VENV)/.ready-dev
+	$(BIN)/python -m faults
+
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import pkgutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laser_hf import cli
+from laser_hf.errors import LaserError
 from laser_hf.records import provenance, read_json, write_json
 
 from . import cases
@@ -96,9 +96,9 @@ def render(record: dict[str, Any]) -> str:
     lines = [
         "# Reliability",
         "",
-        f"`make faults` provokes {len(faults)} faults and kills {len(kills)} runs of the real commands. It writes this page.",
+        f"`make faults` provokes {len(faults)} faults, kills {len(kills)} runs of real commands and writes this page.",
         "A fault is fine if the command ends as it should: with one line that says what is wrong, or with the right",
-        "result. A kill is fine if the restarted command ends with the same weights and the same record as without it.",
+        "result. A kill is fine if the restarted command ends with the weights and the record of an undisturbed run.",
         "",
         f"**Faults: {len(faults) - len(wrong)} of {len(faults)} fine. "
         f"Kills: {len(kills) - len(bad_kills)} of {len(kills)} fine.** Commit `{record['commit']}`.",
@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="faults and kill plans whose name contains this; writes nothing")
     parser.add_argument("--kind", type=int, choices=KINDS, help="faults of this kind only; writes nothing")
     parser.add_argument("--kills", type=int, help="at most so many kills a plan; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="quick faults and one kill a plan; fails if one is wrong")
     parser.add_argument("--render", action="store_true", help="only render the page from the record")
     arguments = parser.parse_args(argv)
     if not arguments.render:
@@ -139,13 +140,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         faults, plans = all_cases()
         chosen = [f for f in faults if arguments.only in f.name and arguments.kind in (None, f.kind)]
         plans = [plan for plan in plans if arguments.only in plan.name and arguments.kind is None]
+        if arguments.quick:
+            arguments.kills = 1
         if arguments.kills is not None:
             plans = [KillPlan(p.name, p.argv, p.result, min(p.kills, arguments.kills)) for p in plans]
             plans = [plan for plan in plans if plan.kills]
-        logging.disable(logging.NOTSET)
-        record = make_record(*run_all(chosen, plans))
-        if arguments.only or arguments.kind or arguments.kills is not None:
+        if arguments.quick:
+            chosen = [fault for fault in chosen if fault.quick]
+        verdicts, kills = run_all(chosen, plans)
+        wrong = sum(not verdict.fine for verdict in verdicts) + sum(bool(k.failed or k.differs) for k in kills)
+        if wrong:
+            print(f"{wrong} of {len(verdicts) + len(kills)} are wrong", file=sys.stderr)
+        if arguments.only or arguments.kind or arguments.kills is not None or arguments.quick:
+            if wrong:
+                raise LaserError(f"{wrong} faults or kills are wrong")
             return
+        record = make_record(verdicts, kills)
         write_json(RECORD, record)
     PAGE.write_text(render(read_json(RECORD)))
 

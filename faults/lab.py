@@ -1,13 +1,14 @@
 """A fork server for commands: imports once, then every command runs in a fresh fork, in a folder of its own.
 
-A fault is arranged in a `Lab`: a temporary folder with a tiny encoder and a little speech. A real command runs, and what it
-did is judged: exit status, printed text, files. A kill is a SIGKILL of the process group of the command.
+A fault is arranged in a `Lab`: a temporary folder with a tiny encoder and a little speech. A real command runs, and
+what it did is judged: exit status, printed text, files. A kill is a SIGKILL of the command's process group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -125,14 +126,8 @@ class Lab:
         return self.run("train", *self.training(out), *more, **how)
 
     def training(self, out: Path | None = None) -> list[str]:
-        """The options of `train`."""
-        return [
-            *("--model_name_or_path", str(self.encoder), "--train_data", str(self.speech)),
-            *("--output_dir", str(out or self.out), "--max_steps", "6", "--warmup_steps", "2", "--save_steps", "2"),
-            *("--pairs_per_update", "4", "--per_device_train_batch_size", "2", "--projection_dim", "16"),
-            *("--learning_rate", "1e-3", "--logging_steps", "1", "--report_to", "none", "--use_cpu"),
-            *("--dataloader_num_workers", "0", "--plots", "false", "--disable_tqdm", "true"),
-        ]
+        """The options of `train`; `lab.json` has the rest."""
+        return ["--preset", str(self.path / "lab.json"), "--output_dir", str(out or self.out), "--use_cpu"]
 
 
 def _become(folder: Path, log: Path, argv: list[str], environment: Mapping[str, str]) -> None:
@@ -147,9 +142,8 @@ def _become(folder: Path, log: Path, argv: list[str], environment: Mapping[str, 
         os.dup2(file, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = ["laser-hf", *argv]
-        from laser_hf.__main__ import main
-
         from laser_hf import cli
+        from laser_hf.__main__ import main
 
         cli.run(main, argv)
     except SystemExit as ended:
@@ -237,6 +231,23 @@ def make_template(folder: Path) -> None:
     transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(
         folder / "encoder"
     )
+    preset = {
+        "model_name_or_path": "encoder",
+        "train_data": "speech",
+        "max_steps": 6,
+        "warmup_steps": 2,
+        "save_steps": 2,
+        "pairs_per_update": 4,
+        "per_device_train_batch_size": 2,
+        "projection_dim": 16,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "plots": False,
+        "disable_tqdm": True,
+    }
+    (folder / "lab.json").write_text(json.dumps(preset))
     words = ("ONE TWO", "THREE", "FOUR FIVE SIX", "SEVEN")
     for speaker in (1, 2, 3):
         chapter = folder / "speech" / str(speaker) / "10"
