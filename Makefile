@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # An environment that forbids byte code would make every process compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast lint docs wheel clean benchmarks gpu-check
+.PHONY: help setup demo test test-fast lint docs wheel clean benchmarks faults gpu-check
 
 help:
 	@echo "make demo   fine-tune the shipped encoder on the shipped speech (CPU, a few minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make docs   build the documentation in build/site"
 	@echo "make wheel  build wheel and sdist in dist"
 	@echo "make benchmarks   run all CPU benchmarks and write their records (half an hour, nothing else running)"
+	@echo "make faults       provoke faults and kills with the real commands, write docs/reliability.md (half an hour)"
 	@echo "make gpu-check    run all GPU tests and benchmarks with PYTHON=python3 as it is (nine minutes at most, offline)"
 	@echo "make setup  only create the virtual environment $(VENV)"
 
