@@ -20,6 +20,7 @@ from ..records import located
 from .facts import card_file, listed, matches, published_values
 from .results import BASE, OTHER, OWN, Result, model_index
 
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\b(?:TODO|TBD|FIXME|XXX|None|undefined|nan)\b|(?i:more information needed)"
 )
@@ -64,7 +65,8 @@ def render_card(
             preprocessor=preprocessor,
             metadata=_metadata(record, facts, repo_id, results),
             frame_milliseconds=1000 * math.prod(config["conv_stride"]) / preprocessor["sampling_rate"],
-            trained=_trained(record["trained_parameters"]),
+            trained_layers=sorted({int(number) for number in _LAYER.findall(" ".join(record["trained_parameters"]))}),
+            trained_others=[f"`{name}`" for name in record["trained_parameters"] if not _LAYER.match(name)],
             source_name=_source_name(record["data"]),
             speech=next((entry for entry in texts["speech"] if matches(located(source), entry["match"])), None),
             hardware=_hardware(record["hardware"]),
@@ -109,15 +111,6 @@ def _metadata(record: Mapping[str, Any], facts: Mapping[str, Any], repo_id: str,
         model_name=repo_id.split("/")[-1] if entries else None,
         eval_results=entries or None,
     ).to_yaml()
-
-
-def _trained(names: Sequence[str]) -> dict[str, list[Any]]:
-    """Numbers of the trained layers, and trained parameters outside layers."""
-    layers = {int(number) for number in re.findall(r"encoder\.layers\.(\d+)\.", " ".join(names))}
-    return {
-        "layers": sorted(layers),
-        "others": [f"`{name}`" for name in names if not re.match(r"encoder\.layers\.\d+\.", name)],
-    }
 
 
 def _settings(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, Any]]:

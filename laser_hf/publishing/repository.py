@@ -106,7 +106,8 @@ def prepare(request: Request, staging: Path, load: Load) -> Bundle:
         raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned")
     facts = find_facts(record, read_object(request.facts) if request.facts else None)
     base_name, base, notes = record["base_model"]["name"], None, []
-    exported = weights.encoder_weights(request.run_dir / "model.safetensors", record["base_model"]["model_type"])
+    exported = weights.load_checkpoint(request.run_dir / "model.safetensors")
+    exported = {name: tensor.float() for name, tensor in exported.items()}  # as it is loaded for an evaluation
     try:
         base = weights.base_weights(record, request.token)
     except weights.NoBaseModel as error:

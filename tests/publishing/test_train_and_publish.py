@@ -34,12 +34,11 @@ assert not any(name.startswith("laser_hf") for name in sys.modules)
 
 def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_path, capsys):
     out = tmp_path / "run"
-    options = parse_options(
-        ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
-        + ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
-        + ["--max_train_samples", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
-        + ["--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"]
-    )
+    argv = ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
+    argv += ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
+    argv += ["--max_train_samples", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
+    argv += ["--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"]
+    options = parse_options(argv)
     hub.failures = [Fault("POST /api/repos/create", 403, times=1)]
     # The push reloads the encoder in a fresh process, here and below.
     with pytest.raises(LaserError) as caught:
