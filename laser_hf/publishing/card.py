@@ -146,10 +146,7 @@ def _options(plugin: type[Plugin], values: Mapping[str, Any]) -> list[tuple[str,
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value, value))
-    if isinstance(value, float):
-        return number(value)
-    # An enumeration is written as `SchedulerType.LINEAR`.
-    return re.sub(r"^[A-Z]\w+\.([A-Z_]+)$", lambda match: match[1].lower(), str(value))
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _held_out(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -66,7 +66,7 @@ def other_record(method: str) -> dict:
         record["recipe"]["data"].update(crop_seconds=17.0)
         record["recipe"]["training"].update(seconds_per_update=256.0, coupled_weight_decay=True)
         record["recipe"]["training"].update(
-            lr_scheduler_type="SchedulerType.WARMUP_STABLE_DECAY", lr_scheduler_kwargs={"min_lr_ratio": 0.01}
+            lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"min_lr_ratio": 0.01}
         )
     for when in ("first", "last"):
         logged = record[when]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 
+import hypothesis
 import pytest
 import torch
 from conftest import make_model
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from laser_hf.encoders import load_encoder
@@ -249,6 +251,13 @@ def test_features_tell_encoders_apart(changes):
 
 def test_records_without_features_to_compare_with(make_run, refuse):
     assert "has no sample_features" in refuse(make_run(sample_features=None))
+
+
+@hypothesis.given(st.lists(st.text("/ab. =~\\:,hf_", max_size=12), max_size=6).map(" ".join))
+def test_what_is_published_has_no_absolute_path(text):
+    published = without_private(text)
+    assert without_private(published) == published
+    assert not any(word.startswith(("/a", "/b", "~/a", "~/b")) for word in published.split())
 
 
 @pytest.mark.parametrize(
