@@ -29,14 +29,14 @@ BATCH_SECONDS = 60.0
 """Audio encoded at once, padding included."""
 
 
-def length_batches(samples: Sequence[int], batch_seconds: float = BATCH_SECONDS) -> list[list[int]]:
-    """Indices in batches of at most `batch_seconds` of padded audio (at least one utterance each), longest first.
+def length_batches(lengths: Sequence[int], limit: float = BATCH_SECONDS * SAMPLE_RATE) -> list[list[int]]:
+    """Indices in batches whose padded length is at most `limit` (at least one index each), longest first.
 
     A batch too large for the memory then fails at the start and not after hours. Equal lengths keep their order.
     """
     batches: list[list[int]] = []
-    for index in sorted(range(len(samples)), key=lambda index: -samples[index]):
-        if batches and samples[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_seconds * SAMPLE_RATE:
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= limit:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -169,7 +169,7 @@ def fill(
             f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB, and {store.folder} has "
             f"{free / 2**30:.1f} GiB free; {advice}"
         )
-    batches = length_batches(samples, batch_seconds)[store.batches :]
+    batches = length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :]
     with tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress, mininterval=1) as bar:
         for indices, waveforms, skipped in _read_ahead(batches, read):
             encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
