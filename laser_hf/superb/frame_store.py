@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -86,8 +86,11 @@ class FrameStore:
         self._content = json.dumps([self.layers, dim, key])
         self.folder.mkdir(parents=True, exist_ok=True)
         while self._path(self.batches).exists():
-            with safe_open(self._path(self.batches), "np") as file:
-                about = file.metadata()
+            try:
+                with safe_open(self._path(self.batches), "np") as file:
+                    about = file.metadata()
+            except SafetensorError:  # cut short by a power failure; it is encoded again
+                break
             if about["content"] != self._content:
                 self.delete()
                 self.folder.mkdir(parents=True)
