@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # An environment that forbids byte code would make every process compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint clean benchmarks gpu-check
+.PHONY: help setup demo test test-fast lint clean benchmarks gpu-check
 
 help:
 	@echo "make demo   fine-tune the shipped encoder on the shipped speech (CPU, a few minutes)"
 	@echo "make test   run the test-suite (CPU, offline)"
+	@echo "make test-fast   the same without the slow tests"
 	@echo "make lint   check the style"
 	@echo "make benchmarks   run all CPU benchmarks and write their records (half an hour, nothing else running)"
 	@echo "make gpu-check    run all GPU tests and benchmarks with PYTHON=python3 as it is (nine minutes at most, offline)"
@@ -36,7 +37,10 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m laser_hf.demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test-fast: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

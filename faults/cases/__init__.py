@@ -1,0 +1,1 @@
+"""One module a kind of fault; each has `FAULTS`, and `KILLS` where commands are killed."""
