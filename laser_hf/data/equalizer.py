@@ -65,16 +65,14 @@ class Equalizer(Perturbation):
 
     def impulse_response(self, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
         """`(samples,)` float64 of the cascade, until it has died away."""
-        bands = len(self.frequencies)
-        if not len(gains) == len(qualities) == bands:
-            raise ValueError(f"{bands} bands need as many gains and qualities, got {len(gains)} and {len(qualities)}")
-        kinds = ["low_shelf", *["peaking"] * (bands - 2), "high_shelf"]
+        kinds = ["low_shelf", *["peaking"] * (len(self.frequencies) - 2), "high_shelf"]
         filters = [
             biquad(kind, 2 * math.pi * frequency / SAMPLE_RATE, gain, quality)
             for kind, frequency, gain, quality in zip(kinds, self.frequencies, gains, qualities, strict=True)
         ]
         slowest = max(np.abs(np.roots(denominator)).max() for _, denominator in filters)
-        response = torch.zeros(math.ceil(math.log(_TAIL) / math.log(slowest)) + bands, dtype=torch.float64)
+        samples = math.ceil(math.log(_TAIL) / math.log(slowest)) + len(filters)
+        response = torch.zeros(samples, dtype=torch.float64)
         response[0] = 1
         for numerator, denominator in filters:
             response = lfilter(response, torch.tensor(denominator), torch.tensor(numerator), clamp=False)

@@ -27,7 +27,7 @@ from .perturbation import Perturbation
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500
-"""A further process is started for so many utterances."""
+"""Utterances for which a further process is started."""
 _VERSION = 1  # of what is cached
 
 
@@ -76,7 +76,7 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
         self._pairs = self.speech.with_transform(transform)
 
     def _leave_out(self) -> None:
-        """Keep what lies within the limits, and what has no readable header: decoding says what is wrong with it."""
+        """Keep utterances within the limits, and those without a readable header, so that decoding reports them."""
         shortest, longest = self.transform.min_seconds, self.transform.max_seconds or float("inf")
         found = self._header_seconds()
         short, long = found < shortest, found > longest
@@ -115,7 +115,7 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
 
 @dataclass(eq=False)
 class PairStream(_Pairs, torch.utils.data.IterableDataset):
-    """Endless stream of pairs for one process: epoch after epoch, each shuffled and perturbed anew.
+    """Endless stream of pairs for one process: epoch after epoch, each with its own order and draws.
 
     Every worker counts its own epochs, so that none waits for another. In an epoch every utterance comes up once over
     all processes and workers together. Each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). A
@@ -164,9 +164,9 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
 def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None = None) -> datasets.Dataset:
     """Decode all utterances once, in parallel, and keep them on disk as mono WAV at 16 kHz.
 
-    The samples are bit for bit those of `decode_audio`. They take 16 bits if that loses nothing (16-bit FLAC and WAV at
-    16 kHz; 115 MB an hour), else 32. Audio that is refused stays as it is. Everything is decoded again when a file
-    changes its size or time of change, or when other utterances are chosen; old files can be deleted at any time.
+    The samples are bit for bit those of `decode_audio`, in 16 bits if that is exact (16-bit FLAC and WAV at 16 kHz;
+    115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If a file has another size or time of
+    change, or other utterances are chosen, all are decoded again. The files in the folder can be deleted at any time.
 
     Args:
         speech: as `load_speech` returns it.

@@ -35,10 +35,10 @@ class PairTransform:
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
-        crop_seconds: longer utterances are cut to this length, at a place drawn anew each epoch, before they are
-            perturbed; `None` for whole utterances. Cropping does not change the perturbation's draws.
-        perturb: `False` leaves `perturbed` at `None`, so that the device can make it with `Perturbation.apply_batch`
-            from `drawn`. The draws are the same.
+        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place;
+            `None` for whole utterances. The perturbation's draws stay the same.
+        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
+            The draws stay the same.
 
     Raises:
         LaserError: the limits contradict each other.

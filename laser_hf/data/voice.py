@@ -33,16 +33,13 @@ class Voice(Perturbation):
     median is the utterance's own, over its voiced frames, times the ratio. As in the released code of Spin, utterances
     come back unchanged if Praat finds no voice or cannot treat them (shorter than three periods of the lowest pitch).
 
-    The range in which to look for the pitch is the speaker's line of `speaker_f0`. Without one it is estimated from the
-    utterance in two passes, which takes a third more time (De Looze & Hirst 2008, see `two_pass_range`).
-
     Drawn: `formant_ratio`, `pitch_ratio`, `range_ratio`; `seed` of the random numbers by which Praat divides unvoiced
-    sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated.
+    sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated (a third more time).
 
     Args:
-        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling` (Hz). The speaker of an
-            utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes 75, as in the released
-            code.
+        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling`: where to look for the pitch,
+            Hz. The speaker of an utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes
+            75, as in the released code. Speakers without a line get `two_pass_range`.
 
     Raises:
         LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
@@ -53,12 +50,7 @@ class Voice(Perturbation):
     summary = "changes formants and pitch by Praat (needs praat-parselmouth)"
     paper = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
     options = (
-        Option(
-            "speaker_f0",
-            None,
-            "tab-separated speaker, floor and ceiling of its pitch in Hz; by default estimated from each utterance",
-            kind=str,
-        ),
+        Option("speaker_f0", None, "table of speaker, floor and ceiling in Hz; default: from each utterance", kind=str),
     )
     keeps_duration = True
     changes = ("speaker's voice",)
@@ -114,9 +106,7 @@ class Voice(Perturbation):
             sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
             if floor is None or ceiling is None:
                 voiced = _voiced(sound.to_pitch(pitch_floor=FIRST_PASS[0], pitch_ceiling=FIRST_PASS[1]))
-                if not voiced.size:
-                    return waveform.clone()
-                floor, ceiling = two_pass_range(voiced)
+                floor, ceiling = two_pass_range(voiced) if voiced.size else FIRST_PASS
             pitch = sound.to_pitch(pitch_floor=floor, pitch_ceiling=ceiling)
             voiced = _voiced(pitch)
             if not voiced.size:
@@ -124,9 +114,8 @@ class Voice(Perturbation):
             median = float(np.median(voiced)) * pitch_ratio
             # Without a seed the same draw gives another waveform each time. ("Unsafely" refers to cryptography.)
             parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(seed)})")
-            changed = parselmouth.praat.call(
-                (sound, pitch), "Change gender", formant_ratio, median, range_ratio, 1.0
-            ).values[0]
+            ratios = (formant_ratio, median, range_ratio, 1.0)
+            changed = parselmouth.praat.call((sound, pitch), "Change gender", *ratios).values[0]
         except parselmouth.PraatError as error:
             logger.debug("an utterance of %d samples keeps its voice: %s", len(waveform), error)
             return waveform.clone()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from laser_hf.data import read_lines, read_table, read_text
+from laser_hf.data import find_audio_files, read_lines, read_table, read_text
 from laser_hf.errors import LaserError
 
 # Characters that may stand in a field: no tab, no line end, no surrogate, no byte-order mark.
@@ -80,6 +80,11 @@ def test_bad_tables_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(LaserError, match=message):
         read_table(path, ("a", "b"))
+
+
+def test_folders_that_cannot_be_listed(tmp_path):
+    with pytest.raises(LaserError, match=r"cannot list .*absent: No such file"):
+        find_audio_files(tmp_path / "absent")
 
 
 def test_files_that_cannot_be_read(tmp_path):

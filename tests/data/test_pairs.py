@@ -23,7 +23,7 @@ from laser_hf.data import (
     load_speech,
     pad_pairs,
 )
-from laser_hf.data.decode import KINDS
+from laser_hf.data.decode import KINDS, BadAudio
 from laser_hf.errors import LaserError
 
 
@@ -178,6 +178,10 @@ def test_a_bad_perturbed_view(libri):
     dataset = pairs_of(libri, PairTransform(Broken(KeyError("x"))))
     with pytest.raises(RuntimeError, match=r"perturbing '10-20-0000' with \{\} failed: 'x'"):
         dataset[0]
+    # What the user can mend keeps its message; a perturbation may refuse an utterance.
+    with pytest.raises(LaserError, match=r"^mend the folder$"):
+        pairs_of(libri, PairTransform(Broken(LaserError("mend the folder"))))[0]
+    assert pairs_of(libri, PairTransform(Broken(BadAudio("too_short", "for me"))))[0]["skip"] == "too_short: for me"
 
 
 def test_crops(libri):
