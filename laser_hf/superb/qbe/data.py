@@ -124,7 +124,7 @@ def read_tables(folder: Path) -> QbeData:
         Utterance(row["document"], folder / row["audio"], speaker=row["speaker"])
         for _, row in _rows(paths[1], "document", "audio", "speaker")
     ]
-    rows, columns = _index([q.name for q in queries], paths[0]), _index([d.name for d in documents], paths[1])
+    rows, columns = _positions(queries, paths[0]), _positions(documents, paths[1])
     targets = np.zeros((len(queries), len(documents)), dtype=bool)
     for place, row in _rows(paths[2], "query", "document"):
         if row["query"] not in rows or row["document"] not in columns:
@@ -142,13 +142,13 @@ def _rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
     return table
 
 
-def _index(names: Sequence[str], where: Path) -> dict[str, int]:
+def _positions(utterances: Sequence[Utterance], where: Path) -> dict[str, int]:
     """Position of each name."""
-    index: dict[str, int] = {}
-    for position, name in enumerate(names):
-        if index.setdefault(name, position) != position:
-            raise LaserError(f"{where} names {name} twice")
-    return index
+    found: dict[str, int] = {}
+    for position, utterance in enumerate(utterances):
+        if found.setdefault(utterance.name, position) != position:
+            raise LaserError(f"{where} names {utterance.name} twice")
+    return found
 
 
 def read_quesst(root: Path, split: str = "eval") -> QbeData:
@@ -171,8 +171,7 @@ def read_quesst(root: Path, split: str = "eval") -> QbeData:
     files = _names(_only(truth, "*.ecf.xml"), "excerpt", "audio_filename")
     rttm = _only(truth, "*.rttm")
     collection = Collection(terms, files, _read_rttm(rttm, terms, files))
-    part = np.ix_(_positions(queries, terms, "the term list"), _positions(documents, files, "the control file"))
-    targets = collection.targets[part]
+    targets = collection.targets[np.ix_(_find(queries, terms, "term list"), _find(documents, files, "control file"))]
     if not targets.any():
         raise LaserError(f"{rttm} holds no target among the {LANGUAGE} queries and documents")
     gain = 10 ** (GAIN_DB / 20)
@@ -199,7 +198,7 @@ def _read_list(root: Path, path: Path) -> list[Utterance]:
             found.append(Utterance(_stem(fields[0]), root.joinpath(*PurePosixPath(fields[0]).parts[1:])))
     if not found:
         raise LaserError(f"{path} lists nothing in {LANGUAGE!r}; it has {', '.join(sorted(languages)) or 'no line'}")
-    _index([utterance.name for utterance in found], path)
+    _positions(found, path)
     return found
 
 
@@ -242,9 +241,10 @@ def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarr
     return targets
 
 
-def _positions(utterances: Sequence[Utterance], among: list[str], where: str) -> list[int]:
-    index = {name: i for i, name in enumerate(among)}
+def _find(utterances: Sequence[Utterance], among: list[str], where: str) -> list[int]:
+    """Positions of `utterances` in a list of the ground truth."""
+    index = {name: position for position, name in enumerate(among)}
     unknown = [utterance.name for utterance in utterances if utterance.name not in index]
     if unknown:
-        raise LaserError(f"{len(unknown)} recordings of the language lists are not in {where}, such as {unknown[0]}")
+        raise LaserError(f"{len(unknown)} recordings of the language lists are not in the {where}, as {unknown[0]}")
     return [index[utterance.name] for utterance in utterances]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from ..frame_store import FrameStore, fill
 from .data import QbeData
 from .matching import match, unit_frames
 
-BLOCK_DOCUMENTS = 128  # documents held at a time
-QUERY_FRAMES = 2**16  # frames of queries held at a time
+BLOCK_DOCUMENTS, BLOCK_QUERIES = 128, 512  # held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,10 @@ def search(
         LaserError: no query or no document could be used.
     """
     rows = [row for row, index in enumerate(queries) if index in store.places]
-    # In the order of the file: reads are sequential, and the documents of a block are of similar length.
+    # In the order of encoding: the documents of a block are of similar length.
+    order = {index: position for position, index in enumerate(store.places)}
     columns = [column for column, index in enumerate(documents) if index in store.places]
-    columns.sort(key=lambda column: store.places[documents[column]])
+    columns.sort(key=lambda column: order[documents[column]])
     if not rows or not columns:
         kind, reason = next(iter(store.skipped.values()))
         raise LaserError(f"no query or no document could be used; the first is {kind}: {reason}")
@@ -112,7 +112,7 @@ def search(
             block = columns[first : first + BLOCK_DOCUMENTS]
             if np.isnan(scores[np.ix_(rows, block)]).any():
                 loaded = [frames(documents[column]) for column in block]
-                for part in _query_blocks(rows, [store.places[queries[row]][1] for row in rows]):
+                for part in (rows[start : start + BLOCK_QUERIES] for start in range(0, len(rows), BLOCK_QUERIES)):
                     scores[np.ix_(part, block)] = match([frames(queries[row]) for row in part], loaded, device).numpy()
                 scores.flush()
             bar.update(len(block))
@@ -134,20 +134,11 @@ def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[n
 
     In float64 and in two passes over the disk; one utterance at a time is in memory.
     """
-    total = sum(store.places[index][1] for index in indices)
-    mean = sum(store.read(layer, index).sum(0, dtype=np.float64) for index in indices) / total
-    squares = sum(np.square(store.read(layer, index) - mean).sum(0) for index in indices)
-    return mean, np.sqrt(squares / max(1, total - 1)).clip(1e-9)
-
-
-def _query_blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in blocks of at most `QUERY_FRAMES` frames, one query at least."""
-    block: list[int] = []
-    held = 0
-    for row, length in zip(rows, lengths, strict=True):
-        if block and held + length > QUERY_FRAMES:
-            yield block
-            block, held = [], 0
-        block.append(row)
-        held += length
-    yield block
+    total, count, squares = np.zeros(store.dim), 0, np.zeros(store.dim)
+    for index in indices:
+        frames = store.read(layer, index)
+        total, count = total + frames.sum(0, dtype=np.float64), count + len(frames)
+    mean = total / count
+    for index in indices:
+        squares += np.square(store.read(layer, index) - mean).sum(0)
+    return mean, np.sqrt(squares / max(1, count - 1)).clip(1e-9)

@@ -46,8 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "documents.tsv and targets.tsv: protocol quick, judged by mean average precision",
     )
     add("--split", choices=SPLITS, default="eval", help="queries of QUESST 2014 to report on")
-    add("--output_dir", type=Path, required=True, help=f"{RESULTS}, {', '.join(_FILES)} go here")
-    add("--overwrite_output_dir", action="store_true", help="delete what an earlier run left there")
     add(
         "--select_layer",
         choices=("last", "dev"),

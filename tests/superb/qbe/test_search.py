@@ -32,7 +32,7 @@ def test_blocks_do_not_change_scores(tmp_path, monkeypatch):
     queries, documents = [0, 2, 5, 7], [1, 3, 4, 6]
     wide = search(store, 1, queries, documents, tmp_path / "wide.npy")
     monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 1)
-    monkeypatch.setattr(module, "QUERY_FRAMES", 10)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", 3)
     narrow = search(store, 1, queries, documents, tmp_path / "narrow.npy")
     np.testing.assert_allclose(narrow.scores, wide.scores, atol=1e-6)
     assert (wide.scores[1] == 0).all()  # four frames
