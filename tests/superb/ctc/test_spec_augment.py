@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laser_hf.superb.recognition.recipe import ASR
-from laser_hf.superb.recognition.spec_augment import SpecAugment, draw_mask, time_warp
+from laser_hf.superb.ctc.heads import SpecAugment, draw_mask, time_warp
+from laser_hf.superb.ctc.recipe import ASR
 
 
 def test_widths_and_starts_of_masks():

@@ -4,70 +4,104 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from laser_hf.superb.recognition import phones, text
-from laser_hf.superb.recognition.corpus import UnusableText
-from laser_hf.superb.recognition.ctc import collapse, ctc_losses, merge_without_blanks
-from laser_hf.superb.recognition.ctc_tasks import AsrTask, Decoded, PrTask
-from laser_hf.superb.recognition.lexicon import Lexicon
+from laser_hf.errors import LaserError
+from laser_hf.superb.ctc.heads import ctc_losses
+from laser_hf.superb.ctc.targets import (
+    ARPABET,
+    CHARACTERS,
+    PHONES,
+    Lexicon,
+    UnusableText,
+    collapse,
+    merge_without_blanks,
+)
+from laser_hf.superb.ctc.tasks import Asr, Decoded, Pr
 
 
-def test_vocabulary_is_superbs():
-    assert len(text.VOCABULARY) == 32
-    assert text.VOCABULARY[:5] == ("<s>", "<pad>", "</s>", "<unk>", "|")
-    assert "".join(text.VOCABULARY[5:]) == "ETAONIHSRDLUMCWFGYPBVK'XJQZ"
-    assert text.BLANK == 0
+def test_characters_are_superbs():
+    assert len(CHARACTERS) == 32
+    assert CHARACTERS[:5] == ("<s>", "<pad>", "</s>", "<unk>", "|")
+    assert "".join(CHARACTERS[5:]) == "ETAONIHSRDLUMCWFGYPBVK'XJQZ"
 
 
 def test_character_targets():
-    e, t, a = (text.VOCABULARY.index(letter) for letter in "ETA")
+    e, t, a = (CHARACTERS.index(letter) for letter in "ETA")
     bar, end, unknown = 4, 2, 3
-    assert text.encode("tea at") == [t, e, a, bar, a, t, bar, end]
-    assert text.encode("  TEA\t") == [t, e, a, bar, end]
-    assert text.encode("T3") == [t, unknown, bar, end]
-    with pytest.raises(ValueError, match="no words"):
-        text.encode(" \n")
+    assert Asr().encode("tea at") == [t, e, a, bar, a, t, bar, end]
+    assert Asr().encode("  TEA\t") == [t, e, a, bar, end]
+    assert Asr().encode("T3") == [t, unknown, bar, end]
+    with pytest.raises(UnusableText, match="missing_transcript: the transcript has no words"):
+        Asr().encode(" \n")
+
+
+@given(st.lists(st.text("ABCXYZ'", min_size=1), min_size=1), st.sampled_from([" ", "  ", "\t", "\n"]))
+def test_characters_give_the_words_back(words, blank):
+    target = Asr().encode(f" {blank.join(words)} ".lower())
+    assert Asr.written(Asr.symbols(target)) == " ".join(words)
+    path = [frame for label in target for frame in (label, label, 0)]
+    assert Asr.decode(path) == Asr.symbols(target)
+
+
+@given(st.text())
+def test_any_transcript_has_a_target_or_is_unusable(transcript):
+    words = transcript.upper().split()
+    if not words:
+        with pytest.raises(UnusableText):
+            Asr().encode(transcript)
+        return
+    target = Asr().encode(transcript)
+    assert len(target) == sum(map(len, words)) + len(words) + 1
+    assert set(target) <= set(range(2, 32))
 
 
 def test_phones_are_superbs():
-    assert len(phones.PHONES) == 71
-    assert len(phones.VOCABULARY) == 74
-    assert phones.VOCABULARY[:6] == ("<pad>", "<eos>", "<unk>", "SIL", "SPN", "AA0")
-    assert sum(phone[-1] in "012" for phone in phones.PHONES) == 45
-    assert phones.VOCABULARY[-1] == "ZH"
-    assert phones.VOCABULARY.index("B") == 23  # in the alphabetical list, after AY2
+    assert len(ARPABET) == 71
+    assert len(PHONES) == 74
+    assert PHONES[:6] == ("<pad>", "<eos>", "<unk>", "SIL", "SPN", "AA0")
+    assert sum(phone[-1] in "012" for phone in ARPABET) == 45
+    assert PHONES[-1] == "ZH"
+    assert PHONES.index("B") == 23  # in the alphabetical list, after AY2
 
 
 def test_phone_targets():
-    k, t = phones.VOCABULARY.index("K"), phones.VOCABULARY.index("T")
-    assert phones.encode(["K", "T"]) == [k, t, 1]
-    with pytest.raises(ValueError, match="unknown phones XX"):
-        phones.encode(["K", "XX"])
+    k, t = PHONES.index("K"), PHONES.index("T")
+    assert Pr(Lexicon({"KT": ["K", "T"]}, {})).encode("kt KT") == [k, t, k, t, 1]
 
 
 def test_greedy_paths_of_characters():
-    ids = {symbol: index for index, symbol in enumerate(text.VOCABULARY)}
+    ids = {symbol: index for index, symbol in enumerate(CHARACTERS)}
     path = [ids[s] for s in ("<s>", "T", "T", "O", "<s>", "O", "|", "|", "<s>", "A", "|", "</s>", "</s>")]
     assert collapse(path) == [ids[s] for s in ("T", "O", "O", "|", "A", "|", "</s>")]
-    units = AsrTask.decode(path)
+    units = Asr.decode(path)
     assert units == ["T", "O", "O", "|", "A", "|"]
-    assert AsrTask.written(units) == "TOO A"
-    assert AsrTask.decode([0, 0]) == []
-    assert AsrTask.written(["|", "|", "A", "|", "|", "B"]) == "A B"
+    assert Asr.written(units) == "TOO A"
+    assert Asr.decode([0, 0]) == []
+    assert Asr.written(["|", "|", "A", "|", "|", "B"]) == "A B"
 
 
 def test_greedy_paths_of_phones_merge_across_blanks():
-    k, t = phones.VOCABULARY.index("K"), phones.VOCABULARY.index("T")
+    k, t = PHONES.index("K"), PHONES.index("T")
     path = [0, k, k, 0, k, t, 1, 1, 0, t, 0]
     assert merge_without_blanks(path, (0, 1)) == [k, t]
     assert collapse(path) == [k, k, t, 1, t]
-    assert PrTask.decode(path) == ["K", "T"]
+    assert Pr.decode(path) == ["K", "T"]
 
 
-def test_a_target_is_what_decoding_its_own_path_gives():
-    target = text.encode("all too well")
-    path = [frame for label in target for frame in (label, label, 0)]
-    assert AsrTask.decode(path) == AsrTask.reference(target)
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_paths_by_walking_over_them(path):
+    """One frame after the other, as a decoder would."""
+    collapsed, merged, before = [], [], None
+    for label in path:
+        if label not in (0, before):
+            collapsed.append(label)
+        if label > 1 and merged[-1:] != [label]:
+            merged.append(label)
+        before = label
+    assert collapse(path) == collapsed
+    assert merge_without_blanks(path, (0, 1)) == merged
 
 
 def test_losses_are_torchs():
@@ -129,17 +163,17 @@ def test_error_rates_on_random_edits():
         reference = [unit for word in letters for unit in word]
         hypothesis = random_edits(generator, reference, "ABC|")
         decoded.append(Decoded(str(number), hypothesis, reference))
-        ref_words, hyp_words = text.words(reference).split(), text.words(hypothesis).split()
+        ref_words, hyp_words = Asr.written(reference).split(), Asr.written(hypothesis).split()
         words = [words[0] + edit_distance(hyp_words, ref_words), words[1] + len(ref_words)]
         units = [units[0] + edit_distance(hypothesis, reference), units[1] + len(reference)]
-    metrics = AsrTask().metrics(decoded)
+    metrics = Asr().metrics(decoded)
     assert metrics["wer"] == pytest.approx(100 * words[0] / words[1])
     assert metrics["uer"] == pytest.approx(100 * units[0] / units[1])
     assert 0 < metrics["cer"] < metrics["wer"]
 
 
 def test_phone_error_rate_with_an_empty_hypothesis():
-    task = PrTask(Lexicon({}, {}))
+    task = Pr(Lexicon({}, {}))
     decoded = [Decoded("a", [], ["K", "AE1", "T"]), Decoded("b", ["K", "T"], ["K", "AE1", "T"])]
     # S3PRL: "".split(" ") is [""]: one substitution and two deletions.
     errors = edit_distance([""], ["K", "AE1", "T"]) + 1
@@ -147,10 +181,10 @@ def test_phone_error_rate_with_an_empty_hypothesis():
 
 
 def test_unknown_words_are_named():
-    task = PrTask(Lexicon({"CAT": ["K", "AE1", "T"]}, {}))
-    assert PrTask.reference(task.encode("cat Cat")) == ["K", "AE1", "T"] * 2
+    task = Pr(Lexicon({"CAT": ["K", "AE1", "T"]}, {}))
+    assert Pr.symbols(task.encode("cat Cat")) == ["K", "AE1", "T"] * 2
     with pytest.raises(UnusableText, match="unknown_word: no pronunciation of DOG, EEL") as error:
         task.encode("cat dog eel dog")
     assert error.value.words == ["DOG", "EEL"]
-    with pytest.raises(ValueError, match="'skip' or 'error'"):
-        PrTask(Lexicon({}, {}), "guess")
+    with pytest.raises(LaserError, match="no pronunciation of DOG; add it to the lexicon"):
+        Pr(Lexicon({}, {}), "error").encode("dog")

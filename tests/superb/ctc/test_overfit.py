@@ -1,12 +1,11 @@
-"""A probe on the shipped encoder learns twenty real utterances by heart: the whole chain works."""
+"""A CTC head on the shipped encoder learns twenty real utterances by heart: the whole chain works."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import laser_hf
-from laser_hf.superb.recognition import asr
+from laser_hf.superb.__main__ import main
 
 ENCODER = Path(laser_hf.__file__).parent / "demo" / "encoder"
 
@@ -20,13 +19,11 @@ def test_twenty_real_utterances_by_heart(shared_speech, tmp_path):
         transcripts = next(path.parent.glob("*.trans.txt"))
         if not (chapter / transcripts.name).exists():
             (chapter / transcripts.name).symlink_to(transcripts)
-    parser = argparse.ArgumentParser()
-    asr.add_arguments(parser)
-    words = f"""--model {ENCODER} --data {tmp_path / "speech"} --output_dir {tmp_path / "out"} --protocol quick
+    words = f"""asr --model {ENCODER} --data {tmp_path / "speech"} --output_dir {tmp_path / "out"} --protocol quick
         --train_split few --dev_split few --test_split few --max_steps 120 --eval_steps 40 --learning_rate 1e-2
         --batch_size 10 --halve_above_samples 1000000 --lstm_layers 1 --lstm_size 64 --projection_size 64 --dropout 0
-        --feature_masks 0 --time_masks 0 --use_cpu --disable_tqdm --report_to none"""
-    record = asr.run(parser.parse_args(words.split()))
+        --feature_masks 0 --time_masks 0 --device cpu --disable_tqdm --report_to none"""
+    record = main(words.split())
     assert record["data"]["train"]["utterances"] == 20
     errors = {metric["metric"]: metric["value"] for metric in record["metrics"] if metric["split"] == "few"}
     assert errors["wer"] < 5

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 import soundfile
 from conftest import make_waveform
 
-from laser_hf.superb.recognition import asr, pr
-from laser_hf.superb.recognition.probe_training import ProbeTrainer
+from laser_hf.superb.__main__ import main
+from laser_hf.superb.ctc.training import CtcTrainer
 
 TEXTS = ["THE CAT SAT", "A DOG RAN", "SHE CAN SEE IT", "HELLO WORLD", "WE ALL WENT", "ONE TWO THREE", "THE END"]
 
@@ -62,17 +61,14 @@ def command(task, encoder, corpus, output, *words, protocol="quick"):
     return [
         *("--model", str(encoder), "--data", str(corpus), "--output_dir", str(output), "--protocol", protocol),
         *("--train_split", "train", "--dev_split", "dev", "--test_split", "test", "--max_steps", "8"),
-        *("--eval_steps", "2", "--batch_size", "2", "--report_to", "none", "--use_cpu", "--disable_tqdm"),
+        *("--eval_steps", "2", "--batch_size", "2", "--report_to", "none", "--device", "cpu", "--disable_tqdm"),
         *SMALL[task],
         *words,
     ]
 
 
 def run(task, *arguments, **keywords):
-    module = {"asr": asr, "pr": pr}[task]
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(command(task, *arguments, **keywords)))
+    return main([task, *command(task, *arguments, **keywords)])
 
 
 @pytest.fixture(scope="session")
@@ -93,11 +89,11 @@ class Interrupted(Exception):
 
 def interrupt_at(monkeypatch, update):
     """Stop training before this update."""
-    real = ProbeTrainer.training_step
+    real = CtcTrainer.training_step
 
     def step(self, *arguments, **keywords):
         if self.state.global_step == update:
             raise Interrupted
         return real(self, *arguments, **keywords)
 
-    monkeypatch.setattr(ProbeTrainer, "training_step", step)
+    monkeypatch.setattr(CtcTrainer, "training_step", step)

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from laser_hf.superb.recognition.batches import UpdateSampler, length_buckets, target_windows
+from laser_hf.errors import LaserError
+from laser_hf.superb.ctc.data import UpdateSampler, length_buckets, target_windows
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 8, 9, 16, 17, 23])
@@ -110,5 +111,5 @@ def test_shares_of_an_update_add_up(micro_batch_size, world_size):
 
 
 def test_nothing_to_train_on():
-    with pytest.raises(ValueError, match="at least two usable utterances"):
+    with pytest.raises(LaserError, match="at least two usable utterances"):
         UpdateSampler([], 1)

@@ -8,13 +8,15 @@ import dataclasses
 import pytest
 import torch
 
-from laser_hf.superb.recognition import asr, ctc_run, pr, recipe
-from laser_hf.superb.recognition.probes import build_probe
+from laser_hf.errors import LaserError
+from laser_hf.superb.ctc import recipe
+from laser_hf.superb.ctc.run import Command
+from laser_hf.superb.ctc.tasks import Asr, Pr
 
 
-def parse(module, *words):
+def parse(task, *words):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    module.add_arguments(parser)
+    task.add_arguments(parser)
     return parser.parse_args(["--model", "m", "--data", "d", "--output_dir", "o", *words])
 
 
@@ -56,8 +58,8 @@ def test_pr_is_superbs_with_the_rate_of_the_published_numbers():
 
 
 def test_the_seed_and_the_splits_are_superbs():
-    for module in (asr, pr):
-        arguments = parse(module)
+    for task in (Asr, Pr):
+        arguments = parse(task)
         assert arguments.protocol == "superb"
         assert arguments.seed == 1337
         assert (arguments.train_split, arguments.dev_split) == ("train-clean-100", "dev-clean")
@@ -66,18 +68,19 @@ def test_the_seed_and_the_splits_are_superbs():
 
 
 def test_the_trainer_is_told_so(tmp_path):
-    command = ctc_run._Command.__new__(ctc_run._Command)
-    command.arguments, command.recipe = parse(asr, "--use_cpu"), recipe.ASR["superb"]
-    args = command.training_arguments(tmp_path, 1337)
+    command = Command.__new__(Command)
+    command.arguments, command.recipe, command.use_cpu = parse(Asr), recipe.ASR["superb"], True
+    args = command.training_arguments(Asr, tmp_path, 1337)
     assert args.lr_scheduler_type == "constant"
     assert (args.warmup_steps, args.weight_decay, args.max_grad_norm) == (0, 0.0, 1.0)
     assert (args.max_steps, args.eval_steps, args.learning_rate, args.seed) == (200_000, 2_000, 1e-4, 1337)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("wer", False)
 
 
-def test_shapes_of_the_asr_probe():
+def test_shapes_of_the_asr_head():
     with torch.device("meta"):  # only shapes
-        probe = build_probe(recipe.ASR["superb"], 13, 768, 32)
-    shapes = {name: tuple(value.shape) for name, value in probe.named_parameters()}
+        head = Asr.build_head(recipe.ASR["superb"], 13, 768)
+    shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
     assert shapes.pop("weighted_sum.weights") == (13,)
     assert shapes.pop("head.projection.weight") == (1024, 768)
     assert shapes.pop("head.output.weight") == (32, 2048)
@@ -86,12 +89,12 @@ def test_shapes_of_the_asr_probe():
             assert shapes[f"head.lstms.{layer}.{direction}.weight_ih_l0"] == (4 * 1024, size)
             assert shapes[f"head.lstms.{layer}.{direction}.weight_hh_l0"] == (4 * 1024, 1024)
     assert len([name for name in shapes if "lstms" in name]) == 16
-    assert probe.head.dropout.p == 0.2
+    assert head.head.dropout.p == 0.2
 
 
-def test_shapes_of_the_pr_probe():
-    probe = build_probe(recipe.PR["superb"], 13, 768, 74)
-    shapes = {name: tuple(value.shape) for name, value in probe.named_parameters()}
+def test_shapes_of_the_pr_head():
+    head = Pr.build_head(recipe.PR["superb"], 13, 768)
+    shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
     assert shapes == {
         "weighted_sum.weights": (13,),
         "head.projection.weight": (256, 768),
@@ -99,17 +102,17 @@ def test_shapes_of_the_pr_probe():
         "head.output.weight": (74, 256),
         "head.output.bias": (74,),
     }
-    assert probe.augment is None
+    assert head.augment is None
 
 
 def test_values_given_on_the_command_line():
-    chosen = recipe.choose_recipe(parse(asr, "--max_steps", "5", "--dropout", "0"), recipe.ASR)
+    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5", "--dropout", "0"), recipe.ASR)
     assert chosen == dataclasses.replace(recipe.ASR["superb"], max_steps=5, dropout=0.0)
-    chosen = recipe.choose_recipe(parse(pr, "--protocol", "quick", "--batch_size", "3"), recipe.PR)
+    chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), recipe.PR)
     assert chosen == dataclasses.replace(recipe.PR["quick"], batch_size=3)
-    assert recipe.choose_recipe(parse(pr), recipe.PR) == recipe.PR["superb"]
-    with pytest.raises(ValueError, match="--max_steps must be positive, got 0"):
-        recipe.choose_recipe(parse(pr, "--max_steps", "0"), recipe.PR)
+    assert recipe.choose_recipe(parse(Pr), recipe.PR) == recipe.PR["superb"]
+    with pytest.raises(LaserError, match="--max_steps must be positive, got 0"):
+        recipe.choose_recipe(parse(Pr, "--max_steps", "0"), recipe.PR)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_values_given_on_the_command_line():
     ],
 )
 def test_what_may_be_called_superb(words, kept):
-    chosen = recipe.choose_recipe(parse(asr, *words), recipe.ASR)
+    chosen = recipe.choose_recipe(parse(Asr, *words), recipe.ASR)
     changed = recipe.changes(chosen, recipe.ASR["superb"])
     assert recipe.is_superb(changed, chosen.learning_rate) is kept
     assert bool(changed) == (chosen != recipe.ASR["superb"])
