@@ -329,7 +329,10 @@ def test_the_size_of_an_update_and_the_perturbation_are_the_runs():
     card = render(other_record("spin"))
     found = settings(card)
     assert (found[seconds], found[piece]) == ("256", "17")
-    assert (found["optimiser"], found["options of the schedule"]) == ("Adam with L2 regularisation", "min_lr_ratio 0.01")
+    assert (found["optimiser"], found["options of the schedule"]) == (
+        "Adam with L2 regularisation",
+        "min_lr_ratio 0.01",
+    )
     assert found["schedule of the learning rate"] == "warmup_stable_decay"
     assert found["perturbation"] == "`voice`, `equalizer`"
     assert found["codes"] == "256"
