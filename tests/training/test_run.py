@@ -438,6 +438,8 @@ def test_which_checkpoint_is_resumed(straight, tiny_encoder, small_tree, tmp_pat
     (output / "checkpoint-4" / "files.json").unlink()
     assert begin(tiny_encoder, small_tree, output) is None
     assert {p.name for p in output.glob("broken-*")} == {"broken-checkpoint-2", "broken-checkpoint-4"}
+    with pytest.raises(LaserError, match="there is no such folder"):
+        begin(tiny_encoder, small_tree, output, *asked)
     with pytest.raises(LaserError, match="nothing to resume"):
         begin(tiny_encoder, small_tree, output, "--resume_from_checkpoint", "true")
 
