@@ -126,15 +126,14 @@ def test_padded_equals_alone(kind):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run(tiny_encoder, small_tree, tmp_path, precision):
     pytest.importorskip("datasets")
-    from laser_hf.training import parse_options
-    from laser_hf.training.run import _run
+    from laser_hf.training import parse_options, run_training
 
     arguments = [
         "--preset", "demo", "--model_name_or_path", str(tiny_encoder), "--train_data", str(small_tree),
         "--eval_data", str(small_tree), "--output_dir", str(tmp_path), "--max_steps", "3", "--report_to", "none",
         "--plots", "false", "--projection_dim", "8", "--bf16", str(precision == "bf16"),
     ]  # fmt: skip
-    record = _run(parse_options(arguments))
+    record = run_training(parse_options(arguments))
     assert record["hardware"]["gpus"]
     assert json.loads((tmp_path / "laser_config.json").read_text())["updates"] == 3
     assert torch.isfinite(torch.tensor(record["last"]["eval_loss"]["value"]))

@@ -18,19 +18,21 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 
-def option(default: Any, text: str, *, recipe: bool = True, **metadata: Any) -> Any:
-    """A dataclass field that is an option.
+def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
+    """A dataclass field that is an option and decides the result of a run.
 
     Args:
-        default: its value if it is not given; a list is copied.
+        default: its value if it is not given.
         text: for `--help`.
-        recipe: whether it decides the result. Paths, logging, evaluation and hardware do not.
+        recipe: whether it decides the result.
         metadata: more for argparse: `choices`, `aliases`.
     """
-    metadata |= {"help": text, "recipe": recipe}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
+
+
+def setting(default: Any, text: str) -> Any:
+    """An `option` that does not decide the result: paths, logging, evaluation, hardware."""
+    return option(default, text, recipe=False)
 
 
 def recipe_of(options: Any) -> dict[str, Any]:
@@ -83,24 +85,23 @@ class DataArguments:
     )
     train_name: str | None = option(None, "configuration of a Hub data set")
     train_split: str | None = option(None, "split, or sub-folder of a LibriSpeech tree", aliases=["--split"])
-    eval_data: str | None = option(None, "held-out speech for loss terms and the collapse monitor", recipe=False)
-    eval_name: str | None = option(None, "configuration of the held-out data set", recipe=False)
-    eval_split: str | None = option(None, "its split or sub-folder", recipe=False)
-    eval_alignments: str | None = option(
+    eval_data: str | None = setting(None, "held-out speech for loss terms and the collapse monitor")
+    eval_name: str | None = setting(None, "configuration of the held-out data set")
+    eval_split: str | None = setting(None, "its split or sub-folder")
+    eval_alignments: str | None = setting(
         None,
         "tab-separated word (and phone) times, or demo for those of the shipped speech: every evaluation also "
         "measures word discrimination and an ABX-like phone error of the last layer",
-        recipe=False,
     )
-    eval_alignments_data: str | None = option(
-        None, "folder of the speech that --eval_alignments names; default: --eval_data", recipe=False
+    eval_alignments_data: str | None = setting(
+        None, "folder of the speech that --eval_alignments names; default: --eval_data"
     )
-    eval_alignments_splits: list[str] | None = option(None, "its sub-folders to use", recipe=False)
+    eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
     audio_column: str = option("audio", "audio column of a data set")
     streaming: bool | None = option(None, "read while training instead of before; default: only from the Hub")
     shuffle_buffer: int = option(1000, "utterances shuffled at a time when streaming")
     max_train_samples: int | None = option(None, "use only so many utterances")
-    max_eval_samples: int | None = option(64, "held-out utterances used", recipe=False)
+    max_eval_samples: int | None = setting(64, "held-out utterances used")
     min_seconds: float = option(0.1, "shorter utterances are skipped and counted")
     crop_seconds: float | None = option(None, "of longer utterances a random piece of this length is taken (Spin: 17)")
     max_seconds: float | None = option(
@@ -114,11 +115,10 @@ class DataArguments:
         "pairs of an update at once, so that a GPU does not wait for CPU cores); the draws are the same",
         choices=["worker", "device"],
     )
-    cache_decoded: str | None = option(
+    cache_decoded: str | None = setting(
         None,
         "folder that keeps decoded utterances (115 to 230 MB an hour), so that each file is decoded once; 'true' for "
         "one in the cache of datasets; not for streams",
-        recipe=False,
     )
 
 
@@ -130,18 +130,16 @@ class LaserTrainingArguments(TrainingArguments):
     """
 
     _argument_group_name = "training"
-    output_dir: str | None = option("outputs/laser", "where checkpoints, encoder, records and plots go", recipe=False)
-    overwrite_output_dir: bool = option(
-        False, "start over: delete what an earlier run left in output_dir", recipe=False
-    )
-    resume_from_checkpoint: str | None = option(
-        None, "checkpoint to resume; default: the newest one in output_dir, if there is one", recipe=False
+    output_dir: str | None = setting("outputs/laser", "where checkpoints, encoder, records and plots go")
+    overwrite_output_dir: bool = setting(False, "start over: delete what an earlier run left in output_dir")
+    resume_from_checkpoint: str | None = setting(
+        None, "checkpoint to resume; default: the newest one in output_dir, if there is one"
     )
     pairs_per_update: int = option(8, "pairs of one update (optimiser step), over all processes")
-    per_device_train_batch_size: int = option(
-        4, "pairs in memory at once (a micro-batch); changes the result through dropout alone", recipe=False
+    per_device_train_batch_size: int = setting(
+        4, "pairs in memory at once (a micro-batch); changes the result through dropout alone"
     )
-    per_device_eval_batch_size: int = option(4, "held-out pairs in memory at once", recipe=False)
+    per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once")
     seconds_per_update: float | None = option(
         None,
         "instead of --pairs_per_update: fill an update with utterances of like length up to so many seconds of source "
@@ -170,41 +168,35 @@ class LaserTrainingArguments(TrainingArguments):
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
     bf16: bool = option(False, "bf16 autocast of the encoder; the loss stays in float32")
     fp16: bool = option(False, "fp16 autocast of the encoder, on a GPU; the loss stays in float32")
-    use_cpu: bool = option(False, "train on the CPU although there is a GPU", recipe=False)
-    logging_steps: float = option(25, "updates between two lines of the log", recipe=False)
-    logging_first_step: bool = option(True, "log update 1 too", recipe=False)
-    eval_steps: float | None = option(200, "updates between two evaluations", recipe=False)
-    eval_on_start: bool = option(False, "evaluate before the first update too", recipe=False)
-    save_steps: float = option(200, "updates between two checkpoints", recipe=False)
-    save_total_limit: int | None = option(2, "checkpoints kept", recipe=False)
-    report_to: str | None = option("tensorboard", "where to log: tensorboard, wandb, none", recipe=False)
-    disable_tqdm: bool | None = option(None, "print the log instead of a progress bar", recipe=False)
-    dataloader_num_workers: int = option(2, "processes that decode and perturb", recipe=False)
-    collapse_cosine_fraction: float = option(
-        0.5, "collapse alarm: share of the way to 1 that the mean cosine of frames has covered", recipe=False
+    use_cpu: bool = setting(False, "train on the CPU although there is a GPU")
+    logging_steps: float = setting(25, "updates between two lines of the log")
+    logging_first_step: bool = setting(True, "log update 1 too")
+    eval_steps: float | None = setting(200, "updates between two evaluations")
+    eval_on_start: bool = setting(False, "evaluate before the first update too")
+    save_steps: float = setting(200, "updates between two checkpoints")
+    save_total_limit: int | None = setting(2, "checkpoints kept")
+    report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none")
+    disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
+    dataloader_num_workers: int = setting(2, "processes that decode and perturb")
+    collapse_cosine_fraction: float = setting(
+        0.5, "collapse alarm: share of the way to 1 that the mean cosine of frames has covered"
     )
-    collapse_rank_fraction: float = option(
-        0.5, "collapse alarm: effective rank below this share of its start", recipe=False
-    )
-    plots: bool = option(True, "draw loss terms, an alignment and words at the end", recipe=False)
-    push_to_hub: bool = option(
+    collapse_rank_fraction: float = setting(0.5, "collapse alarm: effective rank below this share of its start")
+    plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
+    push_to_hub: bool = setting(
         False,
         "publish the finished run on the Hub, with a card that says that it is not evaluated yet (push_to_hub.py adds "
         "results later)",
-        recipe=False,
     )
-    hub_model_id: str | None = option(None, "repository to publish to: ORG/NAME", recipe=False)
-    hub_private_repo: bool = option(False, "create that repository as a private one", recipe=False)
-    torch_compile: bool = option(
-        False,
-        "compile the Transformer layers with torch.compile (a C++ compiler is needed on the CPU)",
-        recipe=False,
+    hub_model_id: str | None = setting(None, "repository to publish to: ORG/NAME")
+    hub_private_repo: bool = setting(False, "create that repository as a private one")
+    torch_compile: bool = setting(
+        False, "compile the Transformer layers with torch.compile (a C++ compiler is needed on the CPU)"
     )
-    torch_compile_backend: str | None = option(None, "backend of torch.compile, such as inductor", recipe=False)
-    profile_updates: int = option(
+    torch_compile_backend: str | None = setting(None, "backend of torch.compile, such as inductor")
+    profile_updates: int = setting(
         0,
         "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
-        recipe=False,
     )
 
     def __post_init__(self):

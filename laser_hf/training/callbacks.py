@@ -114,12 +114,8 @@ class UpdateProfiler(TrainerCallback):
         """Start the profiler, on the first process."""
         if not state.is_world_process_zero:
             return
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if args.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._seen = 0
         self._profiler = torch.profiler.profile(
-            activities=activities,
             schedule=torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1),
             on_trace_ready=lambda profiler: self._write(Path(args.output_dir), profiler),
             acc_events=True,

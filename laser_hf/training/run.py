@@ -16,19 +16,19 @@ from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
 from ..records import TRAINING_RECORD, new_record, portable, write_json
 from ..runs import RunFolder, find_fault
-from . import callbacks, finite
+from . import callbacks
 from .arguments import precision
 from .evaluation import load_evaluator
 from .model import AlignmentModel
 from .options import Options, parse_options
 from .speech import load_pairs
-from .trainer import LaserTrainer
+from .trainer import NON_FINITE_NAME, LaserTrainer
 
 logger = logging.getLogger(__name__)
 
 HISTORY_NAME = "training_log.json"
 _OWNED = (
-    "runs", "plots", "results", HISTORY_NAME, finite.FILE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
+    "runs", "plots", "results", HISTORY_NAME, NON_FINITE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
     "config.json", "model.safetensors", "preprocessor_config.json",
 )  # fmt: skip
 
@@ -52,7 +52,13 @@ def run_training(options: Options) -> dict[str, Any]:
     set_seed(args.seed)
     if args.device.type == "cpu":
         keep_freed_memory()
-    encoder = _load(options)
+    encoder = load_encoder(
+        options.model.model_name_or_path,
+        revision=options.model.model_revision,
+        token=args.hub_token,
+        training_config={**TRAINING_CONFIG, **options.model.dropouts()},
+        do_normalize=options.model.do_normalize,
+    )
     trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
     objective = options.objective.plugin.build(options.model.projection_dim, **options.objective.values)
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
@@ -194,15 +200,3 @@ def _publish(options: Options, output_dir: Path) -> None:
             f"the run is complete in {output_dir}, but it was not published: {error}. To publish it later: "
             f"{later_command(request)}"
         ) from error
-
-
-def _load(options: Options) -> SpeechEncoder:
-    """The encoder with its initial weights and the training-time configuration."""
-    model = options.model
-    return load_encoder(
-        model.model_name_or_path,
-        revision=model.model_revision,
-        token=options.training.hub_token,
-        training_config={**TRAINING_CONFIG, **model.dropouts()},
-        do_normalize=model.do_normalize,
-    )

@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import TorchDynamoPlugin
-from torch.profiler import record_function
-from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..data import SkipLog
@@ -22,20 +18,21 @@ from ..errors import LaserError
 from ..objectives import LaserLoss, Objective
 from ..records import read_json, write_json
 from ..runs import seal_checkpoint
-from . import finite
 from .arguments import LaserTrainingArguments
-from .batches import Batch, Pair, add_perturbed_views, check_views, cut_by_length, drawn_sides, to_device
+from .batches import check_views
 from .callbacks import CollapseMonitor, UpdateProfiler
-from .means import Means, TrainingWindow, from_all_processes, sum_over_processes
-from .model import AlignmentModel, pair_terms
-from .sampling import UpdateSampler, eval_loader, micro_batches, train_loader
+from .means import Means, TrainingWindow, from_all_processes
+from .model import AlignmentModel
+from .sampling import micro_batches
+from .updates import NonFiniteLossError, UpdateTrainer, find_non_finite
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "laser_state.json"
+NON_FINITE_NAME = "non_finite.json"
 
 
-class LaserTrainer(Trainer):
+class LaserTrainer(UpdateTrainer):
     """Trains an `AlignmentModel` on pairs of views.
 
     An item of the data loader is this process's share of one update. `training_step` cuts it into micro-batches. The
@@ -92,7 +89,7 @@ class LaserTrainer(Trainer):
             args._n_gpu = 1
         objective = LaserLoss() if objective is None else objective
         check_views(train_dataset, objective)
-        self._micro_batches = micro_batches(args)
+        self.micro_batches = micro_batches(args)
         if objective.needs_twin and model.twin is None:
             model.add_twin(getattr(objective, "twin_dropout", True))
         # Part of the model: its parameters go to the device, the optimiser, the checkpoints and DDP.
@@ -116,108 +113,11 @@ class LaserTrainer(Trainer):
             self.add_callback(UpdateProfiler(args.profile_updates))
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
         self.window = TrainingWindow(objective.term_names, args.device)
-        self._losses: list[tuple[list[str], torch.Tensor]] = []  # ids and losses of the micro-batches of an update
-        self._sampler: UpdateSampler | None = None
-
-    @property
-    def objective(self) -> Objective:
-        """The loss."""
-        return self.model.objective
-
-    def _build_accelerator_args(self, **kwargs):
-        # Compiled as a whole, the model would be compiled anew for every set of lengths; see compile_layers.
-        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As `Trainer.create_optimizer`; with `coupled_weight_decay` Adam with L2 on all trained parameters (Spin)."""
-        args = self.args
-        if self.optimizer is None and args.coupled_weight_decay:
-            self.optimizer = torch.optim.Adam(
-                [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad],
-                lr=args.learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
-        return super().create_optimizer(model)
-
-    # ---- data ----
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Updates: an item is the list of the pairs of this process."""
-        loader, self._sampler = train_loader(self.train_dataset, self.args)
-        return loader
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Held-out pairs in the order of the data set, shared among the processes."""
-        return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
+        self.losses = []
 
     def _inner_training_loop(self, *args, **kwargs):
         self.window.restart()
         return super()._inner_training_loop(*args, **kwargs)
-
-    def _run_epoch(self, **kwargs):
-        # A stream counts its epochs itself.
-        if self._sampler is not None:
-            self._sampler.set_epoch(kwargs["epoch"])
-            if hasattr(self.train_dataset, "set_epoch"):
-                self.train_dataset.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(**kwargs)
-
-    def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return inputs  # already on the device, with lengths on the CPU
-
-    def _cut(self, pairs: list[Pair], dataset, count: int, skip_log: SkipLog) -> list[Batch]:
-        """Micro-batches on the device, with both views."""
-        skip_log.update((pair["id"], pair["skip"]) for pair in pairs if pair["skip"])
-        usable = to_device(pairs, self.args.device)
-        return cut_by_length(add_perturbed_views(usable, getattr(dataset, "perturbation", None)), count)
-
-    def _units(self, batch: Batch) -> int:
-        """What the loss is a mean over: pairs, or frames of the clean views."""
-        if self.objective.unit == "pairs" or not batch["ids"]:
-            return len(batch["ids"])
-        return int(self.model.encoder.frame_lengths(batch["clean_lengths"]).sum())
-
-    # ---- loss ----
-
-    def training_step(self, model, inputs: list[Pair], num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward of the pairs of one update; gradients are exchanged with the last micro-batch."""
-        self.objective.prepare_update()
-        self._losses = []
-        batches = self._cut(inputs, self.train_dataset, self._micro_batches, self.skip_log)
-        if self.args.world_size == 1:  # several processes go through the same number, for losses computed together
-            batches = [batch for batch in batches if batch["ids"]] or batches[:1]
-        # Filled on the device: a copy from the CPU would be a host sync.
-        units = torch.full((), sum(map(self._units, batches)), device=self.args.device)
-        units = sum_over_processes(units, self.args.device)
-        loss = torch.zeros((), device=self.args.device)
-        for batch in batches:
-            last = batch is batches[-1]
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model), record_function("micro_batch"):
-                loss += super().training_step(model, batch, units)
-        self.window.draw()
-        return loss
-
-    def compute_loss(self, model, inputs: Batch, return_outputs=False, num_items_in_batch=None):
-        """Share of a micro-batch in the mean loss over the pairs (or frames) of the update."""
-        terms, projected, frames = self._pair_terms(model, inputs)
-        total, count, units = terms["total"], len(inputs["ids"]), self._units(inputs)
-        self._losses.append((inputs["ids"], total.detach()))
-        if count:
-            self.window.add(terms, units, projected, frames[:count])
-            self.window.count_speech(sum(frames), int(inputs["clean_lengths"].sum()))
-        share = torch.as_tensor(units if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-        # DDP averages the gradients over the processes, hence the factor.
-        loss = total.sum() / share * self.args.world_size
-        return (loss, {"projected": projected}) if return_outputs else loss
-
-    def _pair_terms(self, model, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
-        swap = None
-        if self.model.twin is not None:
-            # Held-out pairs always look the same.
-            swap = drawn_sides(self.args.seed, self.state.global_step if self.model.training else 0, batch["ids"])
-        return pair_terms(model, self.model, batch, swap)
 
     def _get_grad_norm(self, model, grad_norm=None):
         # The Trainer's last call before the optimiser steps, with or without clipping.
@@ -233,14 +133,23 @@ class LaserTrainer(Trainer):
         """
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        if finite.all_finite(self._losses, norm, self.args.device):
+        found = find_non_finite(self.losses, norm, self.args.device)
+        if found is None:
             return
+        what, ids, losses = found
         step, output_dir = self.state.global_step, Path(self.args.output_dir)
         folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial=None)
+        if self.args.should_save:
+            bad = {name: repr(value) for name, value in losses.items()}
+            report = {"step": step + 1, "what": what, "utterances": ids, "losses": bad}
+            write_json(output_dir / NON_FINITE_NAME, report)
         saved = f"the state before it is in {folder}" if step > 0 else "no update had been made yet"
-        finite.stop(self._losses, step + 1, output_dir, saved, self.args.should_save)
+        raise NonFiniteLossError(
+            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)}; {saved}. "
+            "Look at those files, lower the learning rate, or train without --bf16."
+        )
 
     # ---- what is logged ----
 

@@ -8,12 +8,26 @@ import torch
 from laser_hf.data import PairDataset, PairStream, PairTransform, SpeedPitch, load_speech
 from laser_hf.errors import LaserError
 from laser_hf.training import LaserTrainingArguments
-from laser_hf.training.sampling import PairSampler, SecondsSampler, micro_batches, train_loader
+from laser_hf.training.sampling import (
+    UpdateSampler,
+    micro_batches,
+    train_loader,
+    updates_of_pairs,
+    updates_of_seconds,
+)
 
 
-def updates(count, pairs, world, epoch=0, **options):
+def updates(count, pairs, world, epoch=0):
     """Pairs of each update over all processes, and the sizes of the shares."""
-    samplers = [PairSampler(count, pairs, world, rank, seed=5, **options) for rank in range(world)]
+
+    def plan(generator):
+        return updates_of_pairs(generator.permutation(count).tolist(), pairs)
+
+    return dealt(plan, world, epoch)
+
+
+def dealt(plan, world, epoch=0):
+    samplers = [UpdateSampler(plan, world, rank, seed=5) for rank in range(world)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     shares = [list(sampler) for sampler in samplers]
@@ -35,11 +49,7 @@ def test_epochs_differ_and_repeat():
     first, second = updates(20, 8, 1, epoch=0)[0], updates(20, 8, 1, epoch=1)[0]
     assert first != second
     assert second == updates(20, 8, 1, epoch=1)[0]
-    assert updates(20, 8, 1, epoch=1, shuffle=False)[0] == [
-        list(range(8)),
-        list(range(8, 16)),
-        list(range(16, 20)),
-    ]
+    assert updates_of_pairs(range(20), 8) == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
 
 
 @pytest.mark.parametrize(
@@ -105,11 +115,11 @@ LENGTHS = [3.0, 9.0, 1.5, 7.0, 7.0, 2.0, 4.5, 6.0, 0.0, 12.0]
 
 def test_updates_filled_with_seconds():
     """By hand: sorted 12 9 7 7 6 4.5 3 2 1.5 0, at most 16 seconds each; the last, unfinished one is dropped."""
-    assert SecondsSampler(LENGTHS, 16.0).filled == [[9], [1, 3], [4, 7]]
+    assert updates_of_seconds(LENGTHS, 16.0) == [[9], [1, 3], [4, 7]]
     # A single utterance above the limit still makes an update of its own.
-    assert SecondsSampler(LENGTHS, 5.0).filled == [[9], [1], [3], [4], [7], [6], [0, 5]]
+    assert updates_of_seconds(LENGTHS, 5.0) == [[9], [1], [3], [4], [7], [6], [0, 5]]
     with pytest.raises(LaserError, match="52 seconds of speech in 10 utterances do not fill one update of 100"):
-        SecondsSampler(LENGTHS, 100.0)
+        updates_of_seconds(LENGTHS, 100.0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -117,16 +127,15 @@ def test_updates_of_seconds_whatever_the_number_of_processes(world):
     generator = torch.Generator().manual_seed(0)
     lengths = (20 * torch.rand(200, generator=generator)).tolist()
 
-    def dealt(world, epoch):
-        samplers = [SecondsSampler(lengths, 64.0, world, rank, seed=3) for rank in range(world)]
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        return [sorted(i for share in update for i in share) for update in zip(*samplers, strict=True)]
+    filled = updates_of_seconds(lengths, 64.0)
 
-    first = dealt(world, 0)
-    assert first == dealt(1, 0)
-    assert first != dealt(1, 1)
-    assert sorted(map(tuple, first)) == sorted(map(tuple, dealt(1, 1)))
+    def plan(generator):
+        return [filled[index] for index in generator.permutation(len(filled))]
+
+    first, second = (dealt(plan, world, epoch)[0] for epoch in range(2))
+    assert first == dealt(plan, 1, 0)[0]
+    assert first != second
+    assert sorted(first) == sorted(second)
     for update in first:
         assert sum(lengths[i] for i in update) <= 64.0
     used = [i for update in first for i in update]
