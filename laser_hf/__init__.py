@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Looked up on first use: transformers takes seconds to import, and every data worker would pay for it.
 _LAZY = {
     "LaserLoss": "laser_hf.objectives",
+    "MseIdmLoss": "laser_hf.objectives",
     "ScoreLoss": "laser_hf.objectives",
     "SoftDTWLoss": "laser_hf.objectives",
     "SpinLoss": "laser_hf.objectives",
@@ -17,7 +18,16 @@ _LAZY = {
     "load_encoder": "laser_hf.encoders",
 }
 
-__all__ = ["LaserLoss", "ScoreLoss", "SoftDTWLoss", "SpeechEncoder", "SpinLoss", "__version__", "load_encoder"]
+__all__ = [
+    "LaserLoss",
+    "MseIdmLoss",
+    "ScoreLoss",
+    "SoftDTWLoss",
+    "SpeechEncoder",
+    "SpinLoss",
+    "__version__",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ def test_triton_equals_reference(m, n, gamma):
         results.append((value.detach().cpu().double(), leaf.grad.cpu().double()))
     (value, gradient), (own_value, own_gradient) = results
     torch.testing.assert_close(own_value, value, rtol=2e-6, atol=2e-6)
-    # What float32 costs do to a path's probability: an error of 2^-24 a frame, over gamma.
+    # Rounding of float32 costs changes a path's probability by 2^-24 per frame, divided by gamma.
     torch.testing.assert_close(own_gradient, gradient, rtol=0, atol=max(1e-4, 1e-6 / gamma))
 
 

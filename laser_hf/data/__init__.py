@@ -55,11 +55,9 @@ def build_perturbation(names: str | Sequence[str], options: Mapping[str, Any] | 
     classes = [find_perturbation(name) for name in ([names] if isinstance(names, str) else names)]
     if not classes:
         raise LaserError("--perturbations is empty; name at least one, such as speed_pitch")
-    values, used, parts = dict(options or {}), set(), []
-    for cls in classes:
-        own = {option.dest for option in cls.options} & set(values)
-        used |= own
-        parts.append(cls(**cls.checked({dest: values[dest] for dest in own})))
-    if unknown := sorted(set(values) - used):
+    values = options or {}
+    if unknown := sorted(set(values) - {option.dest for cls in classes for option in cls.options}):
         raise LaserError(f"none of the perturbations {', '.join(cls.name for cls in classes)} has {', '.join(unknown)}")
+    own = [{option.dest: values[option.dest] for option in cls.options if option.dest in values} for cls in classes]
+    parts = [cls(**cls.checked(chosen)) for cls, chosen in zip(classes, own, strict=True)]
     return parts[0] if len(parts) == 1 else Compose(parts)

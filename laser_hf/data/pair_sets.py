@@ -165,8 +165,8 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     """Decode all utterances once, in parallel, and keep them on disk as mono WAV at 16 kHz.
 
     The samples are bit for bit those of `decode_audio`, in 16 bits if that is exact (16-bit FLAC and WAV at 16 kHz;
-    115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If the size or time of change of a file, or
-    the choice of utterances, is another one, all are decoded again. The files in the folder can be deleted at any time.
+    115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If a file has another size or time of
+    change, or other utterances are chosen, all are decoded again. The files in the folder can be deleted at any time.
 
     Args:
         speech: as `load_speech` returns it.

@@ -44,10 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .run import attempt, draw_run, read_history, read_run, term_labels
 
     records = {run: read_run(run) for run in options.runs}
-    folders = [run.resolve().name for run in options.runs]
-    # Two runs in folders of one name are told apart by their paths.
     names = {run: run.resolve().name for run in options.runs}
-    names = {run: n if folders.count(n) == 1 else run.as_posix().strip("/") for run, n in names.items()}
+    if len(set(names.values())) < len(names):
+        names = {run: run.as_posix().strip("/") for run in options.runs}
     drawn = []
     for run, name in names.items():
         drawn += draw_run(

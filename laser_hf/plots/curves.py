@@ -92,21 +92,21 @@ def discrimination_figure(history: History) -> Figure | None:
     Args:
         history: log of a run with `--eval_alignments`.
     """
-    from ..figures import new_figure
+    from ..figures import LINE_COLOURS, new_figure
 
     curves = {
         label: {name: _series(history, key) for key, name in keys.items() if _series(history, key)[0]}
         for label, keys in _DISCRIMINATION.items()
     }
-    if not any(curves.values()):
+    curves = {label: lines for label, lines in curves.items() if lines}
+    if not curves:
         return None
-    figure, axes = new_figure(1, 2)
-    for axis, (label, lines) in zip(axes, curves.items(), strict=True):
-        for name, (steps, values) in lines.items():
-            axis.plot(steps, values, marker=".", label=name)
+    figure, axes = new_figure(1, len(curves), squeeze=False)
+    for axis, (label, lines) in zip(axes.flat, curves.items(), strict=True):
+        for colour, (name, (steps, values)) in zip(LINE_COLOURS, lines.items(), strict=False):
+            axis.plot(steps, values, marker=".", color=colour, label=name)
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
-        if lines:
-            axis.legend(fontsize=8)
+        axis.legend(fontsize=8)
     return figure

@@ -48,15 +48,7 @@ def alignment_figure(
 
 
 def self_similarity(frames: torch.Tensor) -> torch.Tensor:
-    """Cosines of all pairs of frames, `(n, n)` float64 in [-1, 1], of `(n, dim)`.
-
-    Raises:
-        ValueError: no frames, a wrong shape, or values that are not finite.
-    """
-    if frames.ndim != 2 or len(frames) == 0:
-        raise ValueError(f"expected frames (n, dim) with n > 0, got {tuple(frames.shape)}")
-    if not torch.isfinite(frames).all():
-        raise ValueError("the frames are not all finite, so they have no cosines")
+    """Cosines of all pairs of frames, `(n, n)` float64 in [-1, 1], of `(n, dim)`."""
     unit = torch.nn.functional.normalize(frames.double(), dim=1)
     return (unit @ unit.T).clamp(-1, 1)
 
@@ -109,14 +101,7 @@ def principal_components(vectors: torch.Tensor, count: int = 2) -> tuple[torch.T
     Returns:
         Points `(n, count)` float64, centred; and the share of the total variance of each component, `(count,)`, largest
         first, 0 without any variance.
-
-    Raises:
-        ValueError: a wrong shape, values that are not finite, or fewer vectors or dimensions than components.
     """
-    if vectors.ndim != 2 or min(vectors.shape) < count:
-        raise ValueError(f"{count} components need vectors (n, dim), both at least {count}; got {tuple(vectors.shape)}")
-    if not torch.isfinite(vectors).all():
-        raise ValueError("the vectors are not all finite, so they have no principal components")
     centred = vectors.double() - vectors.double().mean(0)
     _, singular, loadings = torch.linalg.svd(centred, full_matrices=False)
     loadings = loadings[:count]
@@ -135,10 +120,10 @@ def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -
 
     Args:
         vectors: one for each token, `(tokens, dim)`, by name of the encoder.
-        tokens: of at most 8 words by at most 8 speakers.
+        tokens: of at most 8 words by at most 8 speakers, such as `choose_words` takes.
 
     Raises:
-        ValueError: more words or speakers than there are colours or markers, or vectors that do not fit.
+        ValueError: more words or speakers, or not as many vectors as tokens.
     """
     from matplotlib.lines import Line2D
 
@@ -146,16 +131,11 @@ def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -
 
     words, speakers = sorted({token.label for token in tokens}), sorted({token.speaker for token in tokens})
     if len(words) > len(POINT_COLOURS) or len(speakers) > len(MARKERS):
-        raise ValueError(
-            f"there are {len(POINT_COLOURS)} colours and {len(MARKERS)} markers, too few for {len(words)} words of "
-            f"{len(speakers)} speakers; choose_words takes the most frequent ones"
-        )
+        raise ValueError(f"too few colours or markers for {len(words)} words of {len(speakers)} speakers")
     colours, markers = dict(zip(words, POINT_COLOURS, strict=False)), dict(zip(speakers, MARKERS, strict=False))
     how = {"linestyle": "", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.4}
     figure, axes = new_figure(1, len(vectors), (4.6 * len(vectors) + 1.4, 4.8), squeeze=False)
     for axis, (name, matrix) in zip(axes.flat, vectors.items(), strict=True):
-        if len(matrix) != len(tokens):
-            raise ValueError(f"{name}: {len(matrix)} vectors for {len(tokens)} tokens")
         points, explained = principal_components(matrix)
         for token, (x, y) in zip(tokens, points.tolist(), strict=True):
             axis.plot(x, y, marker=markers[token.speaker], color=colours[token.label], alpha=0.85, **how)

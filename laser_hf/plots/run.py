@@ -12,7 +12,7 @@ import torch
 from ..data import Perturbation, build_perturbation
 from ..encoders import SAMPLE_RATE, load_encoder
 from ..errors import LaserError
-from ..objectives import find_objective
+from ..objectives import Objective, find_objective
 from ..records import TRAINING_RECORD, located, read_json, read_record
 from ..superb.discrimination import mean_pooled, token_frames
 from ..superb.features import EncoderFeatures
@@ -130,14 +130,19 @@ def run_title(record: Mapping[str, Any]) -> str:
     base = record["base_model"]["name"]
     if record["recipe"]["model"]["model_name_or_path"] == SHIPPED_ENCODER:
         base = "the shipped encoder"
-    objective = attempt("the method's title", lambda: find_objective(record["method"]))
-    return f"{objective.title if objective else record['method']} on {base}, {record['updates']} updates"
+    objective = _objective(record)
+    title = (objective.title if objective else "") or record["method"]
+    return f"{title} on {base}, {record['updates']} updates"
 
 
 def term_labels(record: Mapping[str, Any]) -> Mapping[str, str]:
     """Labels of the loss terms of a run; empty if its objective is somebody's own and cannot be imported here."""
-    objective = attempt("the loss terms", lambda: find_objective(record["method"]))
+    objective = _objective(record)
     return objective.term_labels if objective else {}
+
+
+def _objective(record: Mapping[str, Any]) -> type[Objective] | None:
+    return attempt("title and terms of the method", lambda: find_objective(record["method"]))
 
 
 def attempt(what: str, action: Callable[[], _Found]) -> _Found | None:

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..data import PairTransform, Perturbation, load_speech
+from ..data import BadAudio, PairTransform, Perturbation, decode_audio, find_audio_files, load_speech
+from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
 from ..records import located
-from ..superb.discrimination import DiscriminationSettings, Token, load_aligned_speech, read_alignments
+from ..superb.discrimination import SLACK, Token, long_words, read_alignments
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ DEMO_SPEECH = "{laser_hf}/demo/speech"
 DEMO_SPLIT = "heldout"
 WORD_TIMES = ("words.tsv", "alignments.tsv")
 MAX_WORDS, MAX_SPEAKERS = 8, 6  # there are 8 colours and 8 markers
-# Shorter words are mostly function words, whose spoken forms vary.
-WORDS = DiscriminationSettings(max_utterances=200, min_letters=5, min_seconds=0.2, max_words=100_000)
+MIN_LETTERS, MIN_SECONDS = 5, 0.2  # shorter words are mostly function words, whose spoken forms vary
+EPOCHS = 10  # whose draws are looked at
 STREAM_LIMIT = 1000  # utterances of a stream that are searched for one
 _Speech = TypeVar("_Speech")
 
@@ -87,12 +88,12 @@ def load_pair(
     name: str | None = None,
     utterance: str | None = None,
 ) -> ViewPair:
-    """One utterance in two views, drawn as in epoch 0 of a run.
+    """One utterance in two views. Of the draws of a run's first epochs it has the one that changes the duration most.
 
     Args:
         source, name: as `load_speech` takes them; a dataset of the Hub is streamed.
         perturbation: makes the perturbed view.
-        seed: of its draw.
+        seed: of the draws.
         splits: where to look, one after the other; everywhere if not given.
         utterance: its id, or the last part of it; without one the first of half a second or more.
 
@@ -106,12 +107,14 @@ def load_pair(
         for item in speech if local else itertools.islice(speech, STREAM_LIMIT):
             if utterance is not None and utterance not in (item["id"], Path(item["id"]).name):
                 continue
-            pair = transform.pair(item["id"], item["audio"])
-            if not pair["skip"]:
+            epochs = range(1 if perturbation.keeps_duration else EPOCHS)
+            pairs = [transform.at_epoch(epoch).pair(item["id"], item["audio"]) for epoch in epochs]
+            if not pairs[0]["skip"]:
+                pair = max(pairs, key=lambda one: abs(len(one["perturbed"]) - len(one["clean"])))
                 change = perturbation.describe(pair["drawn"])
                 return ViewPair(pair["id"], pair["clean"], pair["perturbed"], change, source_name(source))
             if utterance is not None:
-                raise LaserError(f"{item['id']} cannot be used: {pair['skip']}")
+                raise LaserError(f"{item['id']} cannot be used: {pairs[0]['skip']}")
     where = f"{source} ({', '.join(splits)})" if splits else str(source)
     if utterance is None:
         raise LaserError(f"{where} holds no utterance of half a second or more that can be decoded")
@@ -153,16 +156,29 @@ def load_words(
     Raises:
         LaserError: no such folder or file, no word times, or no word of two speakers in this speech.
     """
+    folders = [Path(data) / split for split in splits or [""]]
+    for folder in folders:
+        if not folder.is_dir():
+            raise LaserError(f"no folder {folder}; expected audio files, whose names are those of utterances")
     alignments = find_word_times(data) if alignments is None else Path(alignments)
-    speech = load_aligned_speech(data, alignments, splits, WORDS)
-    tokens = choose_words(speech.words)
+    files = {path.stem: path for folder in folders for path in find_audio_files(folder)}
+    words = long_words(read_alignments(alignments, utterances=files).words, MIN_LETTERS, MIN_SECONDS)
+    waveforms, tokens = {}, []
+    for token in choose_words(words):
+        try:
+            if token.utterance not in waveforms:
+                waveforms[token.utterance] = decode_audio(files[token.utterance]).waveform
+            if token.end <= len(waveforms[token.utterance]) / SAMPLE_RATE + SLACK:
+                tokens.append(token)
+        except BadAudio as error:
+            logger.warning("A word of %s is left out: %s", files[token.utterance], error)
     if len(tokens) < 3:
         raise LaserError(
-            f"of the {len(speech.words)} words of {WORDS.min_letters} letters and {WORDS.min_seconds:g} s that "
-            f"{alignments} gives for {data}, too few are said by two speakers"
+            f"of the {len(words)} words of {MIN_LETTERS} letters and {MIN_SECONDS:g} s that {alignments} gives for "
+            f"{data}, too few are said by two speakers"
         )
-    waveforms = {token.utterance: speech.waveforms[token.utterance] for token in tokens}
-    return WordSpeech(waveforms, tokens, alignments, source_name(data))
+    used = {token.utterance: waveforms[token.utterance] for token in tokens}
+    return WordSpeech(used, tokens, alignments, source_name(data))
 
 
 def find_word_times(data: str | Path) -> Path:

@@ -138,9 +138,8 @@ class EncoderFeatures:
                 output = self.encoder(waveforms, lengths, output_hidden_states=True)
         finally:
             self.encoder.train(training)
-        states = torch.stack(
-            [output.hidden_states[layer] for layer in (range(self.layers) if layers is None else layers)]
-        )
+        wanted = range(self.layers) if layers is None else layers
+        states = torch.stack([output.hidden_states[layer] for layer in wanted])
         padding = torch.arange(states.shape[2], device=states.device) >= output.lengths.unsqueeze(1)
         return states.masked_fill(padding[None, :, :, None], 0.0), output.lengths
 
@@ -159,7 +158,7 @@ class SpectralFeatures:
     It has the attributes and methods of `EncoderFeatures` except `states`; there is one layer.
     """
 
-    encoder, layers, shortest, frame_seconds = None, 1, 400, 0.01
+    layers, shortest, frame_seconds = 1, 400, 0.01
 
     def __init__(self, kind: str):
         self._hop = round(self.frame_seconds * SAMPLE_RATE)

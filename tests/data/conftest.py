@@ -51,7 +51,7 @@ def speech():
 
 @pytest.fixture
 def encoded():
-    """:func:`encode`."""
+    """`encode`."""
     return encode
 
 

@@ -19,7 +19,7 @@ KINDS = ["low_shelf", *["peaking"] * 8, "high_shelf"]
 
 
 def analogue(kind: str, gain: float, quality: float, s: np.ndarray) -> np.ndarray:
-    """The analogue prototypes ``H(s)`` that the cookbook starts from, for a corner at 1 rad/s."""
+    """The analogue prototypes `H(s)` that the cookbook starts from, for a corner at 1 rad/s."""
     a = 10 ** (gain / 40)
     if kind == "peaking":
         return (s**2 + s * a / quality + 1) / (s**2 + s / (a * quality) + 1)
@@ -30,7 +30,7 @@ def analogue(kind: str, gain: float, quality: float, s: np.ndarray) -> np.ndarra
 
 
 def transfer(gains, qualities, omega: np.ndarray) -> np.ndarray:
-    """The cascade's frequency response at ``omega`` rad a sample, by the bilinear transform of the prototypes."""
+    """The cascade's frequency response at `omega` rad a sample, by the bilinear transform of the prototypes."""
     response = np.ones(len(omega), dtype=complex)
     for kind, frequency, gain, quality in zip(KINDS, FREQUENCIES, gains, qualities, strict=True):
         s = 1j * np.tan(omega / 2) / np.tan(np.pi * frequency / 16000)

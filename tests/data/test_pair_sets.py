@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import pickle
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -306,6 +307,34 @@ def test_other_rates_and_bytes_are_kept_decoded(files):
             assert torch.equal(found.waveform, decode_audio(other["audio"]).waveform)
             assert found[1:] == (16000, 1)
     assert len(list((files / "kept").iterdir())) == 2
+
+
+@pytest.fixture
+def a_hang_fails():
+    """Interrupt the test after two minutes."""
+
+    def stop(*_):
+        raise TimeoutError("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("a_hang_fails")
+def test_forked_processes_do_not_wait_for_threads_of_their_parent(files, monkeypatch):
+    monkeypatch.setattr(pair_sets.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(pair_sets, "ROWS_PER_PROCESS", 3)
+    speech = load_speech(files)
+    torch.set_num_threads(2)
+    expected = [decode_audio(row["audio"]).waveform for row in speech]  # resampling starts the threads
+    torch.nn.functional.conv1d(torch.ones(4, 8, 20000), torch.ones(8, 8, 9))
+    decoded = keep_decoded(speech)
+    assert all(
+        torch.equal(decode_audio(row["audio"]).waveform, one) for row, one in zip(decoded, expected, strict=True)
+    )
 
 
 def test_a_changed_file_is_decoded_again(tmp_path, speech):

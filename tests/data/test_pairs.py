@@ -179,7 +179,7 @@ def test_a_bad_perturbed_view(libri):
     with pytest.raises(RuntimeError, match=r"perturbing '10-20-0000' with \{\} failed: 'x'"):
         dataset[0]
     # What the user can mend keeps its message; a perturbation may refuse an utterance.
-    with pytest.raises(LaserError, match="^mend the folder$"):
+    with pytest.raises(LaserError, match=r"^mend the folder$"):
         pairs_of(libri, PairTransform(Broken(LaserError("mend the folder"))))[0]
     assert pairs_of(libri, PairTransform(Broken(BadAudio("too_short", "for me"))))[0]["skip"] == "too_short: for me"
 

@@ -44,6 +44,11 @@ def test_any_perturbation_is_drawn_and_described(small_tree):
     assert not torch.equal(pair.perturbed, load_pair(small_tree, perturbation, seed=6).perturbed)
 
 
+def test_the_draw_that_changes_the_duration_most_is_shown(small_tree):
+    pair = load_pair(small_tree, SpeedPitch([0.8, 1.0, 1.1], [-2.0, 2.0]))
+    assert pair.change.startswith("speed 0.8, ")
+
+
 def test_utterances_that_cannot_be_used_are_passed_over_or_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
     soundfile.write(tmp_path / "b.wav", np.sin(np.arange(3000)), 16_000)
