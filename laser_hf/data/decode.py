@@ -158,18 +158,18 @@ def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
     if not isinstance(rate, (int, np.integer)) or rate <= 0:
         raise BadAudio("undecodable", f"an array needs a positive, whole sampling_rate in Hz, got {rate!r}")
     try:
-        array = np.asarray(array)
+        array = np.atleast_2d(np.asarray(array))
     except ValueError as error:
         raise BadAudio("undecodable", f"array: {error}") from error
-    if array.ndim not in (1, 2):
-        raise BadAudio("undecodable", f"array must be (samples,) or (channels, samples), got {array.shape}")
-    if array.size == 0:
-        raise BadAudio("empty", "no samples")
     if array.dtype in (np.int16, np.int32):
         array = array / -float(np.iinfo(array.dtype).min)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise BadAudio("undecodable", f"array must be floating point, int16 or int32, got {array.dtype}")
-    return np.atleast_2d(array).T.astype(np.float32), int(rate)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise BadAudio(
+            "undecodable",
+            f"an array must be (samples,) or (channels, samples) of floats, int16 or int32, got {array.shape} "
+            f"of {array.dtype}",
+        )
+    return array.T.astype(np.float32), int(rate)
 
 
 def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,6 @@ from .table_records import BASES, Number, Row, find_records, read_numbers
 
 logger = logging.getLogger(__name__)
 
-NAME = "table"
 HELP = "the paper's Tables 1, 2 and 3 from records, beside the published values"
 
 Cell = dict[str, Any]
@@ -33,7 +32,6 @@ Cell = dict[str, Any]
 METHODS = {"base": "", "contentvec": "ContentVec", **{name: OBJECTIVES[name].title for name in reversed(OBJECTIVES)}}
 """Titles of what was done to an encoder, in the order of the tables."""
 METRICS = {"asr": ("wer", "WER, %"), "pr": ("per", "PER, %"), "qbe": ("mtwv", "QbE MTWV x 100")}
-TEST_SPLITS = {"asr": "test-clean", "pr": "test-clean"}
 GAINS = {"wer": "ASR gain, %", "per": "PR gain, %", "mtwv": "QbE gain, %"}
 ABLATION = ("base", "soft_dtw", "laser")
 QUICK_TITLES = {
@@ -44,8 +42,6 @@ QUICK_TITLES = {
     "word_ap_across": "word discrimination AP, across speakers",
     "abx_across": "ABX-like error, across speakers",
     "abx_within": "ABX-like error, within speakers",
-    "average_precision": "word discrimination AP",
-    "ratio": "distance within words / between words",
 }
 _NOTE = "Empty: not published in a source at hand, or not measured. † quoted as the paper's, its table was not at hand."
 
@@ -114,41 +110,39 @@ def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[T
     superb = [number for number in numbers if number.protocol == "superb" and number.task in METRICS]
     quick = [number for number in numbers if number.protocol == "quick"]
 
-    def rows_of(table: int, measured: Sequence[Number], wanted: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-        found = {row for place, row, _ in known if place == table}
-        return _ordered(found | {number.row for number in measured if wanted(number.row)})
+    def rows_of(table: int, measured: Iterable[Row]) -> list[Row]:
+        return _ordered({row for place, row, _ in known if place == table} | set(measured))
 
     def columns_of(titles: Iterable[tuple[str, str]]) -> list[Column]:
         return [Column(key, f"{title}, {word}", word) for key, title in titles for word in ("published", "measured")]
 
-    costs = columns_of([("processed_hours", "processed speech, h"), ("time", "fine-tuning time, h")])
     scores = columns_of(METRICS.values())
-    cost = Table("1", "Cost of fine-tuning", costs, rows_of(1, training))
-    cost.note = (
-        "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record."
+    cost = Table(
+        "1",
+        "Cost of fine-tuning",
+        columns_of([("processed_hours", "processed speech, h"), ("time", "fine-tuning time, h")]),
+        rows_of(1, (number.row for number in training)),
+        "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
     )
     full = Table(
         "2",
         "SUPERB: speech recognition (WER), phone recognition (PER) and query by example",
         scores + columns_of((f"{key}_gain", title) for key, title in GAINS.items()),
-        rows_of(2, superb, lambda row: row.method != "soft_dtw"),
+        rows_of(2, (number.row for number in superb if number.row.method != "soft_dtw")),
         "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
     )
-    ablation = rows_of(3, superb, lambda row: row.method in ABLATION)
+    ablation = rows_of(3, (number.row for number in superb if number.row.method in ABLATION))
     tables = [cost, full, Table("3", "What the regulariser does", scores, ablation)]
     for place, row, entry in known:
         cell = {name: entry[name] for name in ("value", "source", "place", "evidence")}
         tables[place - 1].put(row, entry["column"], "published", cell)
     for number in training:
         cost.put(number.row, number.metric, "measured", _cell(number))
-    shown = set()
-    for number in filter(_is_superbs, superb):
-        if number.record in shown:
-            continue  # a further layer
-        shown.add(number.record)
+    shown = {number.record: number for number in reversed(superb) if _is_superbs(number)}  # of several layers the first
+    for number in shown.values():
+        cell = _cell(number, 1 if number.unit == "percent" else 100)
         for table in tables[1:]:
             if number.row in table.rows:
-                cell = _cell(number, 1 if number.unit == "percent" else 100)
                 table.put(number.row, number.metric, "measured", cell)
     for record, task in sorted({(number.record, number.task) for number in superb if number.record not in shown}):
         logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record, METRICS[task][0])
@@ -158,10 +152,9 @@ def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[T
 
 def _is_superbs(number: Number) -> bool:
     """Whether it is a number of SUPERB's: its metric, on its test set, and with its trials."""
-    if number.metric != METRICS[number.task][0] or number.value is None:
-        return False
-    split = TEST_SPLITS.get(number.task)
-    return number.trials in (None, "superb") and (number.split == split if split else number.split != "dev")
+    on_test = number.split == "test-clean" or (number.task == "qbe" and number.split != "dev")
+    measured = number.metric == METRICS[number.task][0] and number.value is not None
+    return measured and on_test and number.trials in (None, "superb")
 
 
 def _cell(number: Number, scale: float = 1, **more: Any) -> Cell:
@@ -175,12 +168,9 @@ def _cell(number: Number, scale: float = 1, **more: Any) -> Cell:
 
 def _put_gains(table: Table) -> None:
     """Relative gains of the measured cells over their base encoder."""
-    for row in table.rows:
-        for key in GAINS:
-            own = table.cells.get((row, key, "measured"))
-            base = table.cells.get((Row(row.base, "base"), key, "measured"))
-            if row.method == "base" or own is None or base is None or not base["value"]:
-                continue
+    for (row, key, origin), own in list(table.cells.items()):
+        base = table.cells.get((Row(row.base, "base"), key, "measured"))
+        if origin == "measured" and row.method != "base" and base and base["value"]:
             change = (own["value"] - base["value"]) / base["value"] * 100
             cell = {"value": change if key == "mtwv" else -change, "record": own["record"]}
             table.put(row, f"{key}_gain", "measured", cell)
@@ -237,9 +227,7 @@ def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
         lines.append("|---" * (1 + len(table.columns)) + "|")
         for row in table.rows:
             lines.append("| " + " | ".join([row_name(row), *map(_text, table.cells_of(row))]) + " |")
-        lines.append("")
-        if table.note:
-            lines += [table.note, ""]
+        lines += ["", *([table.note, ""] if table.note else [])]
     lines += [_NOTE, "", "Sources of published values:", ""]
     used = {cell["source"] for table in tables for cell in table.cells.values() if "source" in cell}
     lines += [f"- [{s['title']}]({s['url']})" for name, s in published["sources"].items() if name in used]

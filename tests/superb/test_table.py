@@ -177,10 +177,10 @@ def test_every_record_of_the_project_is_read(tmp_path, monkeypatch):
     """A record in the common frame, the word report with the base encoder in it, and eval_ctc.py's."""
     monkeypatch.chdir(tmp_path)
     write(Path("run/laser_config.json"), trained("encoder"))
-    words = [{"metric": "average_precision", "value": 0.918, "unit": "fraction", "split": "heldout"}]
+    words = [{"metric": "word_ap_across", "value": 0.918, "unit": "fraction", "split": "heldout", "layer": 4}]
     before = {"model": "x/encoder", "metrics": [{**words[0], "value": 0.896}]}
     made = {"recipe": {}, "data": {}, "seed": None, "wall_seconds": 1.0, "protocol": "quick"}
-    report = new_record("words", model=describe_model("run"), metrics=words, base=before, **made)
+    report = new_record("discrimination", model=describe_model("run"), metrics=words, base=before, **made)
     write(Path("run/results/words.json"), report)
     write(Path("run/results/table.json"), {"tables": []})  # no record: passed over
     write(Path("ctc.json"), result("ctc", "wer", 31.5, "quick", "test-clean", model="me/encoder-ctc"))
@@ -190,16 +190,16 @@ def test_every_record_of_the_project_is_read(tmp_path, monkeypatch):
     quick = data["tables"][-1]
     columns = [column["title"] for column in quick["columns"]]
     assert columns == [
+        "word discrimination AP, across speakers, heldout (quick)",
         "ctc: WER, %, test-clean (quick)",
         "my_pkg.task: accuracy, mine (quick)",
-        "words: word discrimination AP, heldout (quick)",
     ]
     values = {row["encoder"]: [cell and cell["value"] for cell in row["cells"]] for row in quick["rows"]}
     assert values == {
-        "encoder + LASER": [None, None, 0.918],
-        "me/encoder-ctc": [31.5, None, None],
-        "me/x": [None, 0.5, None],
-        "x/encoder": [None, None, 0.896],
+        "encoder + LASER": [0.918, None, None],
+        "me/encoder-ctc": [None, 31.5, None],
+        "me/x": [None, None, 0.5],
+        "x/encoder": [0.896, None, None],
     }
     # The same base encoder in a second report is no conflict, another value is.
     write(Path("other/words.json"), report | {"model": "me/other"})

@@ -140,6 +140,7 @@ def test_decoding_once_changes_nothing(straight, tiny_encoder, small_tree, tmp_p
 
 def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, caplog):
     extra = ("--profile_updates", "2", "--per_device_train_batch_size", "3", "--perturb_on", "device")
+    extra += ("--eval_data", str(small_tree), "--eval_steps", "3")  # not counted as training
     with caplog.at_level("INFO", logger="laser_hf"):
         start(tiny_encoder, small_tree, tmp_path, *extra)
     profile = json.loads((tmp_path / "profile.json").read_text())

@@ -207,11 +207,9 @@ def length_buckets(samples: Sequence[int], size: int, halve_above: int) -> list[
     groups = []
     for start in range(0, len(order), size):
         group = order[start : start + size]
-        if len(group) < size:
-            groups += [group] if len(group) > 1 else []
-        elif size >= 2 and samples[group[0]] > halve_above:
+        if len(group) == size > 1 and samples[group[0]] > halve_above:
             groups += [group[: size // 2], group[size // 2 :]]
-        else:
+        elif len(group) == size or len(group) > 1:
             groups.append(group)
     return groups
 

@@ -156,9 +156,9 @@ def add_arguments(parser: argparse.ArgumentParser, recipes: Mapping[str, Recipe]
         kind = entry.metadata.get("kind", type(values[0]))
         add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=f"{entry.metadata['help']} ({shown})")
     add = parser.add_argument_group("machine", "these change a result by rounding and random draws only").add_argument
-    add("--device", default="auto", help="cpu or cuda; auto takes a GPU if there is one")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
     add("--bf16", action="store_true", help="mixed precision; not SUPERB's, and the record says so")
-    add("--micro_batch_size", type=int, help="utterances in memory at once in training; default: the whole batch")
+    add("--micro_batch_size", type=int, help="utterances in memory at once in training; by default the whole batch")
     add("--eval_batch_size", type=int, default=16, help="utterances decoded at once")
     add(
         "--cache_features",
@@ -167,7 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipes: Mapping[str, Recipe]
         help="encode every utterance once and keep its hidden states on disk (float32); auto: with protocol quick",
     )
     add("--dataloader_num_workers", type=int, default=0, help="processes that decode audio")
-    add("--logging_steps", type=int, help="updates between two lines of the log; default: a quarter of eval_steps")
+    add("--logging_steps", type=int, help="updates between two lines of the log; by default a quarter of eval_steps")
     add("--report_to", default="tensorboard", help="where to log: tensorboard, wandb, none")
     add("--ddp_backend", help="gloo for several processes on a CPU")
     add("--disable_tqdm", action="store_true", help="no progress bars")

@@ -52,7 +52,7 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
         record = command.train_and_test(arguments.seed, command.folder, began)
     else:
         seeds = range(arguments.seed, arguments.seed + arguments.runs)
-        records = [command.run_of_several(seed) for seed in seeds]
+        records = [command.run_of_several(seed, time.time() if number else began) for number, seed in enumerate(seeds)]
         record = summarise(command, records) if command.main else {}
         command.finish(command.folder, record)
     if command.main:
@@ -200,13 +200,13 @@ class Command:
             **self.task.describe(),
         }
 
-    def run_of_several(self, seed: int) -> dict[str, Any]:
+    def run_of_several(self, seed: int, began: float) -> dict[str, Any]:
         """The record of one of several runs; a finished one is not repeated."""
         folder = self.run_folder(self.folder.path / f"seed-{seed}")
         if folder.finished and read_json(folder.path / RECIPE_NAME) == plain(self.fingerprint(seed)):
             logger.info("seed %d is finished: %s", seed, folder.path)
             return read_json(folder.path / RESULTS)
-        return self.train_and_test(seed, folder, time.time())
+        return self.train_and_test(seed, folder, began)
 
     def train_and_test(self, seed: int, folder: RunFolder, began: float) -> dict[str, Any]:
         """Train a head, or go on with it, decode test and dev with the best one, and finish the folder."""

@@ -243,12 +243,8 @@ class Pr(CtcTask):
         return CtcHead(layers, LinearHead(dim, len(cls.LABELS), values.projection_size))
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        """`per` in percent.
-
-        S3PRL reads an empty hypothesis as one empty phone: a substitution and one deletion fewer, the same distance.
-        """
-        hypotheses = [item.hypothesis or ["<empty>"] for item in decoded]
-        return {"per": error_rate([item.reference for item in decoded], hypotheses)}
+        """`per` in percent."""
+        return {"per": error_rate([item.reference for item in decoded], [item.hypothesis for item in decoded])}
 
     @classmethod
     def decode(cls, path: Sequence[int]) -> list[str]:

@@ -6,8 +6,7 @@ import json
 
 from huggingface_hub import ModelCard
 
-from laser_hf.publishing.evaluation import BASE, OTHER, OWN
-from laser_hf.publishing.hub_results import hub_entries, model_index
+from laser_hf.publishing.results import BASE, OTHER, OWN, hub_entries, model_index
 
 from .conftest import BASE_DIGEST, DIGEST, make_record, make_result, read, render
 
@@ -23,18 +22,13 @@ def test_results_belong_to_the_weights_whose_digest_they_carry(tmp_path):
     assert "**Not evaluated.**" in render(make_record(), results[1:])
 
 
-def test_summaries_and_unknown_layouts(tmp_path):
-    systems = [
-        {"name": name, **json.loads(make_result(tmp_path / name, name, digest).read_text())}
-        for name, digest in (("mfcc", None), ("here", DIGEST))
-    ]
-    for name, content in (("summary", {"systems": systems}), ("other", {"accuracy": 1}), ("list", [1])):
+def test_files_that_are_no_evaluation_records(tmp_path):
+    for name, content in (("other", {"accuracy": 1}), ("list", [1]), ("training", make_record())):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(content))
-    results, unread = read(tmp_path, *(tmp_path / name / "results.json" for name in ("summary", "other", "list")))
-    assert [result.model for result in results] == ["mfcc", "this model"]
-    assert results[1].text == "0.4322"
-    assert unread == ["results/other.json", "results/list.json"]
+    results, unread = read(tmp_path, *(tmp_path / name / "results.json" for name in ("other", "list", "training")))
+    assert results == []
+    assert unread == ["results/other.json", "results/list.json", "results/training.json"]
 
 
 def test_quick_results_are_no_benchmark(tmp_path):
