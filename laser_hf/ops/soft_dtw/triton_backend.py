@@ -11,8 +11,8 @@ import math
 
 import torch
 
+from . import IDM, PairTerms
 from . import triton_kernels as kernels
-from .terms import IDM, PairTerms
 
 _TILE = 32
 _LONGEST_STRIP = 1024
