@@ -42,34 +42,22 @@ class Problem:
     idm_value: float = 0.0
 
 
-class _Scratch:
+def _scratch(problems: Sequence[Problem]) -> tuple[np.ndarray, ...]:
     """Work arrays of one thread, large enough for each of the problems."""
-
-    def __init__(self, problems: Sequence[Problem]):
-        columns = max(problem.columns for problem in problems)
-        shares = max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems)
-        self.shares = np.empty(shares, problems[0].matrix.dtype)
-        self.powers = np.empty(kernels.strip_size(columns))
-        self.work = np.empty(kernels.WORK)
-        self.border = np.empty(2 * (columns + 1))
+    columns = max(problem.columns for problem in problems)
+    shares = max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems)
+    sizes = kernels.strip_size(columns), kernels.WORK, 2 * (columns + 1)
+    return np.empty(shares, problems[0].matrix.dtype), *map(np.empty, sizes)
 
 
-def _solve(p: Problem, gamma: float, with_gradient: bool, scratch: _Scratch) -> None:
-    where = (p.matrix, p.base, p.stride)
-    p.value = kernels.forward(
-        *where, p.rows, p.columns, p.u, p.v, p.a, p.symmetric, gamma,
-        scratch.shares, scratch.powers, scratch.work, scratch.border,
-    )  # fmt: skip
-    keep = 0.0
+def _solve(p: Problem, gamma: float, with_gradient: bool, shares, powers, work, border) -> None:
+    where, shape, keep = (p.matrix, p.base, p.stride), (p.rows, p.columns), 0.0
+    p.value = kernels.forward(*where, *shape, p.u, p.v, p.a, p.symmetric, gamma, shares, powers, work, border)
     if p.idm is not None:
-        p.idm_value = kernels.idm(
-            *where, p.rows, p.u, p.idm.sigma, p.idm.margin, p.idm.squared, p.idm_weight, scratch.border
-        )
+        p.idm_value = kernels.idm(*where, p.rows, p.u, *p.idm, p.idm_weight, border)
         keep = 1.0
     if with_gradient:
-        kernels.backward(
-            scratch.shares, p.rows, p.columns, p.symmetric, keep, p.weight, *where, scratch.work, scratch.border
-        )
+        kernels.backward(shares, *shape, p.symmetric, keep, p.weight, *where, work, border)
         if p.symmetric:
             kernels.mirror(*where, p.rows)
 
@@ -89,9 +77,9 @@ def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> Non
             return next(queue, None)
 
     def work() -> None:
-        scratch = _Scratch(ordered)
+        scratch = _scratch(ordered)
         for problem in iter(next_problem, None):
-            _solve(problem, gamma, with_gradient, scratch)
+            _solve(problem, gamma, with_gradient, *scratch)
 
     threads = min(torch.get_num_threads(), len(problems))
     if threads <= 1:
@@ -160,9 +148,8 @@ def pair_terms(
     solve(problems, gamma, with_gradient)
     triples = [problems[at : at + 3] for at in range(0, len(problems), 3)]
     soft_dtw = torch.tensor([xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples], dtype=torch.float64)
-    regulariser = torch.tensor(
-        [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples], dtype=torch.float64
-    )
+    sums = [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples]
+    regulariser = torch.tensor(sums, dtype=torch.float64)
     if not with_gradient:
         return PairTerms(soft_dtw, regulariser)
     gradient_x, gradient_y = x.new_zeros(x.shape), y.new_zeros(y.shape)

@@ -4,8 +4,8 @@ The recursion of Cuturi & Blondel (2017), Algorithms 1 and 2,
 
     R[i, j] = C[i, j] + softmin_gamma(R[i-1, j-1], R[i-1, j], R[i, j-1])
 
-runs in float64 whatever the input, as the released LASER code does. The backward pass is the transposed recursion of the
-three softmin weights of each cell, without exponentials or differences of large numbers: finite at gamma = 0.001.
+runs in float64 whatever the input, as the released LASER code does. The backward pass is the transposed recursion of
+each cell's softmin weights, without exponentials or differences of large numbers: finite at gamma = 0.001.
 """
 
 from __future__ import annotations
