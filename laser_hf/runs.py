@@ -6,6 +6,8 @@ It is *finished* once it has its record, *unfinished* if it has something to res
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -23,7 +25,10 @@ logger = logging.getLogger(__name__)
 RECIPE_NAME = "recipe.json"
 SEAL_NAME = "files.json"
 """Sizes and SHA-256 digests of a checkpoint's files, written last: a checkpoint without it is incomplete."""
+LOCK_NAME = ".lock"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LOCKS: dict[tuple[int, str], int] = {}
+"""Open lock files of this process, by its id and their real path: each lock lives as long as the process."""
 
 
 class RunFolder:
@@ -59,10 +64,11 @@ class RunFolder:
         Args:
             recipe: what decides the result, in groups or flat; written to `recipe.json`.
             overwrite: delete what an earlier run left.
-            reopen: take a finished run of the same recipe too, for commands that add to it.
+            reopen: take a finished run of the same recipe too, for commands that add to it, several at once.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, is a checkpoint, or holds a run of another recipe.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, holds a run of another recipe, or
+                another process runs in it.
         """
         self.check(overwrite, reopen)
         if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
@@ -79,11 +85,13 @@ class RunFolder:
         """The first part of `prepare`, for commands that know their recipe only after hours of reading.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, or is a checkpoint.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, or another process runs in it.
         """
+        self.make()
+        if not reopen:
+            self._lock()
         if overwrite:
             self.clear()
-        self.make()
         if self.finished and not reopen:
             raise LaserError(
                 f"{self.path} holds a finished run ({self.record}); choose another --output_dir, or start over with "
@@ -101,6 +109,40 @@ class RunFolder:
             trial.unlink(missing_ok=True)  # another process may try the same
         except OSError as error:
             raise LaserError(f"cannot write to --output_dir {self.path} ({error.strerror})") from error
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends; forked ones do not inherit the lock."""
+        path = self.path.resolve() / LOCK_NAME
+        if (os.getpid(), str(path)) in _LOCKS and path.exists():  # else the folder was deleted meanwhile
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                raise LaserError(
+                    f"another process runs in --output_dir {self.path}; wait for its end, or choose another folder"
+                ) from error
+            logger.warning("%s cannot be locked (%s): start no second run in it", self.path, error.strerror)
+        _LOCKS[os.getpid(), str(path)] = descriptor
+
+    def protect(self, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+        """Refuse a folder that is, or holds, something that the run reads; call it before `prepare`.
+
+        Args:
+            inputs: paths, or names that are no paths, by the options that name them.
+
+        Raises:
+            LaserError: one of them lies in the folder, by real paths.
+        """
+        own = self.path.resolve()
+        for option, given in inputs.items():
+            place = Path(given).resolve() if given else Path("/")
+            if place.exists() and (own == place or own in place.parents):
+                raise LaserError(
+                    f"--output_dir {self.path} holds {option} {given}, which this run reads; choose a folder of its own"
+                )
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else; folders that this empties go too."""
