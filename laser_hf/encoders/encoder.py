@@ -1,11 +1,4 @@
-"""A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune.
-
-What Hugging Face leaves to the user and this module does:
-
-* The first GroupNorm of base models takes its statistics over time, so zero padding changes them. Here every utterance
-  of a batch is normalised by its own samples only.
-* The convolutional front-end keeps a graph in training mode unless it is frozen through its own method.
-"""
+"""A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune."""
 
 from __future__ import annotations
 
@@ -31,8 +24,8 @@ class EncoderOutput:
     Attributes:
         frames: last hidden state, `(batch, frames, dim)`; positions beyond `lengths` are zero.
         lengths: frames in use, `(batch,)` int64.
-        hidden_states: all `layers + 1` hidden states when asked for (S3PRL's numbering: 0 is the input of the
-            first Transformer layer), else `None`. Padding in them is not cleared.
+        hidden_states: if asked for, all `layers + 1` (S3PRL's numbering: 0 is the input of the first Transformer
+            layer). Padding in them is not cleared.
     """
 
     frames: torch.Tensor
@@ -49,11 +42,7 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
 
 
 def frame_lengths(config: PretrainedConfig, sample_lengths: torch.Tensor) -> torch.Tensor:
-    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise.
-
-    Layer by layer `floor((L - kernel) / stride) + 1`. The result is 0 if the utterance is shorter than the receptive
-    field.
-    """
+    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise; 0 for too few of them."""
     lengths = sample_lengths
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
@@ -69,10 +58,9 @@ def receptive_field(config: PretrainedConfig) -> int:
 
 
 class _UtteranceGroupNorm(nn.GroupNorm):
-    """GroupNorm over time whose statistics come from each utterance's own frames, not from its padding.
+    """GroupNorm over time, one channel a group, whose statistics come from each utterance's own frames.
 
-    Each channel is a group, as in all base models. `SpeechEncoder.forward` sets `valid`, the frames in use of each
-    utterance, for one call; with `None` this is the stock module.
+    `SpeechEncoder.forward` sets `valid`, the frames in use of each utterance, for one call; `None`: the stock module.
     """
 
     valid: list[int] | None = None
@@ -109,7 +97,7 @@ class SpeechEncoder(nn.Module):
     """A Hugging Face speech encoder whose padded batches give every utterance the frames it gets alone.
 
     Args:
-        model: bare encoder (`HubertModel`, `WavLMModel`, `Wav2Vec2Model`, `Data2VecAudioModel`).
+        model: bare encoder of one of `SUPPORTED_MODEL_TYPES`.
         base_config: the checkpoint's own config before any training-time change; exports carry it.
         do_normalize: scale each waveform to zero mean and unit variance first (never with LASER's recipe).
         revision: what was loaded: a commit hash on the Hub, or `None` for a folder.
@@ -160,7 +148,7 @@ class SpeechEncoder(nn.Module):
         return len(self.model.encoder.layers)
 
     def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
-        """`frame_lengths` for this encoder."""
+        """`frame_lengths` of this encoder."""
         return frame_lengths(self.model.config, sample_lengths)
 
     def forward(
@@ -177,10 +165,8 @@ class SpeechEncoder(nn.Module):
             ValueError: shapes that do not fit, or an utterance too short for a single frame.
         """
         if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
-            raise ValueError(
-                "expected waveforms (batch, samples) and lengths (batch,), got "
-                f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
-            )
+            shapes = f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
+            raise ValueError(f"expected waveforms (batch, samples) and lengths (batch,), got {shapes}")
         samples = lengths.tolist()
         shortest, longest = receptive_field(self.config), max(samples)
         if min(samples) < shortest or longest > waveforms.shape[1]:

@@ -37,8 +37,7 @@ def load_encoder(
     """Load an encoder by Hub id or folder, in float32 and evaluation mode.
 
     Args:
-        name_or_path: Hub id (`facebook/hubert-base-ls960`) or folder; a CTC or classification checkpoint of the same
-            family gives its encoder.
+        name_or_path: Hub id or folder; a CTC or classification checkpoint of the same family gives its encoder.
         revision: branch, tag or commit on the Hub.
         token: Hub token; by default the usual places.
         training_config: config values to set before the model is built, e.g. `TRAINING_CONFIG`; the originals stay in
@@ -66,12 +65,8 @@ def load_encoder(
             "`--preset demo` uses the encoder shipped with laser_hf, and --train_data PATH your own speech."
         ) from error
     if preprocessor_settings(name_or_path, revision, token).get("do_normalize", False) != do_normalize:
-        logger.warning(
-            "%s asks for do_normalize=%s in its preprocessor_config.json; it runs here with %s.",
-            name_or_path,
-            not do_normalize,
-            do_normalize,
-        )
+        asks = f"{name_or_path} asks for do_normalize={not do_normalize} in its preprocessor_config.json"
+        logger.warning("%s; it runs here with %s.", asks, do_normalize)
     return SpeechEncoder(model, base_config, do_normalize, _commit(name_or_path, revision, token)).eval()
 
 
