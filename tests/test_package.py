@@ -191,7 +191,8 @@ def toy(monkeypatch, tmp_path, source: str) -> None:
     """Make `laser-hf toy` the function `main` of a module with this source."""
     (tmp_path / "toy_command.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "toy_command", raising=False)
+    monkeypatch.setitem(sys.modules, "toy_command", None)  # at the end, what the test has imported is forgotten
+    del sys.modules["toy_command"]
     monkeypatch.setattr(command, "COMMANDS", (command.Command("toy", "toy_command:main", ""),))
 
 
