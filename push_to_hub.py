@@ -1,9 +1,7 @@
-"""Publish a finished LASER run on the Hugging Face Hub. `python push_to_hub.py --help` tells how."""
+"""Publish a finished LASER run on the Hugging Face Hub; see `python push_to_hub.py --help`."""
 
-import sys
-from pathlib import Path
-
+from laser_hf import cli
 from laser_hf.publishing.push import main
 
 if __name__ == "__main__":
-    sys.exit(main(cards_dir=Path(__file__).resolve().parent / "model_cards"))
+    cli.run(main)

@@ -1,6 +1,7 @@
 """Fine-tune a speech encoder with LASER. `python train.py --help` tells how."""
 
-from laser_hf.training import parse_options, run_training
+from laser_hf import cli
+from laser_hf.training import main
 
 if __name__ == "__main__":
-    run_training(parse_options())
+    cli.run(main)

@@ -2,7 +2,7 @@
 
 28,539 utterances of LibriSpeech's lengths lie on disk as FLAC, so that decoding counts; a few hundred differ and the
 others are links to these. One run is timed as it is; a short second one is profiled for the shares of an update,
-because profiling waits for the device after every part. With fewer than 3,600 updates the time is extrapolated, and
+because profiling takes time. With fewer than 3,600 updates the time is extrapolated, and
 says so.
 
     python -m benchmarks.epoch --device cuda            # needs a GPU
@@ -24,7 +24,15 @@ import torch
 from benchmarks import common
 from benchmarks.common import save_record
 from benchmarks.librispeech_like import LENGTHS, UTTERANCES, write_utterances
-from benchmarks.training import WARM_UP, add_training_options, bf16_trouble, in_process, make_encoder, train_options
+from benchmarks.training import (
+    WARM_UP,
+    add_training_options,
+    bf16_trouble,
+    in_process,
+    make_encoder,
+    read_profile,
+    train_options,
+)
 
 EPOCH = 3600
 """Updates of the recipe."""
@@ -89,7 +97,7 @@ def run(settings: dict[str, Any], encoder: str, speech: str) -> dict[str, Any]:
             "options": fast | {"profile_updates": settings["profile"]},
         }
         run_training(parse_options(train_options(short, encoder, speech, str(profiled))))
-        profile = json.loads((profiled / "profile.json").read_text())
+        profile = read_profile(profiled)
     return {
         "training_seconds": next(entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry),
         "with_set_up_seconds": whole,
@@ -184,8 +192,7 @@ def show(content: dict[str, Any]) -> None:
     busy = content["gpu_busy"]
     print(f"GPU busy: {f'{busy:.0%}' if busy is not None else content['gpu_busy_unknown']}")
     for part, share in content["profile"]["shares"].items():
-        note = " (core time of the workers, beside the rest)" if part in content["profile"]["overlapped"] else ""
-        print(f"  {part:<10}{share:>7.1%}{note}")
+        print(f"  {part:<10}{share:>7.1%}")
 
 
 if __name__ == "__main__":

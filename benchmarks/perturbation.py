@@ -133,9 +133,8 @@ def table_mib(resampling, orig: int, new: int) -> float:
     common = math.gcd(orig, new)
     orig, new = orig // common, new // common
     taps = math.floor(2 * resampling._half_width(orig, new)) + 1
-    piece = max(1, min(new, resampling.MAX_TABLE_BYTES // (taps * 4)))
     # One weight a tap and phase in float32, and the phase's first sample in int64.
-    return piece * (taps * 4 + 8) / 2**20
+    return new * (taps * 4 + 8) / 2**20
 
 
 def compare_speed(waveform: torch.Tensor, factor: float, options: argparse.Namespace) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from scipy.spatial.distance import cdist
 import laser_hf
 from benchmarks import common
 from benchmarks.common import save_record, time_side_by_side
-from laser_hf.superb.qbe.data import Utterance, read_data
-from laser_hf.superb.qbe.frontends import Frontend, load_frontend
+from laser_hf.superb.features import Features, Utterance, load_features, read_waveform
+from laser_hf.superb.qbe.data import read_data
 from laser_hf.superb.qbe.matching import SHORTEST_QUERY, alignment_costs, frame_distances, match, unit_frames
-from laser_hf.superb.qbe.store import read_waveform
 
 DEMO = Path(laser_hf.__file__).resolve().parent / "demo"
 TOLERANCE = 1e-6
@@ -46,11 +45,11 @@ def demo_task() -> tuple[list[Utterance], list[Utterance]]:
 
 
 def load_frames(
-    frontend: Frontend, queries: list[Utterance], documents: list[Utterance]
+    features: Features, queries: list[Utterance], documents: list[Utterance]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Unit-norm frames of the last layer, normalised over all of them."""
-    last = [frontend.layers - 1]
-    frames = [frontend([read_waveform(u, frontend.shortest)], last)[0][0] for u in (*queries, *documents)]
+    last = [features.layers - 1]
+    frames = [features([read_waveform(u, features.shortest)], last)[0][0] for u in (*queries, *documents)]
     everything = torch.cat(frames).double()
     mean, deviation = everything.mean(0).numpy(), everything.std(0).numpy()
     units = [unit_frames(one, mean, deviation) for one in frames]
@@ -118,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict:
     # Evenly over the lists, so that all speakers are in.
     queries = [queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, options.queries).astype(int))]
     documents = [documents[i] for i in np.unique(np.linspace(0, len(documents) - 1, options.documents).astype(int))]
-    query_frames, document_frames = load_frames(load_frontend(options.model), queries, documents)
+    query_frames, document_frames = load_frames(load_features(options.model), queries, documents)
     cells = sum(map(len, query_frames)) * sum(map(len, document_frames))
     print(f"{len(query_frames)} queries x {len(document_frames)} documents, {cells / 1e6:.1f} million pairs of frames")
     results = {}

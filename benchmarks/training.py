@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from benchmarks.common import peak_mib
 
 WARM_UP = 2
-"""Updates that the Trainer's profile leaves out."""
+"""Updates that the Trainer's profiler leaves out."""
 _TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -82,6 +84,41 @@ def _call(sender, function, arguments) -> None:
     if torch.cuda.is_available():
         result["peak_memory_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
     sender.send(result)
+
+
+def read_profile(folder: Path) -> dict[str, Any]:
+    """`profile.json` of a run with `--profile_updates`, with `shares` of an update; on a GPU, those of its kernels."""
+    profile = json.loads((folder / "profile.json").read_text())
+    seconds = profile["seconds"] | profile.get("device_seconds", {}) | {"wait": profile["seconds"]["wait"]}
+    profile["shares"] = {part: value / profile["seconds_per_update"] for part, value in seconds.items()}
+    return profile
+
+
+def worker_seconds(arguments: list[str], pairs: int) -> dict[str, float]:
+    """Seconds of one core to decode and to perturb as many utterances as an update has pairs.
+
+    Args:
+        arguments: of `train.py`.
+        pairs: of an update.
+    """
+    from laser_hf.data import decode_audio, draw_generator
+    from laser_hf.training import parse_options
+    from laser_hf.training.speech import load_pairs
+
+    data, _ = load_pairs(parse_options(arguments))
+    seconds = {"decode": 0.0, "perturb": 0.0}
+    for index in range(-1, pairs):  # the first one is a warm-up
+        row = data.speech[index % len(data)]
+        drawn = data.perturbation.draw_for(draw_generator(0, 0, row["id"]), row["id"])
+        times = [time.perf_counter()]
+        clean = decode_audio(row["audio"]).waveform
+        times.append(time.perf_counter())
+        data.perturbation.apply(clean, **drawn)
+        times.append(time.perf_counter())
+        if index >= 0:
+            seconds["decode"] += times[1] - times[0]
+            seconds["perturb"] += times[2] - times[1]
+    return seconds
 
 
 def train_options(settings: dict[str, Any], folder: str, speech: str, output: str) -> list[str]:

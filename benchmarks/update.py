@@ -16,7 +16,6 @@ of LibriSpeech train-clean-100, with two data workers each and in a fresh proces
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -27,7 +26,16 @@ import torch
 from benchmarks import common
 from benchmarks.common import save_record
 from benchmarks.librispeech_like import LENGTHS, write_utterances
-from benchmarks.training import WARM_UP, add_training_options, bf16_trouble, in_process, make_encoder, train_options
+from benchmarks.training import (
+    WARM_UP,
+    add_training_options,
+    bf16_trouble,
+    in_process,
+    make_encoder,
+    read_profile,
+    train_options,
+    worker_seconds,
+)
 
 OURS, SAME, RELEASED = "laser_hf", "laser_hf, same parameters trained", "released way"
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "update_profile.png"
@@ -38,18 +46,21 @@ def run_ours(settings: dict[str, Any], folder: str, speech: str) -> dict[str, An
     from laser_hf.training import parse_options, run_training
 
     with tempfile.TemporaryDirectory() as output:
-        settings = settings | {
+        asked = {"profile_updates": settings["updates"], "logging_steps": WARM_UP + settings["updates"]}
+        chosen = settings | {
             "updates": WARM_UP + settings["updates"],
-            "options": settings["options"] | {"profile_updates": settings["updates"], "logging_steps": 1},
+            "options": asked | {"logging_first_step": "false"} | settings["options"],
         }
-        run = run_training(parse_options(train_options(settings, folder, speech, output)))
-        profile = json.loads((Path(output) / "profile.json").read_text())
+        arguments = train_options(chosen, folder, speech, output)
+        run = run_training(parse_options(arguments))
+        profile = read_profile(Path(output))
+        beside = worker_seconds([*arguments, "--overwrite_output_dir"], settings["pairs"])
+    if not settings["workers"]:  # then it is a part of the waiting
+        profile["seconds"]["wait"] = max(profile["seconds"]["wait"] - sum(beside.values()), 0.0)
     return {
         "seconds_per_update": profile["seconds_per_update"],
-        "times": profile.get("times", []),
-        "seconds": profile["seconds"],
-        "workers": profile["workers"],
-        "padding": profile["padding"],
+        "seconds": beside | {part: value for part, value in profile["seconds"].items() if value or part not in beside},
+        "workers": settings["workers"],
         "trained_parameters": len(run["trained_parameters"]),
     }
 
@@ -74,13 +85,12 @@ def run_released(settings: dict[str, Any], folder: str, speech: str) -> dict[str
 
 def plot(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     """Stacked bars of the parts of an update, and what the workers did beside."""
-    import matplotlib
+    from laser_hf import figures
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.8 * len(systems)), layout="constrained")
-    colours = dict(zip(("encode", "backward", "loss", "wait", "optimizer", "other"), plt.cm.tab10.colors, strict=False))
+    figure, axes = figures.new_figure(size=(9, 1.2 + 0.8 * len(systems)))
+    colours = dict(
+        zip(("encode", "backward", "loss", "wait", "optimizer", "other"), figures.LINE_COLOURS, strict=False)
+    )
     colours |= {"decode": "0.75", "perturb": "0.45"}
     names = list(systems)
     for row, name in enumerate(names):
@@ -95,11 +105,8 @@ def plot(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("seconds of one update (thin bars: core time of the data workers, beside the rest)")
-    axes.set_title(title)
     axes.legend(ncols=len(colours), fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.25))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figures.save(figure, path, title)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
     return ["-m", "laser_hf.superb", stage, "--protocol", "quick", "--model", model, "--data", speech,
             "--train_split", TRAIN_SPLIT, "--dev_split", DEV_SPLIT, "--test_split", TEST_SPLIT, "--seed", str(seed),
             "--disable_tqdm", "--output_dir", str(where / stage),
-            *(["--use_cpu"] if arguments.use_cpu else [])]  # fmt: skip
+            *(["--device", "cpu"] if arguments.use_cpu else [])]  # fmt: skip
 
 
 def run_chain(one: Point, seed: int, stages: list[str], arguments: argparse.Namespace, bar: tqdm) -> str | None:

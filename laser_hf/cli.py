@@ -25,6 +25,26 @@ def set_up_logging(main_process: bool = True) -> None:
     logging.getLogger("laser_hf").setLevel(logging.INFO if main_process else logging.WARNING)
 
 
+def refuse_lonely_launch(command: str) -> None:
+    """Refuse to run alone where `accelerate launch --cpu --num_processes N` was to start several processes.
+
+    Without MPI it starts one and says nothing.
+
+    Args:
+        command: what to start instead, such as `train.py ... --use_cpu`.
+
+    Raises:
+        LaserError: this process has no companions.
+    """
+    env = os.environ
+    alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+    if alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        raise LaserError(
+            "accelerate launch --cpu started one process although several were asked for: without MPI it can do no "
+            f"more. Use: accelerate launch --multi_gpu --num_processes 2 {command} --ddp_backend gloo"
+        )
+
+
 def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> NoReturn:
     """Call `main(argv)` and end the process.
 

@@ -86,7 +86,7 @@ class Option:
     def _check_one(self, value: Any) -> Any:
         try:
             number = _parse(value, self.type)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise LaserError(f"{self.dest} must be {_TYPE_WORDS[self.type]}, got {value!r}") from None
         inside = not self.choices or number in self.choices
         if self.type in (int, float):

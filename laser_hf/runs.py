@@ -72,6 +72,22 @@ class RunFolder:
             LaserError: the folder cannot be written, is finished, is a checkpoint, or holds an unfinished run of
                 another recipe.
         """
+        self.check(overwrite)
+        if self.unfinished and (self.path / RECIPE_NAME).is_file():
+            changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
+            if changed:
+                raise LaserError(
+                    f"{self.path} holds an unfinished run of another recipe ({'; '.join(changed)}). Give the old "
+                    "values to resume it, choose another --output_dir, or start over with --overwrite_output_dir"
+                )
+        write_json(self.path / RECIPE_NAME, dict(recipe))
+
+    def check(self, overwrite: bool = False) -> None:
+        """The first part of `prepare`, for commands that know their recipe only after hours of reading.
+
+        Raises:
+            LaserError: the folder cannot be written, is finished, or is a checkpoint.
+        """
         if overwrite:
             self.clear()
         self._make()
@@ -82,14 +98,6 @@ class RunFolder:
             )
         if (self.path / "trainer_state.json").exists():
             raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
-        if self.unfinished and (self.path / RECIPE_NAME).is_file():
-            changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
-            if changed:
-                raise LaserError(
-                    f"{self.path} holds an unfinished run of another recipe ({'; '.join(changed)}). Give the old "
-                    "values to resume it, choose another --output_dir, or start over with --overwrite_output_dir"
-                )
-        write_json(self.path / RECIPE_NAME, dict(recipe))
 
     def _make(self) -> None:
         probe = self.path / ".writable"

@@ -17,6 +17,10 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import tables  # noqa: E402
 from experiments.tables import table  # noqa: E402
+from laser_hf.data import find_perturbation  # noqa: E402
+from laser_hf.objectives import find_objective  # noqa: E402
+from laser_hf.plugins import Plugin  # noqa: E402
+from laser_hf.records import read_record  # noqa: E402
 
 RECORDS = ROOT / "docs" / "records"
 BENCHMARKS = ROOT / "benchmarks" / "records"
@@ -31,18 +35,19 @@ def read(path: Path) -> dict:
 
 def demo_table() -> str:
     """`make demo`: words of held-out voices before and after."""
-    words, run = read(RECORDS / "demo" / "results" / "words.json"), read(RECORDS / "demo" / "laser_config.json")
-    before, after = words["before"], words["after"]
+    words = read_record(RECORDS / "demo" / "results" / "words.json")
+    run = read_record(RECORDS / "demo" / "laser_config.json")
+    (before,), (after,) = words["base"]["metrics"], words["metrics"]
     names = {
         "same_distance": "mean distance, same word",
         "different_distance": "mean distance, different words",
         "ratio": "same / different (lower is better)",
-        "average_precision": "average precision (higher is better)",
+        "value": "average precision (higher is better)",
     }
     rows = [[label, f"{before[key]:.3f}", f"{after[key]:.3f}"] for key, label in names.items()]
     note = (
         f"\n\n{run['updates']} updates, {run['processed_hours']:.2f} hours of speech processed, "
-        f"{run['wall_time_seconds']:.0f} s of training on {run['hardware']['cores']} cores "
+        f"{run['wall_seconds']:.0f} s of training on {run['hardware']['cores']} cores "
         f"({run['hardware']['processor']}); average precision by chance is {before['chance']:.3f}."
     )
     return table(["words of six synthetic voices kept out of training", "shipped encoder", "after LASER"], rows) + note
@@ -180,30 +185,17 @@ def presets_table() -> str:
     rows = []
     for path in sorted(PRESETS.glob("*.json")):
         preset = read(path)
-        objective = preset.get("objective", "laser")
-        names = {
-            "laser": ("gamma", "alpha", "sigma", "margin", "distance"),
-            "soft_dtw": ("gamma",),
-            "score": ("gamma", "twin_dropout"),
-            "spin": ("codes", "temperature", "epsilon", "iterations"),
-        }[objective]
-        loss = ", ".join(f"{name} {_plain(preset[name])}" for name in names if name in preset)
-        views = []
-        for perturbation in preset.get("perturbations", ["speed_pitch"]):
-            if perturbation == "speed_pitch":
-                views.append(f"speed {_plain(preset['speed_factors'])}; pitch {_plain(preset['pitch_steps'])}")
-            elif perturbation == "noise":
-                views.append(f"noise at {_plain(preset['noise_snrs'])} dB")
-            else:
-                views.append(perturbation)
+        objective = find_objective(preset.get("objective", "laser"))
+        views = [find_perturbation(name) for name in preset.get("perturbations", ["speed_pitch"])]
         size = f"{preset['seconds_per_update']:g} s" if "seconds_per_update" in preset else "8 pairs"
         if "pairs_per_update" in preset:
             size = f"{preset['pairs_per_update']} pairs"
         if "crop_seconds" in preset:
             size += f" (crops of {preset['crop_seconds']:g} s, from {preset['min_seconds']:g} s)"
         rate = f"{preset['learning_rate']:g}"
-        if preset.get("min_learning_rate"):
-            rate = f"{preset['min_learning_rate']:g} → {rate} → {preset['min_learning_rate']:g}"
+        if lowest := (preset.get("lr_scheduler_kwargs") or {}).get("min_lr_ratio"):
+            lowest = f"{lowest * preset['learning_rate']:g}"
+            rate = f"{lowest} → {rate} → {lowest}"
         adam = "Adam" if preset.get("coupled_weight_decay") else "AdamW"
         decay = f", decay {preset['weight_decay']:g}" if preset.get("weight_decay") else ""
         layers = preset.get("projection_layers", 1)
@@ -212,10 +204,10 @@ def presets_table() -> str:
             [
                 f"[`{path.stem}`](../laser_hf/presets/{path.name})",
                 preset["model_name_or_path"].replace("{laser_hf}/demo/encoder", "the shipped encoder"),
-                objective,
-                loss,
+                objective.name,
+                _options(objective, preset),
                 head,
-                "; then ".join(views),
+                "; then ".join(f"{view.name} {_options(view, preset)}".strip() for view in views),
                 size,
                 f"{preset['max_steps']} ({preset['warmup_steps']} warm-up)",
                 f"{adam} {rate}{decay}, clip {preset['max_grad_norm']:g}",
@@ -224,6 +216,12 @@ def presets_table() -> str:
         )
     header = ["preset", "base", "objective", "loss", "projection", "second view", "an update", "updates", "optimiser"]
     return table([*header, "source"], rows)
+
+
+def _options(plugin: type[Plugin], preset: dict) -> str:
+    """The options of a class that a preset sets."""
+    set_here = [option.dest for option in plugin.options if option.dest in preset]
+    return "; ".join(f"{dest.replace('_', ' ')} {_plain(preset[dest])}" for dest in set_here)
 
 
 def _plain(value) -> str:

@@ -1,8 +1,8 @@
 """A small Hugging Face Hub on 127.0.0.1, for the real `huggingface_hub` client.
 
 It keeps repositories in memory and speaks the part of the Hub's HTTP API that publishing and loading a model need:
-repositories, branches, tags, commits, Git LFS (basic transfer), file listings and downloads. The client reads its
-endpoint when it is imported, so code under test runs in a process of its own with `HubServer.environment()`.
+repositories, branches, tags, commits, Git LFS (basic transfer), file listings and downloads. `HubServer.attach` points
+the client of this process at it, `HubServer.environment` that of a process to be started.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import json
 import re
 import socket
 import threading
+import time
+import types
 import urllib.parse
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png")
@@ -84,6 +87,7 @@ class HubServer:
         failures: faults, or pairs of a pattern of "METHOD /path" and the HTTP status that such requests get.
         requests: "METHOD /path" of everything asked so far.
         races: by repository, files that somebody else commits just before the next commit arrives.
+        slept: seconds that an attached client would have waited before repeating a request.
     """
 
     def __init__(self) -> None:
@@ -93,6 +97,7 @@ class HubServer:
         self.failures: list[Fault | tuple[str, int]] = []
         self.requests: list[str] = []
         self.races: dict[str, dict[str, bytes]] = {}
+        self.slept: list[float] = []
         self.lock = threading.RLock()
         server = self
 
@@ -129,6 +134,26 @@ class HubServer:
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
+
+    def attach(self, monkeypatch, home: Path, token: str | None = "hf_test") -> None:
+        """Make this server the Hub of the client in this process, whose retries do not wait."""
+        settings = {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        for name, value in self.environment(home, token).items():
+            monkeypatch.setenv(name, value)
+        # Only the client's clock: whatever else sleeps in this process does so.
+        clock = types.SimpleNamespace(time=time.time, sleep=self.slept.append)
+        monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+        huggingface_hub.close_session()
 
     def create(self, repo_id: str, files: dict[str, bytes] | None = None, private: bool = False) -> Repository:
         """A repository with a first commit, as the Hub makes it."""

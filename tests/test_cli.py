@@ -51,3 +51,18 @@ def test_other_processes_log_warnings_only(monkeypatch):
         assert logger.isEnabledFor(logging.INFO)
     finally:
         logger.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("companions", "alone"), [({}, True), ({"WORLD_SIZE": "2"}, False), ({"PMI_SIZE": "2"}, False)]
+)
+def test_a_process_that_should_have_companions_does_not_run_alone(monkeypatch, companions, alone):
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    cli.refuse_lonely_launch("x")  # without accelerate nothing is refused
+    for name, value in {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "True", **companions}.items():
+        monkeypatch.setenv(name, value)
+    if not alone:
+        return cli.refuse_lonely_launch("x")
+    with pytest.raises(LaserError, match=r"--num_processes 2 train.py --use_cpu --ddp_backend gloo"):
+        cli.refuse_lonely_launch("train.py --use_cpu")

@@ -50,7 +50,7 @@ def test_triton_equals_reference(m, n, gamma):
         results.append((value.detach().cpu().double(), leaf.grad.cpu().double()))
     (value, gradient), (own_value, own_gradient) = results
     torch.testing.assert_close(own_value, value, rtol=2e-6, atol=2e-6)
-    # What float32 costs do to a path's probability: an error of 2^-24 a frame, over gamma.
+    # Rounding of float32 costs changes a path's probability by 2^-24 per frame, divided by gamma.
     torch.testing.assert_close(own_gradient, gradient, rtol=0, atol=max(1e-4, 1e-6 / gamma))
 
 
@@ -126,15 +126,14 @@ def test_padded_equals_alone(kind):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run(tiny_encoder, small_tree, tmp_path, precision):
     pytest.importorskip("datasets")
-    from laser_hf.training import parse_options
-    from laser_hf.training.run import _run
+    from laser_hf.training import parse_options, run_training
 
     arguments = [
         "--preset", "demo", "--model_name_or_path", str(tiny_encoder), "--train_data", str(small_tree),
         "--eval_data", str(small_tree), "--output_dir", str(tmp_path), "--max_steps", "3", "--report_to", "none",
         "--plots", "false", "--projection_dim", "8", "--bf16", str(precision == "bf16"),
     ]  # fmt: skip
-    record = _run(parse_options(arguments))
+    record = run_training(parse_options(arguments))
     assert record["hardware"]["gpus"]
     assert json.loads((tmp_path / "laser_config.json").read_text())["updates"] == 3
     assert torch.isfinite(torch.tensor(record["last"]["eval_loss"]["value"]))

@@ -38,6 +38,7 @@ def test_defaults_and_types():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"count": float("inf")}, "count must be a whole number"),
         ({"alpha": -1}, "at least 0"),
         ({"alpha": math.nan}, "alpha"),
         ({"alpha": math.inf}, "alpha"),

@@ -121,3 +121,15 @@ def test_differences_look_into_groups():
         "--b 3 -> None",
         "--c None -> 4",
     ]
+
+
+def test_a_folder_can_be_checked_before_its_recipe_is_known(tmp_path):
+    run = folder(tmp_path / "run")
+    run.check()
+    assert run.path.is_dir()
+    assert not (run.path / runs.RECIPE_NAME).exists()
+    run.finish({"a": 1})
+    with pytest.raises(LaserError, match="finished run"):
+        run.check()
+    run.check(overwrite=True)
+    assert not run.finished

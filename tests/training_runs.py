@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
 import subprocess
 import sys
 
 import torch
+from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
-from laser_hf.training import parse_options
-from laser_hf.training.run import _run
-from laser_hf.training.trainer import LaserTrainer
+from laser_hf.training import LaserTrainer, parse_options, run_training
 
 NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
 
 
 def arguments(encoder, speech, output, *extra):
     return [
-        "--preset", "demo", "--model_name_or_path", str(encoder), "--train_data", str(speech), "--eval_data", "",
+        "--preset", "demo", "--model", str(encoder), "--data", str(speech), "--eval_data", "",
         "--output_dir", str(output), "--max_steps", "4", "--warmup_steps", "1", "--learning_rate", "1e-3",
         "--logging_steps", "1", "--save_steps", "2", "--eval_on_start", "false", "--report_to", "none", "--use_cpu",
         "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--plots", "false", "--projection_dim", "8", *extra,
@@ -28,13 +30,16 @@ def arguments(encoder, speech, output, *extra):
 
 def start(encoder, speech, output, *extra):
     """Run in this process; returns the record, the losses by step and the weights."""
-    record = _run(parse_options(arguments(encoder, speech, output, *extra)))
+    record = run_training(parse_options(arguments(encoder, speech, output, *extra)))
     return record, losses(output), load_file(output / "model.safetensors")
 
 
+def history(output):
+    return json.loads((output / "training_log.json").read_text())["log"]
+
+
 def losses(output):
-    log = json.loads((output / "training_log.json").read_text())["log"]
-    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+    return {entry["step"]: entry["loss"] for entry in history(output) if "loss" in entry}
 
 
 def assert_same_weights(found, expected, **tolerance):
@@ -53,6 +58,30 @@ def kill_in_step_4(monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LaserTrainer, "training_step", killed)
+
+
+def fork_two(argv):
+    """Run in two forked processes with gloo; no interpreter has to import everything again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_one_of_two, args=(argv, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _one_of_two(argv, rank, port):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    # The parent has been one process only.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_training(parse_options([*argv, "--ddp_backend", "gloo"]))
 
 
 def launch_two(argv, folder):

@@ -12,7 +12,7 @@ from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .equalizer import Equalizer
 from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table, read_text
 from .noise import Noise
-from .pair_sets import PairDataset, PairStream, durations, keep_decoded
+from .pair_sets import PairDataset, PairStream, keep_decoded
 from .pairs import PairTransform, SkipLog, pad_pairs
 from .perturbation import Compose, Perturbation, draw_generator
 from .resampling import resample
@@ -21,39 +21,12 @@ from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, spee
 from .voice import Voice
 
 __all__ = [
-    "AUDIO_SUFFIXES",
-    "PERTURBATIONS",
-    "BadAudio",
-    "Compose",
-    "Decoded",
-    "Equalizer",
-    "Noise",
-    "PairDataset",
-    "PairStream",
-    "PairTransform",
-    "Perturbation",
-    "SkipLog",
-    "SpeedPitch",
-    "Voice",
-    "audio_seconds",
-    "build_perturbation",
-    "decode_audio",
-    "draw_generator",
-    "durations",
-    "find_audio_files",
-    "find_perturbation",
-    "keep_decoded",
-    "load_speech",
-    "pad_pairs",
-    "pitch_shift",
-    "pitch_shift_batch",
-    "read_lines",
-    "read_table",
-    "read_text",
-    "resample",
-    "speed",
-    "speed_batch",
-]
+    "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
+    "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
+    "build_perturbation", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation", "keep_decoded",
+    "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table", "read_text", "resample",
+    "speed", "speed_batch",
+]  # fmt: skip
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}
 """Shipped perturbations by name."""
@@ -82,11 +55,9 @@ def build_perturbation(names: str | Sequence[str], options: Mapping[str, Any] | 
     classes = [find_perturbation(name) for name in ([names] if isinstance(names, str) else names)]
     if not classes:
         raise LaserError("--perturbations is empty; name at least one, such as speed_pitch")
-    values, used, parts = dict(options or {}), set(), []
-    for cls in classes:
-        own = {option.dest for option in cls.options} & set(values)
-        used |= own
-        parts.append(cls(**cls.checked({dest: values[dest] for dest in own})))
-    if unknown := sorted(set(values) - used):
+    values = options or {}
+    if unknown := sorted(set(values) - {option.dest for cls in classes for option in cls.options}):
         raise LaserError(f"none of the perturbations {', '.join(cls.name for cls in classes)} has {', '.join(unknown)}")
+    own = [{option.dest: values[option.dest] for option in cls.options if option.dest in values} for cls in classes]
+    parts = [cls(**cls.checked(chosen)) for cls, chosen in zip(classes, own, strict=True)]
     return parts[0] if len(parts) == 1 else Compose(parts)

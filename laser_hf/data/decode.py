@@ -34,12 +34,7 @@ Audio = str | os.PathLike[str] | Mapping[str, Any]
 
 
 class BadAudio(LaserError):
-    """Audio that cannot be used.
-
-    Attributes:
-        kind: one of `KINDS`.
-        reason: what was found.
-    """
+    """Audio that cannot be used: its `kind` is one of `KINDS`, its `reason` says what was found."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(kind, reason)
@@ -51,13 +46,7 @@ class BadAudio(LaserError):
 
 
 class Decoded(NamedTuple):
-    """A decoded utterance.
-
-    Attributes:
-        waveform: `(samples,)` float32 on the CPU, full scale 1.
-        source_rate: Hz, as stored.
-        channels: as stored.
-    """
+    """`waveform` `(samples,)` float32 on the CPU, full scale 1; rate (Hz) and number of channels as stored."""
 
     waveform: torch.Tensor
     source_rate: int
@@ -69,7 +58,7 @@ def decode_audio(
 ) -> Decoded:
     """Decode to mono at `sample_rate`.
 
-    Several channels are averaged and other rates resampled; each process logs once that it meets such audio.
+    Channels are averaged and other rates resampled; each process logs this once per number of channels and rate.
 
     Args:
         audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or already decoded
@@ -103,10 +92,9 @@ def decode_audio(
 
 
 def audio_seconds(audio: Audio) -> float | None:
-    """Length at 16 kHz (whole samples, as `decode_audio` gives them) from the header, in seconds.
+    """Duration from the header, in seconds, rounded up to a whole sample at 16 kHz as `decode_audio` does.
 
-    Returns:
-        `None` if the header cannot be read or tells no length.
+    Returns `None` if the header cannot be read or has no length.
 
     Raises:
         OSError: a remote file system cannot be reached.
@@ -120,18 +108,6 @@ def audio_seconds(audio: Audio) -> float | None:
     return resampled_length(found.frames, found.samplerate, SAMPLE_RATE) / SAMPLE_RATE
 
 
-def check_finite(waveform: torch.Tensor, what: str) -> None:
-    """Refuse a waveform `(samples,)` that is empty or not finite; `what` names it in the reason.
-
-    Raises:
-        BadAudio: of kind `empty` or `nan`.
-    """
-    if waveform.numel() == 0:
-        raise BadAudio("empty", f"the {what} has no samples")
-    if not bool(torch.isfinite(waveform).all()):
-        raise BadAudio("nan", f"the {what} has samples that are NaN or infinite")
-
-
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """Samples `(frames, channels)` float32 and rate of a stored file."""
     source = _source(audio)
@@ -143,10 +119,8 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
             return file.read(dtype="float32", always_2d=True), file.samplerate
     except BadAudio:
         raise
-    except soundfile.LibsndfileError as error:
-        raise BadAudio("undecodable", f"{name}: {error.error_string}") from error
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
-        raise BadAudio("undecodable", f"{name}: {error}") from error
+        raise BadAudio("undecodable", f"{name}: {getattr(error, 'error_string', error)}") from error
 
 
 def _source(audio: Any) -> str | io.BytesIO:
@@ -159,9 +133,7 @@ def _source(audio: Any) -> str | io.BytesIO:
                 raise BadAudio("empty", f"{path or 'audio bytes'}: no bytes")
             return io.BytesIO(data)
     if not isinstance(path, (str, os.PathLike)):
-        shown = repr(audio)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise BadAudio("undecodable", f"neither bytes nor path nor array in {shown}")
+        raise BadAudio("undecodable", f"neither bytes nor path nor array in {repr(audio)[:80]}")
     path = os.fspath(path)
     if is_remote(path):
         try:
@@ -186,18 +158,18 @@ def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
     if not isinstance(rate, (int, np.integer)) or rate <= 0:
         raise BadAudio("undecodable", f"an array needs a positive, whole sampling_rate in Hz, got {rate!r}")
     try:
-        array = np.asarray(array)
+        array = np.atleast_2d(np.asarray(array))
     except ValueError as error:
         raise BadAudio("undecodable", f"array: {error}") from error
-    if array.ndim not in (1, 2):
-        raise BadAudio("undecodable", f"array must be (samples,) or (channels, samples), got {array.shape}")
-    if array.size == 0:
-        raise BadAudio("empty", "no samples")
     if array.dtype in (np.int16, np.int32):
         array = array / -float(np.iinfo(array.dtype).min)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise BadAudio("undecodable", f"array must be floating point, int16 or int32, got {array.dtype}")
-    return np.atleast_2d(array).T.astype(np.float32), int(rate)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise BadAudio(
+            "undecodable",
+            f"an array must be (samples,) or (channels, samples) of floats, int16 or int32, got {array.shape} "
+            f"of {array.dtype}",
+        )
+    return array.T.astype(np.float32), int(rate)
 
 
 def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:

@@ -30,15 +30,6 @@ class Equalizer(Perturbation):
 
     Drawn: `gains` (dB, uniform within `gain_db` either way) and `qualities` (`2 * 2.5 ** U(0, 1)`), one per band,
     lowest band first.
-
-    Args:
-        gain_db: largest gain or attenuation of a band, dB.
-        low: corner of the low shelf, Hz.
-        high: corner of the high shelf, Hz, below 8000.
-        bands: number of filters, at least the 2 shelves.
-
-    Raises:
-        ValueError: a number is outside its range.
     """
 
     name = "equalizer"
@@ -48,15 +39,10 @@ class Equalizer(Perturbation):
     keeps_duration = True
     changes = ("channel",)
     batched = True
-
-    def __init__(self, gain_db: float = 12, low: float = 60, high: float = 7600, bands: int = 10) -> None:
-        if not (0 <= gain_db < math.inf and 0 < low < high < SAMPLE_RATE / 2 and bands >= 2):
-            raise ValueError(
-                f"an equaliser needs gain_db of at least 0, 0 < low < high < {SAMPLE_RATE // 2} Hz and at least 2 "
-                f"bands, got {gain_db}, {low}, {high} and {bands}"
-            )
-        self.gain_db = gain_db
-        self.frequencies = tuple(np.geomspace(low, high, bands).tolist())
+    gain_db: float = 12
+    """Largest gain or attenuation of a band."""
+    frequencies = tuple(np.geomspace(60, 7600, 10).tolist())
+    """Corner of the low shelf, centres of the peaking filters and corner of the high shelf, Hz."""
 
     def draw(self, rng: np.random.Generator) -> dict[str, list[float]]:
         """`{"gains": [dB, ...], "qualities": [Q, ...]}`, drawn in this order."""
@@ -79,16 +65,14 @@ class Equalizer(Perturbation):
 
     def impulse_response(self, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
         """`(samples,)` float64 of the cascade, until it has died away."""
-        bands = len(self.frequencies)
-        if not len(gains) == len(qualities) == bands:
-            raise ValueError(f"{bands} bands need as many gains and qualities, got {len(gains)} and {len(qualities)}")
-        kinds = ["low_shelf", *["peaking"] * (bands - 2), "high_shelf"]
+        kinds = ["low_shelf", *["peaking"] * (len(self.frequencies) - 2), "high_shelf"]
         filters = [
             biquad(kind, 2 * math.pi * frequency / SAMPLE_RATE, gain, quality)
             for kind, frequency, gain, quality in zip(kinds, self.frequencies, gains, qualities, strict=True)
         ]
         slowest = max(np.abs(np.roots(denominator)).max() for _, denominator in filters)
-        response = torch.zeros(math.ceil(math.log(_TAIL) / math.log(slowest)) + bands, dtype=torch.float64)
+        samples = math.ceil(math.log(_TAIL) / math.log(slowest)) + len(filters)
+        response = torch.zeros(samples, dtype=torch.float64)
         response[0] = 1
         for numerator, denominator in filters:
             response = lfilter(response, torch.tensor(denominator), torch.tensor(numerator), clamp=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -15,22 +15,26 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 
 def find_audio_files(folder: Path) -> list[Path]:
-    """All audio files below `folder`, sorted by path. Hidden ones are left out. Links are followed, once."""
-    return sorted(_walk(Path(folder), set()), key=lambda path: path.parts)
+    """All audio files below `folder`, sorted by path. Hidden ones are left out; a folder that is linked counts once.
 
-
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+    Raises:
+        LaserError: a folder cannot be read.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
             continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
-        elif entry.name.lower().endswith(AUDIO_SUFFIXES):
-            yield Path(entry.path)
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")]
+        found += [Path(root, name) for name in names]
+    return sorted(found, key=lambda path: path.parts)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise LaserError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:

@@ -28,8 +28,8 @@ class Noise(Perturbation):
     Drawn: `file` (path below `folder`, with `/`), `start` (of the cut, as a fraction of the recording, in [0, 1)) and
     `snr` (dB); each file and each ratio is equally likely.
 
-    Each data-loading process decodes a recording when it is first drawn and keeps the last ones used, up to `memory_mb`
-    (an hour at 16 kHz takes 230 MB).
+    Each process decodes a recording when it is first drawn and keeps the last ones used, up to `memory_mb` (an hour
+    takes 230 MB).
 
     Args:
         folder: audio files at any depth, of any rate, mono or not.
@@ -45,9 +45,7 @@ class Noise(Perturbation):
     paper = "noise-robust successor of LASER by its authors (released code nr-ssft: DEMAND noise at 20, 10 or 5 dB)"
     options = (
         Option("folder", None, "folder of noise recordings", kind=str, flag="noise_dir"),
-        Option(
-            "snrs", [20.0, 10.0, 5.0], "signal-to-noise ratios in dB, one drawn per pair", many=True, flag="noise_snrs"
-        ),
+        Option("snrs", [20.0, 10.0, 5.0], "signal-to-noise ratios in dB, one per pair", many=True, flag="noise_snrs"),
     )
     keeps_duration = True
     changes = ("background noise",)
@@ -114,13 +112,10 @@ class Noise(Perturbation):
 def _cut(recording: torch.Tensor, start: float, samples: int) -> torch.Tensor:
     """`samples` from the fraction `start` on, wrapping around at the end, not all of them zero."""
     first = int(start * len(recording))
-    cut = _wrapped(recording, first, samples)
+    cut = recording[torch.arange(first, first + samples) % len(recording)]
     if not cut.any():
         sounding = torch.nonzero(recording)[:, 0]
         later = sounding[sounding >= first]
-        cut = _wrapped(recording, int(later[0] if len(later) else sounding[0]), samples)
+        first = int(later[0] if len(later) else sounding[0])
+        cut = recording[torch.arange(first, first + samples) % len(recording)]
     return cut
-
-
-def _wrapped(recording: torch.Tensor, first: int, samples: int) -> torch.Tensor:
-    return recording[torch.arange(first, first + samples) % len(recording)]

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,26 @@ from .perturbation import Perturbation
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500
-"""A further process is started for so many utterances."""
-_VERSION = 1  # raise it when `durations` or `keep_decoded` give other values
+"""Utterances for which a further process is started."""
+_VERSION = 1  # of what is cached
 
 
-class PairDataset(torch.utils.data.Dataset):
+class _Pairs:
+    """What both sets of pairs share."""
+
+    transform: PairTransform
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """Makes the perturbed views; on the device, if the transform leaves them to it."""
+        return self.transform.perturbation
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws of the next pass, 0-based. Workers that are running see it."""
+        self.transform.set_epoch(epoch)
+
+
+class PairDataset(_Pairs, torch.utils.data.Dataset):
     """Map-style data set of pairs; each is made when it is read.
 
     Args:
@@ -55,44 +71,39 @@ class PairDataset(torch.utils.data.Dataset):
         self.transform = transform
         self.speech = speech
         self.left_out: dict[str, int] = {}
-        if transform.max_seconds is not None if check_lengths is None else check_lengths:
+        if check_lengths or (check_lengths is None and transform.max_seconds is not None):
             self._leave_out()
         self._pairs = self.speech.with_transform(transform)
 
     def _leave_out(self) -> None:
-        """Keep what lies within the limits, and what has no readable header: decoding says what is wrong with it."""
+        """Keep utterances within the limits, and those without a readable header, so that decoding reports them."""
         shortest, longest = self.transform.min_seconds, self.transform.max_seconds or float("inf")
-        found = durations(self.speech)
-        keep = [i for i, seconds in enumerate(found) if seconds is None or shortest <= seconds <= longest]
-        self.left_out = {
-            "too_short": sum(seconds is not None and seconds < shortest for seconds in found),
-            "too_long": sum(seconds is not None and seconds > longest for seconds in found),
-        }
-        if not keep:
+        found = self._header_seconds()
+        short, long = found < shortest, found > longest
+        self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
+        keep = np.flatnonzero(~(short | long))
+        if not len(keep):
             raise LaserError(
                 f"no utterance is at least min_seconds {shortest:g} and at most max_seconds {longest:g} long; "
                 f"left out: {self.left_out}"
             )
-        self.speech = self.speech.select(keep)
-        self.seconds = [self._as_trained(found[i]) for i in keep]
+        self.speech, self.seconds = self.speech.select(keep), self._as_trained(found[keep])
         logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
-
-    def _as_trained(self, seconds: float | None) -> float:
-        return min(seconds or 0.0, self.transform.crop_seconds or float("inf"))
 
     @cached_property
     def seconds(self) -> list[float]:
         """Length of each utterance as trained on (cropped), from its header; 0 where that cannot be read."""
-        return [self._as_trained(seconds) for seconds in durations(self.speech)]
+        return self._as_trained(self._header_seconds())
 
-    @property
-    def perturbation(self) -> Perturbation:
-        """Makes the perturbed views; on the device, if the transform leaves them to it."""
-        return self.transform.perturbation
+    def _header_seconds(self) -> np.ndarray:
+        """Seconds of each utterance from its header, read in parallel and cached; NaN where it cannot be read."""
+        if not len(self.speech):
+            return np.zeros(0)
+        found = _cached_map(self.speech, _lengths, None, {"seconds": datasets.Value("float64")})
+        return np.array(found["seconds"][:], dtype=float)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the draws of the next pass, 0-based; running workers see it."""
-        self.transform.set_epoch(epoch)
+    def _as_trained(self, seconds: np.ndarray) -> list[float]:
+        return np.fmin(np.nan_to_num(seconds), self.transform.crop_seconds or np.inf).tolist()
 
     def __len__(self) -> int:
         return len(self.speech)
@@ -102,13 +113,14 @@ class PairDataset(torch.utils.data.Dataset):
         return self._pairs[index]
 
 
-class PairStream(torch.utils.data.IterableDataset):
-    """Endless stream of pairs for one process: epoch after epoch, each shuffled and perturbed anew.
+@dataclass(eq=False)
+class PairStream(_Pairs, torch.utils.data.IterableDataset):
+    """Endless stream of pairs for one process: epoch after epoch, each with its own order and draws.
 
-    Every worker counts its own epochs, so that none waits where another runs out of its share. Shuffling comes before
-    decoding: each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). In an epoch every utterance
-    comes up once over all processes and workers together. A process reads its own shards only if their number is a
-    multiple of `world_size`; else it reads all of them and keeps one utterance in `world_size`.
+    Every worker counts its own epochs, so that none waits for another. In an epoch every utterance comes up once over
+    all processes and workers together. Each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). A
+    process reads its own shards only if their number is a multiple of `world_size`; else it reads all of them and keeps
+    one utterance in `world_size`.
 
     Args:
         speech: stream as `load_speech` returns it.
@@ -118,35 +130,17 @@ class PairStream(torch.utils.data.IterableDataset):
         rank, world_size: this process (0-based) and how many there are.
     """
 
-    def __init__(
-        self,
-        speech: datasets.IterableDataset,
-        transform: PairTransform,
-        seed: int = 0,
-        buffer_size: int = 1000,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.speech = speech
-        self.transform = transform
-        self.seed = seed
-        self.buffer_size = buffer_size
-        self.rank = rank
-        self.world_size = world_size
+    speech: datasets.IterableDataset
+    transform: PairTransform
+    seed: int = 0
+    buffer_size: int = 1000
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def num_shards(self) -> int:
         """Files that this process reads; more workers than that would idle."""
         return max(self.speech.num_shards // self.world_size, 1)
-
-    @property
-    def perturbation(self) -> Perturbation:
-        """Makes the perturbed views; on the device, if the transform leaves them to it."""
-        return self.transform.perturbation
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, 0-based, with which the next iteration begins."""
-        self.transform.set_epoch(epoch)
 
     def of_epoch(self, epoch: int) -> Iterator[Pair]:
         """The pairs of one epoch for this process (in a dataloader worker: for this worker)."""
@@ -167,25 +161,12 @@ class PairStream(torch.utils.data.IterableDataset):
                 return
 
 
-def durations(speech: datasets.Dataset) -> list[float | None]:
-    """Seconds of each utterance at 16 kHz, from the headers of its audio; read in parallel and cached.
-
-    Returns:
-        `None` where the header cannot be read or tells no length. (Audio that is damaged behind its header has a
-        length here and is refused when it is decoded.)
-
-    Raises:
-        OSError: a remote file system cannot be reached.
-    """
-    return _cached_map(speech, _read_seconds, None, {"seconds": datasets.Value("float64")})["seconds"][:]
-
-
 def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None = None) -> datasets.Dataset:
     """Decode all utterances once, in parallel, and keep them on disk as mono WAV at 16 kHz.
 
-    The samples are bit for bit those of `decode_audio`. They take 16 bits if that loses nothing (16-bit FLAC and WAV at
-    16 kHz; 115 MB an hour), else 32. Audio that is refused stays as it is. Everything is decoded again when a file
-    changes its size or time of change, or when other utterances are chosen; old files can be deleted at any time.
+    The samples are bit for bit those of `decode_audio`, in 16 bits if that is exact (16-bit FLAC and WAV at 16 kHz;
+    115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If a file has another size or time of
+    change, or other utterances are chosen, all are decoded again. The files in the folder can be deleted at any time.
 
     Args:
         speech: as `load_speech` returns it.
@@ -194,14 +175,14 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     Raises:
         LaserError: the folder cannot be written, or the disk is full.
     """
-    return _cached_map(speech, _decode, folder, speech.features | {"audio": datasets.Audio(decode=False)})
+    return _cached_map(speech, _decoded, folder, speech.features | {"audio": datasets.Audio(decode=False)})
 
 
-def _read_seconds(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+def _lengths(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     return {"seconds": [audio_seconds(audio) for audio in batch["audio"]]}
 
 
-def _decode(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     if rank is not None:
         torch.set_num_threads(1)  # a forked process must not wait for threads of its parent
     return {"audio": [_as_wav(audio) for audio in batch["audio"]]}
@@ -237,7 +218,7 @@ def _cached_map(
             function,
             batched=True,
             batch_size=16,
-            writer_batch_size=128,
+            writer_batch_size=32,
             with_rank=True,
             num_proc=processes if processes > 1 else None,
             features=datasets.Features(features),

@@ -6,13 +6,14 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import LaserError
-from .decode import SAMPLE_RATE, BadAudio, check_finite, decode_audio
+from .decode import SAMPLE_RATE, BadAudio, decode_audio
 from .perturbation import Perturbation, draw_generator
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ COLUMNS = ("id", "clean", "perturbed", "drawn", "skip")
 """Keys of a pair."""
 
 
+@dataclass(eq=False)
 class PairTransform:
     """Decodes utterances and perturbs them.
 
@@ -33,38 +35,32 @@ class PairTransform:
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
-        crop_seconds: longer utterances are cut to this length, at a place drawn anew each epoch, before they are
-            perturbed; `None` for whole utterances. Cropping does not change the perturbation's draws.
-        perturb: `False` leaves `perturbed` at `None`, so that the device can make it with `Perturbation.apply_batch`
-            from `drawn`. The draws are the same.
+        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place;
+            `None` for whole utterances. The perturbation's draws stay the same.
+        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
+            The draws stay the same.
 
     Raises:
         LaserError: the limits contradict each other.
     """
 
-    def __init__(
-        self,
-        perturbation: Perturbation,
-        seed: int = 0,
-        *,
-        min_seconds: float = 0.1,
-        max_seconds: float | None = None,
-        crop_seconds: float | None = None,
-        perturb: bool = True,
-    ) -> None:
-        if max_seconds is not None and max_seconds < min_seconds:
-            raise LaserError(f"max_seconds {max_seconds} is below min_seconds {min_seconds}")
-        if crop_seconds is not None and not max(min_seconds, 1 / SAMPLE_RATE) <= crop_seconds < float("inf"):
+    perturbation: Perturbation
+    seed: int = 0
+    _: KW_ONLY
+    min_seconds: float = 0.1
+    max_seconds: float | None = None
+    crop_seconds: float | None = None
+    perturb: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
+            raise LaserError(f"max_seconds {self.max_seconds} is below min_seconds {self.min_seconds}")
+        shortest = max(self.min_seconds, 1 / SAMPLE_RATE)
+        if self.crop_seconds is not None and not shortest <= self.crop_seconds < float("inf"):
             raise LaserError(
-                f"crop_seconds must be positive and at least min_seconds ({min_seconds}), got {crop_seconds}; "
-                "None for whole utterances"
+                f"crop_seconds must be positive and at least min_seconds ({self.min_seconds}), got "
+                f"{self.crop_seconds}; None for whole utterances"
             )
-        self.perturbation = perturbation
-        self.seed = seed
-        self.min_seconds = min_seconds
-        self.max_seconds = max_seconds
-        self.crop_seconds = crop_seconds
-        self.perturb = perturb
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -126,7 +122,10 @@ class PairTransform:
             raise
         except Exception as error:
             raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
-        check_finite(perturbed, f"perturbed view {drawn}")
+        if perturbed.numel() == 0:
+            raise BadAudio("empty", f"the perturbed view {drawn} has no samples")
+        if not torch.isfinite(perturbed).all():
+            raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
         return perturbed
 
 

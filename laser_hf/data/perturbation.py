@@ -16,8 +16,8 @@ from ..plugins import Plugin
 def draw_generator(seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
     """Random numbers that depend on seed, epoch (0-based) and utterance alone.
 
-    The order of the utterances, the number of workers or processes and resuming do not change what is drawn. The three
-    are hashed with SHA-256: Python's own `hash` of text differs between processes.
+    Order, number of workers or processes and resuming do not change what is drawn. The three are hashed with SHA-256,
+    because Python's own `hash` of text differs between processes.
     """
     digest = hashlib.sha256(f"{int(seed)}\n{int(epoch)}\n{utterance_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -61,7 +61,7 @@ class Perturbation(Plugin, ABC):
 
     @abstractmethod
     def apply(self, waveform: torch.Tensor, **drawn: Any) -> torch.Tensor:
-        """Perturb `waveform` `(samples,)`; returns `(other samples,)`."""
+        """Perturb `waveform` `(samples,)`; returns `(other samples,)`. A `BadAudio` raised here skips the pair."""
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         """`apply` for waveforms `(samples,)` of any lengths, on any device, with what was drawn for each.

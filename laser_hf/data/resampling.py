@@ -3,7 +3,7 @@
 `torchaudio.functional.resample` builds a kernel with one row per output phase and one column per input sample of a
 period. If the rates share no factor, this kernel is huge and almost all zeros: 17,959 -> 16,000 Hz (a pitch shift by
 two semitones) takes 1.15 GB for about 14 taps a row. This module evaluates only the taps that are not zero, from a
-table of at most 2 MB. On the CPU it uses torchaudio's kernel where that is small. (On CUDA torchaudio's convolution
+table of some MB. On the CPU it uses torchaudio's kernel where that is small. (On CUDA torchaudio's convolution
 rounds to TF32, an error of up to 1e-3 of full scale.)
 """
 
@@ -19,8 +19,6 @@ LOWPASS_FILTER_WIDTH = 6
 """Zero crossings of the sinc on either side (torchaudio's default)."""
 ROLLOFF = 0.99
 """Cut-off as a fraction of the lower Nyquist frequency (torchaudio's default)."""
-MAX_TABLE_BYTES = 2_000_000
-"""Largest table of taps that is kept; larger ones are computed each time, in pieces of this size."""
 MAX_DENSE_ELEMENTS = 65_536
 """Largest dense kernel left to torchaudio (elements)."""
 
@@ -72,65 +70,49 @@ def _half_width(orig: int, new: int) -> float:
 @lru_cache(maxsize=32)
 def _dense(orig: int, new: int, dtype: torch.dtype) -> torch.nn.Module:
     """torchaudio's resampler with a kernel computed in float64 (`dtype=None` computes so and stores float32)."""
-    kernel_dtype = None if dtype == torch.float32 else dtype
-    return torchaudio.transforms.Resample(orig, new, dtype=kernel_dtype)
+    return torchaudio.transforms.Resample(orig, new, dtype=None if dtype == torch.float32 else dtype)
 
 
-def _taps(
-    first: int, last: int, orig: int, new: int, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The filter of the output phases `first .. last - 1`.
-
-    Output phase `j` lies at input position `j * orig / new`. Its window holds the input samples nearer than
-    `_half_width`.
+@lru_cache(maxsize=16)
+def _taps(orig: int, new: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The filter of each output phase `j`, which lies at input position `j * orig / new`.
 
     Returns:
-        First input sample of each window, `(phases,)` int64 (negative at the start), and weights `(taps, phases)`.
+        First input sample that the filter reaches, `(phases,)` int64 (negative at the start), and weights
+        `(taps, phases)`.
     """
     half = _half_width(orig, new)
-    count = math.floor(2 * half) + 1
-    phase = torch.arange(first, last, dtype=torch.int64)
+    phase = torch.arange(new, dtype=torch.int64)
     # Integer part and remainder are separated to keep all digits of the fraction.
     whole = torch.div(phase * orig, new, rounding_mode="floor")
     fraction = (phase * orig - whole * new).to(torch.float64) / new
     start = torch.ceil(fraction - half).to(torch.int64)
-    offset = start + torch.arange(count)[:, None] - fraction  # (taps, phases), input samples
+    offset = start + torch.arange(math.floor(2 * half) + 1)[:, None] - fraction  # (taps, phases), input samples
     t = (offset * (min(orig, new) * ROLLOFF / orig)).clamp_(-LOWPASS_FILTER_WIDTH, LOWPASS_FILTER_WIDTH)
     window = torch.cos(t * (math.pi / LOWPASS_FILTER_WIDTH / 2)).square()
     weights = torch.sinc(t) * window * (min(orig, new) * ROLLOFF / orig)
     return (whole + start).to(device), weights.to(dtype).to(device)
 
 
-_cached_taps = lru_cache(maxsize=16)(_taps)
-
-
 def _sparse_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tensor:
     """Polyphase resampling with the non-zero taps only; `orig` and `new` have no common factor."""
-    shape, dtype = waveform.shape, waveform.dtype
-    flat = waveform.reshape(-1, shape[-1])
-    length = shape[-1]
+    length = waveform.shape[-1]
+    flat = waveform.reshape(-1, length)
     target = resampled_length(length, orig, new)
     periods = -(-target // new)
     left = math.ceil(_half_width(orig, new))
     span = orig + 2 * left + 2  # input samples that one period of outputs can touch
-    flat = torch.nn.functional.pad(flat, (left, max(0, (periods - 1) * orig + span - left - length)))
-    frames = flat.unfold(-1, span, orig)[:, :periods]  # (waveforms, periods, span), a view
+    padded = torch.nn.functional.pad(flat, (left, max(0, (periods - 1) * orig + span - left - length)))
+    frames = padded.unfold(-1, span, orig)[:, :periods]  # (waveforms, periods, span), a view
 
     # One row per input sample of a period, one column per waveform and period: a tap is then one gather of contiguous
     # rows, several times faster than gathering samples.
     rows = frames.permute(2, 0, 1).reshape(span, -1).contiguous()
-    # A signal shorter than one period needs the first phases only.
     phases = min(new, target)
-    count = math.floor(2 * _half_width(orig, new)) + 1
-    piece = max(1, min(new, MAX_TABLE_BYTES // (count * dtype.itemsize)))
-    taps = _cached_taps if piece >= new else _taps
+    start, weights = _taps(orig, new, waveform.dtype, waveform.device)
+    start = start[:phases] + left
     out = rows.new_zeros(phases, rows.shape[1])
-    for first in range(0, phases, piece):
-        last = min(first + piece, phases)
-        start, weights = taps(first, min(first + piece, new), orig, new, dtype, rows.device)
-        start = start[: last - first] + left
-        part = out[first:last]
-        for tap, weight in enumerate(weights[:, : last - first, None]):
-            part.addcmul_(rows[tap:].index_select(0, start), weight)
-    out = out.reshape(phases, flat.shape[0], periods).permute(1, 2, 0)
-    return out.reshape(flat.shape[0], -1)[:, :target].reshape(*shape[:-1], target)
+    for tap, weight in enumerate(weights[:, :phases, None]):
+        out.addcmul_(rows[tap:].index_select(0, start), weight)
+    out = out.reshape(phases, len(flat), periods).permute(1, 2, 0)
+    return out.reshape(len(flat), -1)[:, :target].reshape(*waveform.shape[:-1], target)

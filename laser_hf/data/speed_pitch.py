@@ -111,7 +111,7 @@ def pitch_shift_batch(
 
     The steps of `torchaudio.transforms.PitchShift`: stretch by a phase vocoder (`n_fft` 512, hop 128, Hann), resample
     from `int(sample_rate * 2 ** (n_steps / 12))`, cut or zero-pad to the input length. The resampling has exact filter
-    phases (see `laser_hf.data.resampling`) and tables of at most 2 MB; torchaudio computes the phases in float32 and
+    phases (see `laser_hf.data.resampling`) and small tables; torchaudio computes the phases in float32 and
     builds kernels of up to 1.15 GB. The two differ by that rounding: below 5e-4 of full scale on 12 s of speech.
 
     All are stretched together, and equal steps resampled together. On the CPU each waveform comes out bit for bit as

@@ -33,21 +33,16 @@ class Voice(Perturbation):
     median is the utterance's own, over its voiced frames, times the ratio. As in the released code of Spin, utterances
     come back unchanged if Praat finds no voice or cannot treat them (shorter than three periods of the lowest pitch).
 
-    The range in which to look for the pitch is the speaker's line of `speaker_f0`. Without one it is estimated from the
-    utterance in two passes, which takes a third more time (De Looze & Hirst 2008, see `two_pass_range`).
-
     Drawn: `formant_ratio`, `pitch_ratio`, `range_ratio`; `seed` of the random numbers by which Praat divides unvoiced
-    sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated.
+    sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated (a third more time).
 
     Args:
-        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling` (Hz). The speaker of an
-            utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes 75, as in the released
-            code.
-        max_formant_ratio, max_pitch_ratio, max_range_ratio: limits of the ratios, at least 1; 1 for no change.
+        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling`: where to look for the pitch,
+            Hz. The speaker of an utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes
+            75, as in the released code. Speakers without a line get `two_pass_range`.
 
     Raises:
         LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
-        ValueError: a limit is below 1.
     """
 
     name = "voice"
@@ -55,43 +50,24 @@ class Voice(Perturbation):
     summary = "changes formants and pitch by Praat (needs praat-parselmouth)"
     paper = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
     options = (
-        Option(
-            "speaker_f0",
-            None,
-            "tab-separated speaker, floor and ceiling of its pitch in Hz; by default estimated from each utterance",
-            kind=str,
-        ),
+        Option("speaker_f0", None, "table of speaker, floor and ceiling in Hz; default: from each utterance", kind=str),
     )
     keeps_duration = True
     changes = ("speaker's voice",)
+    limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}
+    """Largest ratios; 1 for no change."""
 
-    def __init__(
-        self,
-        speaker_f0: str | os.PathLike[str] | None = None,
-        max_formant_ratio: float = 1.4,
-        max_pitch_ratio: float = 2.0,
-        max_range_ratio: float = 1.5,
-    ) -> None:
+    def __init__(self, speaker_f0: str | os.PathLike[str] | None = None) -> None:
         if importlib.util.find_spec("parselmouth") is None:
             raise LaserError("--perturbations voice needs Praat: pip install praat-parselmouth")
-        self.max_ratios = {
-            "formant_ratio": max_formant_ratio,
-            "pitch_ratio": max_pitch_ratio,
-            "range_ratio": max_range_ratio,
-        }
-        for name, ratio in self.max_ratios.items():
-            if not 1 <= ratio < math.inf:
-                raise ValueError(f"max_{name} must be 1 or more, and finite, got {ratio!r}; 1 for no change")
         self.speaker_f0 = None if speaker_f0 is None else read_speaker_f0(speaker_f0)
         self._warned = False
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """Ratios, inversions and seed, drawn in this order; `floor` and `ceiling` stay `None`."""
-        ratios = {name: float(rng.uniform(1, limit)) for name, limit in self.max_ratios.items()}
+        ratios = {name: float(rng.uniform(1, limit)) for name, limit in self.limits.items()}
         inverted = rng.random(len(ratios)) < 0.5
-        drawn = {
-            name: 1 / ratio if turn else ratio for (name, ratio), turn in zip(ratios.items(), inverted, strict=True)
-        }
+        drawn = {name: 1 / ratios[name] if turn else ratios[name] for name, turn in zip(ratios, inverted, strict=True)}
         return drawn | {"seed": int(rng.integers(2**31)), "floor": None, "ceiling": None}
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
@@ -106,10 +82,9 @@ class Voice(Perturbation):
         if not self._warned:
             self._warned = True
             logger.warning(
-                "speaker %r of utterance %r is not in the table of pitch ranges; for such speakers the range is "
-                "estimated from each utterance (said once)",
+                "speaker %r is not in the table of pitch ranges; the ranges of such speakers are estimated from each "
+                "utterance (said once)",
                 speaker,
-                utterance_id,
             )
         return drawn
 
@@ -131,9 +106,7 @@ class Voice(Perturbation):
             sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
             if floor is None or ceiling is None:
                 voiced = _voiced(sound.to_pitch(pitch_floor=FIRST_PASS[0], pitch_ceiling=FIRST_PASS[1]))
-                if not voiced.size:
-                    return waveform.clone()
-                floor, ceiling = two_pass_range(voiced)
+                floor, ceiling = two_pass_range(voiced) if voiced.size else FIRST_PASS
             pitch = sound.to_pitch(pitch_floor=floor, pitch_ceiling=ceiling)
             voiced = _voiced(pitch)
             if not voiced.size:
@@ -141,9 +114,8 @@ class Voice(Perturbation):
             median = float(np.median(voiced)) * pitch_ratio
             # Without a seed the same draw gives another waveform each time. ("Unsafely" refers to cryptography.)
             parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(seed)})")
-            changed = parselmouth.praat.call(
-                (sound, pitch), "Change gender", formant_ratio, median, range_ratio, 1.0
-            ).values[0]
+            ratios = (formant_ratio, median, range_ratio, 1.0)
+            changed = parselmouth.praat.call((sound, pitch), "Change gender", *ratios).values[0]
         except parselmouth.PraatError as error:
             logger.debug("an utterance of %d samples keeps its voice: %s", len(waveform), error)
             return waveform.clone()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 DEMO_DIR = Path(__file__).resolve().parent
 SPEECH_DIR = DEMO_DIR / "speech"
-"""The synthesised speech set (``train`` and ``heldout`` in LibriSpeech's layout, and its tables)."""
+"""The synthesised speech set (`train` and `heldout` in LibriSpeech's layout, and its tables)."""
 ENCODER_DIR = DEMO_DIR / "encoder"
 """The small HuBERT checkpoint that the demo fine-tunes."""
 

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import soundfile
-import torch
-
-from ..encoders import SpeechEncoder, load_encoder
-from ..records import provenance, read_json, tensors_digest, write_json
-from ..superb.probing.alignments import Token
-from ..superb.probing.word_discrimination import WordReport, word_discrimination
+from .. import cli
+from ..data import decode_audio
+from ..data.files import find_audio_files
+from ..records import new_record, write_json
+from ..superb.discrimination import WordReport, word_discrimination
+from ..superb.features import EncoderFeatures, load_features
+from ..superb.frame_store import encode
 from ..training import parse_options, run_training
 from . import ENCODER_DIR, SPEECH_DIR
-from .words import format_before_after, read_words
+from .words import MIN_LETTERS, format_before_after, read_words, word_metric
 
-BATCH = 8
-
-
-@torch.no_grad()
-def encode(encoder: SpeechEncoder, files: dict[str, Path]) -> dict[str, torch.Tensor]:
-    """Last-layer frames `(frames, dim)` of each audio file, by utterance."""
-    frames = {}
-    names = sorted(files)
-    for start in range(0, len(names), BATCH):
-        batch = names[start : start + BATCH]
-        waves = [torch.from_numpy(soundfile.read(files[name], dtype="float32")[0]) for name in batch]
-        lengths = torch.tensor([len(wave) for wave in waves])
-        output = encoder(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
-        frames.update({name: f[:n] for name, f, n in zip(batch, output.frames, output.lengths.tolist(), strict=True)})
-    return frames
+SPLIT = "heldout"
 
 
-def measure(model: str | Path, words: list[Token], files: dict[str, Path]) -> WordReport:
-    """Word discrimination of the last layer of an encoder."""
-    return word_discrimination(encode(load_encoder(model), files), words)
+def measure(model: Path) -> tuple[EncoderFeatures, WordReport]:
+    """An encoder, and the word discrimination of its last layer on the words of the held-out voices."""
+    features = load_features(str(model))
+    waveforms = {path.stem: decode_audio(path).waveform for path in find_audio_files(SPEECH_DIR / SPLIT)}
+    (frames,) = encode(features, waveforms, [features.layers - 1])
+    return features, word_discrimination(frames, read_words(SPEECH_DIR / "words.tsv", SPLIT))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; unknown arguments go to train.py's options."""
     parser = argparse.ArgumentParser(
         prog="python -m laser_hf.demo",
@@ -48,49 +39,38 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="default: %(default)s")
     arguments, rest = parser.parse_known_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-
-    words = read_words(SPEECH_DIR / "words.tsv", split="heldout")
-    files = {path.stem: path for path in (SPEECH_DIR / "heldout").rglob("*.opus")}
+    logging.getLogger("laser_hf").setLevel(logging.WARNING)  # the table is what is to be seen
+    output_dir = arguments.output_dir
+    began = time.time()
     print("Words of voices that are not trained on, with the encoder as shipped ...", flush=True)
-    before = measure(ENCODER_DIR, words, files)
+    base, before = measure(ENCODER_DIR)
     print("Fine-tuning the top two layers with LASER ...", flush=True)
-    run_training(
-        parse_options(
-            [
-                "--preset",
-                "demo",
-                "--output_dir",
-                str(arguments.output_dir),
-                "--overwrite_output_dir",
-                "--use_cpu",
-                *rest,
-            ]
-        )
+    fixed = ["--preset", "demo", "--output_dir", str(output_dir), "--overwrite_output_dir", "--use_cpu"]
+    run = run_training(parse_options([*fixed, *rest]))
+    tuned, after = measure(output_dir)
+    layer = tuned.layers - 1
+    record = new_record(
+        "discrimination",
+        protocol="quick",
+        model=tuned.describe(str(output_dir)),
+        metrics=[word_metric(after, SPLIT, layer)],
+        base={**base.describe(str(ENCODER_DIR)), "metrics": [word_metric(before, SPLIT, layer)]},
+        recipe={"layers": [layer], "min_letters": MIN_LETTERS, "speakers": "across"},
+        data={"source": SPEECH_DIR, "alignments": SPEECH_DIR / "words.tsv", "splits": [SPLIT]},
+        seed=0,
+        wall_seconds=time.time() - began,
     )
-    after = measure(arguments.output_dir, words, files)
-    write_json(
-        arguments.output_dir / "results" / "words.json",
-        {
-            "task": "same-different word discrimination on the demo's held-out voices, last layer",
-            "model": arguments.output_dir.name,
-            "weights_sha256": tensors_digest(load_encoder(arguments.output_dir).model.state_dict()),
-            "before": before.to_dict(),
-            "after": after.to_dict(),
-            **provenance(),
-        },
-    )
-    record = read_json(arguments.output_dir / "laser_config.json")
+    write_json(output_dir / "results" / "words.json", record)
     print()
     print(format_before_after(before, after))
     print(
-        f"\n{record['updates']} updates, {record['processed_hours']:.2f} hours of speech processed, "
-        f"{record['wall_time_seconds']:.0f} seconds of training."
+        f"\n{run['updates']} updates, {run['processed_hours']:.2f} hours of speech processed, "
+        f"{run['wall_seconds']:.0f} seconds of training."
     )
-    print(f"Model:  {arguments.output_dir}   (AutoModel.from_pretrained({str(arguments.output_dir)!r}))")
-    print(f"Plots:  {arguments.output_dir / 'plots'}")
-    print(f"Record: {arguments.output_dir / 'laser_config.json'}")
+    print(f"Model:  {output_dir}   (AutoModel.from_pretrained({str(output_dir)!r}))")
+    print(f"Plots:  {output_dir / 'plots'}")
+    print(f"Record: {output_dir / 'laser_config.json'}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

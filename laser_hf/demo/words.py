@@ -1,13 +1,13 @@
-"""The words of the demo: which ones are compared, and the table printed before and after fine-tuning."""
+"""The words of the demo: which ones are compared, their record, and the table printed before and after fine-tuning."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from os import PathLike
+from typing import Any
 
-from ..superb.probing.alignments import Token, long_words, read_alignments
-from ..superb.probing.word_discrimination import WordReport
-
-__all__ = ["format_before_after", "read_words"]
+from ..errors import LaserError
+from ..superb.discrimination import Token, WordReport, long_words, read_alignments
 
 MIN_LETTERS = 4  # shorter words are mostly function words, whose spoken forms vary
 
@@ -16,12 +16,20 @@ def read_words(path: str | PathLike[str], split: str | None = None) -> list[Toke
     """The words of at least four letters of an alignment file, sorted by utterance and start.
 
     Raises:
-        ValueError: no alignment file, or one with rows that cannot be used: the shipped table has none.
+        LaserError: no alignment file, or one with rows that cannot be used: the shipped table has none.
     """
     found = read_alignments(path, split)
     if found.skipped.reasons:
-        raise ValueError(f"{path} has rows that cannot be used: {found.skipped}")
+        raise LaserError(f"{path} has rows that cannot be used: {found.skipped}")
     return long_words(found.words, MIN_LETTERS)
+
+
+def word_metric(report: WordReport, split: str, layer: int) -> dict[str, Any]:
+    """A report as a metric of a record, in the form of `superb discrimination`."""
+    counts = asdict(report)
+    value = counts.pop("average_precision")
+    about = {"metric": "word_ap_across", "value": value, "unit": "fraction", "split": split, "layer": layer}
+    return about | counts
 
 
 def format_before_after(before: WordReport, after: WordReport) -> str:

@@ -1,6 +1,7 @@
 """Training objectives: one file for each method, which takes frames and lengths and returns loss terms per pair."""
 
-from ..plugins import find_plugin
+from ..ops.soft_dtw.api import frames_in_use
+from ..plugins import Option, find_plugin
 from .head import ProjectionHead
 from .idm import contrastive_idm
 from .laser import LaserLoss
@@ -31,11 +32,13 @@ __all__ = [
     "LaserLoss",
     "MseIdmLoss",
     "Objective",
+    "Option",
     "ProjectionHead",
     "ScoreLoss",
     "SoftDTWLoss",
     "SpinLoss",
     "contrastive_idm",
     "find_objective",
+    "frames_in_use",
     "sinkhorn",
 ]

@@ -15,9 +15,19 @@ from ..plugins import Plugin
 class Objective(Plugin, nn.Module):
     """A loss of a ragged batch of pairs of views, computed on projected frames.
 
-    A method derives from it, fills in the attributes below and those of `Plugin`, and writes `terms`. It needs nothing
-    else; a class of your own is used with `--objective package.module:Class`. An objective with weights of its own
-    (Spin's codebook) makes them in `__init__` and overrides `build` to learn the dimension of the frames.
+    A method derives from it, fills in class attributes (also those of `Plugin`) and writes `terms`. One with weights of
+    its own, such as Spin's codebook, makes them in `__init__` and overrides `build` to learn the dimension of the
+    frames.
+
+    Example, in a file `my_losses.py`, used with `--objective my_losses:Huber --objective_options delta=0.5`:
+        >>> class Huber(Objective):
+        ...     name, title, summary = "huber", "Huber", "Each frame is pulled towards the other view's frame."
+        ...     options = (Option("delta", 1.0, "where the square ends", above=0),)
+        ...     equal_lengths = True
+        ...     def terms(self, x, m, y, n):
+        ...         used = frames_in_use(m, x.shape[1]).unsqueeze(2)
+        ...         error = torch.nn.functional.huber_loss(x * used, y * used, reduction="none", delta=self.delta)
+        ...         return {"total": error.sum(dim=(1, 2))}
 
     Attributes:
         term_labels: name of each loss term and its label in plots; the first is "total", the one that is

@@ -1,53 +1,27 @@
-"""Loss terms and collapse statistics of one or several runs, against optimiser steps."""
+"""Curves over updates: loss terms, statistics of the frames, word discrimination."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.lines import Line2D
+from ..errors import LaserError
 
-from .style import LINE_COLOURS, plt, save
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 History = Sequence[Mapping[str, Any]]
 
-_LABELS = {
-    "loss": "total loss",
-    "soft_dtw": "normalised soft-DTW",
-    "idm": "contrastive IDM",
-    "swapped_x": "cross-entropy: clean frames, other's codes",
-    "swapped_y": "cross-entropy: perturbed frames, other's codes",
-    "perplexity": "effective codes, targets",
-    "code_perplexity": "effective codes, nearest to frames",
+_STATISTICS = {
     "frame_cosine": "mean pairwise cosine of frames",
     "effective_rank": "effective rank of frames",
     "grad_norm": "gradient norm before clipping",
 }
-_STATISTICS = ("frame_cosine", "effective_rank", "grad_norm")
-# Logged beside the terms by the Trainer, for book-keeping.
-_NO_TERMS = {"step", "epoch", "learning_rate", "total_flos", "collapse", "skipped", "runtime", "processed_hours"}
+_DISCRIMINATION = {
+    "word discrimination, average precision": {"eval_word_ap_across": "across speakers"},
+    "ABX-like phone error (chance 0.5)": {"eval_abx_across": "across speakers", "eval_abx_within": "within speakers"},
+}
 _COLUMNS = 3
-
-
-def term_names(histories: Sequence[History]) -> list[str]:
-    """Names of the loss terms in the logs besides the total, in the order in which they come up.
-
-    A term is what a line with a training loss carries besides the total, the statistics of the frames, the gradient
-    norm and book-keeping (steps, learning rate, hours, speeds), whatever the objective calls it.
-    """
-    names: dict[str, None] = {}
-    for history in histories:
-        for entry in history:
-            if "loss" in entry:
-                names.update(dict.fromkeys(name for name, value in entry.items() if _is_term(name, value)))
-    return list(names)
-
-
-def _is_term(name: str, value: Any) -> bool:
-    if name == "loss" or name in _STATISTICS or name in _NO_TERMS or name.endswith("_per_second"):
-        return False
-    return isinstance(value, int | float) and not name.startswith(("train_", "eval_"))
 
 
 def _series(history: History, key: str) -> tuple[list[int], list[float]]:
@@ -55,58 +29,84 @@ def _series(history: History, key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _spans_decades(runs: Mapping[str, History], key: str) -> bool:
-    values = [v for history in runs.values() for name in (key, f"eval_{key}") for v in _series(history, name)[1]]
-    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
-
-
-def plot_training(runs: Mapping[str, History], path: str | Path, title: str = "") -> None:
-    """Total loss, every loss term found in the logs, collapse statistics and gradient norm against optimiser steps.
+def training_figure(runs: Mapping[str, History], terms: Mapping[str, str] | None = None) -> Figure:
+    """Total loss, loss terms, statistics of the frames and gradient norm against updates, a panel for each in the logs.
 
     Args:
-        runs: log history by name of the run; training values are drawn pale, held-out ones (`eval_…`) strong.
-        path: of the PNG.
-        title: above all panels.
+        runs: log history by name of the run; training values are drawn pale, held-out ones (`eval_...`) strong.
+        terms: names of the loss terms and their labels, as `Objective.term_labels`.
 
     Raises:
-        ValueError: no history holds a training or held-out loss.
+        LaserError: no history holds a training or held-out loss.
     """
-    if not any(_series(history, key)[0] for history in runs.values() for key in ("loss", "eval_loss")):
-        raise ValueError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
-    panels = ["loss", *term_names(list(runs.values())), *_STATISTICS]
-    panels = [key for key in panels if any(_has(history, key) for history in runs.values())]
+    from matplotlib.lines import Line2D
+
+    from ..figures import LINE_COLOURS, new_figure
+
+    labels = {"total": "total loss", **(terms or {})}
+    labels = {"loss" if name == "total" else name: label for name, label in labels.items()} | _STATISTICS
+    values = {
+        key: {name: (_series(log, key), _series(log, f"eval_{key}")) for name, log in runs.items()} for key in labels
+    }
+    panels = [key for key in labels if any(steps for pair in values[key].values() for steps, _ in pair)]
+    if "loss" not in panels:
+        raise LaserError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.9 * rows + 0.6), layout="constrained")
-    axes = axes.flatten().tolist() if len(panels) > 1 else [axes]
+    figure, axes = new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
     colours = {name: LINE_COLOURS[index % len(LINE_COLOURS)] for index, name in enumerate(runs)}
-    training_seen = held_seen = False
-    for axis, key in zip(axes, panels, strict=False):
-        for name, history in runs.items():
-            steps, values = _series(history, key)
-            held_steps, held = _series(history, f"eval_{key}")
-            training_seen, held_seen = training_seen or bool(steps), held_seen or bool(held)
+    for axis, key in zip(axes.flat, panels, strict=False):
+        for name, ((steps, training), (held_steps, held)) in values[key].items():
             if steps:
-                # A run with one logged line has a point, which a line would not show.
+                # A single logged line is one point, which needs a marker to be seen.
                 marker = "." if len(steps) == 1 else ""
-                axis.plot(steps, values, color=colours[name], alpha=0.45 if held else 1.0, marker=marker)
+                axis.plot(steps, training, color=colours[name], alpha=0.45 if held else 1.0, marker=marker)
             if held:
                 axis.plot(held_steps, held, color=colours[name], marker="o", markersize=4, linewidth=1.8)
-        if _spans_decades(runs, key):
+        if _spans_decades(value for pair in values[key].values() for _, found in pair for value in found):
             axis.set_yscale("log")
-        axis.set_title(_LABELS.get(key, key.replace("_", " ")), fontsize=10)
+        axis.set_title(labels[key], fontsize=10)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
-    for axis in axes[len(panels) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    keys = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours.items()]
+    keys = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours.items() if len(runs) > 1]
+    training_seen, held_seen = (any(pair[i][0] for key in panels for pair in values[key].values()) for i in (0, 1))
     if training_seen and held_seen:
         keys.append(Line2D([], [], color="black", alpha=0.45, label="training"))
     if held_seen:
         keys.append(Line2D([], [], color="black", marker="o", markersize=4, linewidth=1.8, label="held-out"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(6, len(keys)), fontsize=9, frameon=False)
-    save(figure, path, title)
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(6, len(keys)), fontsize=9, frameon=False)
+    return figure
 
 
-def _has(history: History, key: str) -> bool:
-    return bool(_series(history, key)[0] or _series(history, f"eval_{key}")[0])
+def _spans_decades(values: Iterable[float]) -> bool:
+    values = list(values)
+    return min(values) > 0 and max(values) > 30 * min(values)
+
+
+def discrimination_figure(history: History) -> Figure | None:
+    """Word discrimination and phone error of the held-out words against updates; `None` if the log has no such values.
+
+    Args:
+        history: log of a run with `--eval_alignments`.
+    """
+    from ..figures import LINE_COLOURS, new_figure
+
+    curves = {
+        label: {name: _series(history, key) for key, name in keys.items() if _series(history, key)[0]}
+        for label, keys in _DISCRIMINATION.items()
+    }
+    curves = {label: lines for label, lines in curves.items() if lines}
+    if not curves:
+        return None
+    figure, axes = new_figure(1, len(curves), squeeze=False)
+    for axis, (label, lines) in zip(axes.flat, curves.items(), strict=True):
+        for colour, (name, (steps, values)) in zip(LINE_COLOURS, lines.items(), strict=False):
+            axis.plot(steps, values, marker=".", color=colour, label=name)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure

@@ -1,7 +1,9 @@
-"""The model card: a template filled from the records of a run and from what `facts` finds, never from memory."""
+"""The model card: `model_cards/model_card.md.jinja` filled from the records of a run and from `facts`."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,33 +12,15 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCardData
 
-from .evaluation import OWN, Result, comparison, number, others
-from .facts import CardError, listed, perturbations, published_values
-from .hub_results import model_index
+from ..data import find_perturbation
+from ..errors import LaserError
+from ..objectives import find_objective
+from ..plugins import Plugin
+from ..records import located
+from .facts import card_file, listed, matches, published_values
+from .results import BASE, OTHER, OWN, Result, model_index
 
-# Of the held-out quantities in a record, those that a reader can make use of.
-_HELD_OUT = {
-    "eval_loss": "loss",
-    "eval_soft_dtw": "soft-DTW term",
-    "eval_idm": "temporal regularisation (IDM) term",
-    "eval_swapped_x": "swapped prediction, from the first version",
-    "eval_swapped_y": "swapped prediction, from the second version",
-    "eval_perplexity": "perplexity of the assigned codes",
-    "eval_code_perplexity": "perplexity of the nearest codes",
-    "eval_frame_cosine": "mean cosine of frame pairs",
-    "eval_effective_rank": "effective rank of the frames",
-}
-_OBJECTIVE = {
-    "gamma": "soft-DTW smoothing (gamma)",
-    "alpha": "weight of the IDM term (alpha)",
-    "sigma": "window of the IDM term in frames (sigma)",
-    "margin": "margin of the IDM term",
-    "distance": "distance in the IDM term",
-    "codes": "entries of the codebook (codes)",
-    "temperature": "temperature of the predictions",
-    "epsilon": "entropy regularisation of the assignment (epsilon)",
-    "iterations": "Sinkhorn iterations",
-}
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\b(?:TODO|TBD|FIXME|XXX|None|undefined|nan)\b|(?i:more information needed)"
 )
@@ -45,12 +29,10 @@ _PLACEHOLDER = re.compile(
 def render_card(
     record: Mapping[str, Any],
     facts: Mapping[str, Any],
-    template_path: str | Path,
     *,
     repo_id: str,
     config: Mapping[str, Any],
     preprocessor: Mapping[str, Any],
-    speech: Mapping[str, Any] | None = None,
     results: Sequence[Result] = (),
     plots: Sequence[str] = (),
 ) -> str:
@@ -58,41 +40,46 @@ def render_card(
 
     Args:
         record: `laser_config.json` of the run.
-        facts: of the base model and the method, from `find_facts`.
-        template_path: the Jinja template.
+        facts: from `find_facts`.
         repo_id: where the model will be found.
         config: `config.json` of the exported encoder.
         preprocessor: `preprocessor_config.json` of the exported encoder.
-        speech: of the training speech, from `find_speech`.
-        results: from `evaluation.read_results`.
+        results: from `read_results`.
         plots: paths of images in the repository.
 
     Raises:
-        CardError: a record or facts without something that the card must say.
+        LaserError: a record or facts without something that the card must say.
     """
-    template_path = Path(template_path)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_path.parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters |= {"number": number, "listed": listed, "duration": _duration}
+    texts = json.loads(card_file("texts.json"))
     try:
-        values = _values(record, facts, config, preprocessor, speech)
-        evaluated = any(result.whose == OWN for result in results)
-        values["metadata"] = _metadata(record, facts, repo_id, results)
-        card = environment.get_template(template_path.name).render(
-            values,
+        source = record["data"]["source"]
+        card = environment.from_string(card_file("model_card.md.jinja")).render(
+            record=record,
+            facts=facts,
             repo_id=repo_id,
-            results=comparison(results) if evaluated else [],
-            others=others(results),
-            evaluated=evaluated,
-            published=published_values(facts["base_title"], record["method"]),
-            plots=[{"file": plot, "title": _plot_title(plot)} for plot in plots],
+            config=config,
+            preprocessor=preprocessor,
+            metadata=_metadata(record, facts, repo_id, results),
+            frame_milliseconds=1000 * math.prod(config["conv_stride"]) / preprocessor["sampling_rate"],
+            trained_layers=sorted({int(number) for number in _LAYER.findall(" ".join(record["trained_parameters"]))}),
+            trained_others=[f"`{name}`" for name in record["trained_parameters"] if not _LAYER.match(name)],
+            source_name=_source_name(record["data"]),
+            speech=next((entry for entry in texts["speech"] if matches(located(source), entry["match"])), None),
+            hardware=_hardware(record["hardware"]),
+            settings=_settings(record, texts["settings"]),
+            held_out=_held_out(record, texts["held_out"]),
+            results=_comparison(results, texts),
+            others=[_words(result, texts) for result in results if result.whose == OTHER],
+            evaluated=any(result.whose == OWN for result in results),
+            published=published_values(facts["base_title"], record["method"], facts["method_title"]),
+            plots={plot: texts["plots"].get(Path(plot).stem, Path(plot).stem.replace("_", " ")) for plot in plots},
         )
     except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as error:
-        raise CardError(f"the card cannot be filled: {type(error).__name__} {error}") from error
+        raise LaserError(f"the card cannot be filled: {type(error).__name__} {error}") from error
     # Blocks that were left out leave their blank lines behind.
     return re.sub(r"\n{3,}", "\n\n", card).rstrip("\n") + "\n"
 
@@ -110,150 +97,97 @@ def placeholders(card: str) -> list[str]:
     return found
 
 
-def _values(record, facts, config, preprocessor, speech) -> dict[str, Any]:
-    recipe, data, base = record["recipe"], record["data"], record["base_model"]
-    stride = 1
-    for factor in config["conv_stride"]:
-        stride *= factor
-    layers = config["num_hidden_layers"]
-    held_out = [
-        (label, number(record["first"][key]["value"]), number(record["last"][key]["value"]))
-        for key, label in _HELD_OUT.items()
-        if key in record["first"]
-        and record["first"][key]["value"] is not None
-        and record["last"][key]["value"] is not None
-    ]
-    trained = sorted({int(n) for n in re.findall(r"encoder\.layers\.(\d+)\.", " ".join(record["trained_parameters"]))})
-    beside = [name for name in record["trained_parameters"] if not re.match(r"encoder\.layers\.\d+\.", name)]
-    link = f"[{facts['base_title']}]({facts['base_url']})" if facts["base_url"] else facts["base_title"]
-    authors = facts["base_authors"]
-    if authors and facts["base_paper"]:
-        authors = f"[{authors}]({facts['base_paper']})"
-    # By name and not by truth: an unknown licence of the data must be said, not left out.
-    unknown = f"The origin and licence of the fine-tuning speech ({_source_name(data)}) are not recorded."
-    noise = _noise_name(recipe["data"]) if "noise" in perturbations(record) else None
-    return {
-        "facts": facts,
-        "collapse_step": record["collapse"]["fired_at"],
-        "sampling_rate": preprocessor["sampling_rate"],
-        "do_normalize": preprocessor["do_normalize"],
-        "hidden_size": config["hidden_size"],
-        "frame_milliseconds": number(1000 * stride / preprocessor["sampling_rate"]),
-        "group_norm": config.get("feat_extract_norm") == "group",
-        "layers": layers,
-        "base_link": link,
-        "base_attribution": f"Base model: {link}" + (f" ({authors})." if authors else "."),
-        "trained_layers": _trained_layers(trained),
-        "trained_others": f", and so were {listed([f'`{name}`' for name in beside])}" if beside else "",
-        "speech_source": (f"{speech['title']}, " if speech else "") + _source_name(data),
-        "speech_amount": f" ({data['utterances']:,} utterances)" if data.get("utterances") else "",
-        "skipped": data["skipped"]["utterances"],
-        "speech_attribution": speech["attribution"] if speech else unknown,
-        "noise_attribution": f"Noise from {noise} was added in training; its origin and licence are not recorded."
-        if noise
-        else None,
-        "speech_limits": speech["limits"] if speech else unknown,
-        "updates": f"{record['updates']:,}",
-        "processed_hours": number(record["processed_hours"]),
-        "wall_time": _duration(record["wall_time_seconds"]),
-        "hardware": _hardware(record["hardware"]),
-        "settings": _settings(record, recipe, base),
-        "held_out": held_out,
-        "held_out_steps": [record[when]["eval_loss"]["step"] for when in ("first", "last")] if held_out else [],
-    }
-
-
-def _trained_layers(numbers: Sequence[int]) -> str:
-    if len(numbers) == 1:
-        return f"number {numbers[0]} was"
-    return f"numbers {listed(numbers)} were" if numbers else ""
-
-
 def _metadata(record: Mapping[str, Any], facts: Mapping[str, Any], repo_id: str, results: Sequence[Result]) -> str:
-    data = record["data"]
-    base = record["base_model"]
-    entries = model_index(results)
+    base, entries = record["base_model"], model_index(results)
     return ModelCardData(
         language=facts["languages"],
         license=facts["licence"],
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=[record["method"], "speech", "self-supervised", *facts["tags"]],
+        tags=[record["method"].rpartition(":")[2], "speech", "self-supervised", *facts["tags"]],
         base_model=None if base["local"] else base["name"],
-        datasets=[data["source"]] if _on_hub(data) else None,
+        datasets=[record["data"]["source"]] if _on_hub(record["data"]) else None,
         metrics=sorted({entry.metric_type for entry in entries}) or None,
         model_name=repo_id.split("/")[-1] if entries else None,
         eval_results=entries or None,
     ).to_yaml()
 
 
-def _settings(record, recipe, base) -> list[tuple[str, Any]]:
-    objective, training = recipe["objective"], recipe["training"]
+def _settings(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, Any]]:
+    recipe, base, versions = record["recipe"], record["base_model"], record["versions"]
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
-    preset, seconds = record["preset"], training.get("seconds_per_update")
+    options = {**recipe["model"], **recipe["data"], **recipe["training"]}
+    if options["seconds_per_update"]:
+        options["pairs_per_update"] = None  # it has no effect then
+    names = recipe["perturbations"]["name"]
     rows = [
         ("base model", ("a local folder, " if base["local"] else "") + f"`{base['name']}`{revision}"),
         ("parameters of the encoder", f"{base['parameters']:,}"),
-        ("preset", f"`{preset}`" if preset else None),
-        *((_OBJECTIVE.get(key, key.replace("_", " ")), value) for key, value in objective.items() if key != "name"),
-        ("size of the projection", recipe["model"].get("projection_dim")),
-        *_perturbation_settings(record),
-        ("longest excerpt of an utterance", _seconds(recipe["data"].get("crop_seconds"))),
-        # A run that fills its updates by duration has no fixed number of pairs.
-        ("pairs an update", None if seconds else training.get("pairs_per_update")),
-        ("source speech an update, at most", _seconds(seconds)),
-        ("learning rate", training["learning_rate"]),
-        (
-            "schedule",
-            f"{_enum(training['lr_scheduler_type'])}, {number(training['warmup_steps'])} updates of warm-up"
-            + (f", from and to {training['min_learning_rate']:g}" if training.get("min_learning_rate") else ""),
-        ),
-        # Adam with L2 regularisation takes the place of what the Trainer would make.
-        ("optimiser", "Adam (L2)" if training.get("coupled_weight_decay") else _enum(training["optim"])),
+        ("preset", f"`{record['preset']}`" if record["preset"] else None),
+        *_options(find_objective(record["method"]), recipe["objective"]),
+        ("perturbation", ", ".join(f"`{name}`" for name in names)),
+        *(row for name in names for row in _options(find_perturbation(name), recipe["perturbations"])),
+        *((label, options[name] or None) for name, label in labels.items()),
         ("precision", record["precision"]),
         ("seed", record["seed"]),
-        ("wall time", _duration(record["wall_time_seconds"])),
+        ("wall time", _duration(record["wall_seconds"])),
         ("hardware", _hardware(record["hardware"])),
-        (
-            "code",
-            f"laser_hf {record['versions']['laser_hf']}"
-            + (f", commit `{record['commit']}`" if record["commit"] else ""),
-        ),
-        (
-            "libraries",
-            f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}",
-        ),
+        ("code", f"laser_hf {versions['laser_hf']}" + (f", commit `{record['commit']}`" if record["commit"] else "")),
+        ("libraries", f"torch {versions['torch']}, transformers {versions['transformers']}"),
         ("finished", record["written"]),
     ]
-    return [(name, value) for name, value in rows if value is not None]
+    return [(name, _value(value)) for name, value in rows if value is not None]
 
 
-def _perturbation_settings(record) -> list[tuple[str, Any]]:
-    data, names = record["recipe"]["data"], perturbations(record)
-    rows = [("perturbation", ", ".join(f"`{name}`" for name in names) or "none")]
-    if "speed_pitch" in names:
-        rows += [("speed factors", _numbers(data.get("speed_factors")))]
-        rows += [("pitch shifts in semitones", _numbers(data.get("pitch_steps")))]
-    if "noise" in names:
-        rows += [("noise", _noise_name(data))]
-        rows += [("signal-to-noise ratios in dB", _numbers(data.get("noise_snrs")))]
-    return rows
+def _options(plugin: type[Plugin], values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"{re.split(r'[;(]', o.help)[0].strip()} (`{o.dest}`)", values.get(o.dest)) for o in plugin.options]
 
 
-def _noise_name(data: Mapping[str, Any]) -> str | None:
-    return f"the local folder `{Path(data['noise_dir']).name}`" if data.get("noise_dir") else None
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return number(value) if isinstance(value, float) else str(value)
 
 
-def _numbers(values: Sequence[float] | None) -> str | None:
-    return ", ".join(number(value) for value in values) if values else None
+def _held_out(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    first, last = record["first"], record["last"]
+    terms = {f"eval_{term}": label for term, label in find_objective(record["method"]).term_labels.items()}
+    terms = {"eval_loss": terms["eval_total"], **terms}
+    return [
+        (label, number(first[key]["value"]), number(last[key]["value"]))
+        for key, label in {**terms, **labels}.items()
+        if None not in (first.get(key, {}).get("value"), last.get(key, {}).get("value"))
+    ]
 
 
-def _seconds(value: float | None) -> str | None:
-    return f"{number(value)} seconds" if value else None
+def _words(result: Result, texts: Mapping[str, Any]) -> dict[str, str]:
+    """A result in words: `task`, `measure`, `text` (value with unit and deviation), `model`, `file`."""
+    metric, task, protocol = result.metric, result.record["task"], result.record.get("protocol")
+    measure = texts["measures"].get(metric["metric"], metric["metric"].replace("_", " "))
+    layer = f"layer {metric['layer']}" if metric.get("layer") is not None else None
+    value, unit = number(metric["value"]), {"percent": " %", "fraction": ""}.get(metric["unit"], f" {metric['unit']}")
+    deviation, runs = metric.get("standard_deviation"), result.record.get("runs")
+    if deviation is not None and runs:
+        value, unit = f"{value} ± {number(deviation)}", f"{unit} ({len(runs)} runs)"
+    return {
+        "task": f"{texts['tasks'].get(task, task.replace('_', ' '))} ({texts['protocols'].get(protocol, protocol)})",
+        "measure": ", ".join(filter(None, (measure, metric["split"], layer))),
+        "text": (value + unit).strip(),
+        "model": result.model,
+        "file": result.file,
+    }
 
 
-def _hardware(hardware: Mapping[str, Any]) -> str:
-    return ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['cores']} cores, no GPU"
+def _comparison(results: Sequence[Result], texts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of this model beside its base model, if this model has any result."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results if any(result.whose == OWN for result in results) else ():
+        if result.whose != OTHER:
+            words = _words(result, texts)
+            row = rows.setdefault((words["task"], words["measure"]), {**words, OWN: [], BASE: [], "files": {}})
+            row[result.whose].append(words["text"])
+            row["files"][result.file] = None
+    return list(rows.values())
 
 
 def _on_hub(data: Mapping[str, Any]) -> bool:
@@ -263,26 +197,20 @@ def _on_hub(data: Mapping[str, Any]) -> bool:
 
 def _source_name(data: Mapping[str, Any]) -> str:
     source = data["source"]
-    if _on_hub(data):
-        name = f"[{source}](https://huggingface.co/datasets/{source})"
-    else:
-        name = f"the local folder `{Path(source).name}`"
-    parts = [f"`{data[key]}`" for key in ("name", "split") if data.get(key)]
-    return name + (f", {' '.join(parts)}" if parts else "")
+    name = f"[{source}](https://huggingface.co/datasets/{source})"
+    parts = [name if _on_hub(data) else f"the local folder `{Path(source).name}`"]
+    return ", ".join([*parts, *(f"`{data[key]}`" for key in ("name", "split") if data.get(key))])
 
 
-def _plot_title(file: str) -> str:
-    titles = {
-        "loss_terms": "Terms of the loss in training",
-        "alignment": "Soft-DTW alignment before and after fine-tuning",
-        "self_similarity": "Self-similarity of an utterance before and after fine-tuning",
-        "words": "The same words by several speakers before and after fine-tuning (PCA)",
-    }
-    return titles.get(Path(file).stem, Path(file).stem.replace("_", " ").capitalize())
+def _hardware(hardware: Mapping[str, Any]) -> str:
+    return ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['cores']} cores, no GPU"
 
 
-def _enum(value: Any) -> str:
-    return str(value).rsplit(".", 1)[-1].lower()
+def number(value: float) -> str:
+    """Four significant digits, without exponents for everyday sizes."""
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,9 @@
-"""fairseq's HuBERT and WavLM in transformers' terms: names of the weights, and a config inferred from them."""
+"""HuBERT and WavLM of S3PRL and fairseq in transformers' terms: where their checkpoints keep the encoder, how its
+weights are called, and a config inferred from them."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Mapping
@@ -10,10 +12,13 @@ from typing import Any
 import torch
 from transformers import HubertConfig, HubertModel, PretrainedConfig, WavLMConfig, WavLMModel
 
-from .errors import ConversionError
+from ..errors import LaserError
+from .weights import shortened
 
 CLASSES = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}
 """Config and model classes by the names of the models that can be converted."""
+_LAYOUTS = {"Upstream": "S3PRL checkpoint", "model_weight": "S3PRL's converted fairseq", "model": "fairseq or WavLM"}
+_FIRST = "feature_extractor.conv_layers.0.0.weight"
 # Heads of pre-training, which an encoder does not need: reported, not kept.
 _DROPPED = re.compile(r"label_embs_concat|final_proj\.(weight|bias)")
 _CONVOLUTION = re.compile(r"feature_extractor\.conv_layers\.(\d+)\.(0|2(?:\.1)?)\.(weight|bias)")
@@ -34,6 +39,40 @@ _RENAMED = [
 ]
 
 
+def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict, dict]:
+    """Layout, weights without their prefix, and the checkpoint's own configs of model and task.
+
+    Args:
+        content: of the checkpoint.
+        name: of its file, for messages.
+
+    Raises:
+        LaserError: no fairseq-style encoder, or weights beside it.
+    """
+    if {"Downstream", "Optimizer"} & content.keys() and "Upstream" not in content:
+        raise LaserError(f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was not trained (no -f)")
+    key = next((key for key in _LAYOUTS if isinstance(content.get(key), Mapping)), None)
+    state = content[key] if key else content
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    anchor = next((k for k in tensors if k.endswith(_FIRST)), None)
+    if anchor is None:
+        raise LaserError(
+            f"{name} has no weights of a fairseq-style HuBERT or WavLM ({_FIRST}); its entries are "
+            f"{', '.join(map(str, list(state)[:8])) or 'none'}"
+        )
+    prefix = anchor.removesuffix(_FIRST)
+    stray = [k for k in tensors if not k.startswith(prefix)]
+    if stray:
+        raise LaserError(f"{name} has weights beside the encoder ({prefix}…): {shortened(stray)}")
+    cfg = content.get("cfg") if isinstance(content.get("cfg"), Mapping) else {}
+    if isinstance(content.get("args"), argparse.Namespace):  # fairseq before 2021
+        cfg = vars(content["args"])
+    model_cfg = content.get("model_cfg") or cfg.get("model") or ("encoder_layers" in cfg and cfg) or {}
+    task_cfg = content.get("task_cfg") or cfg.get("task") or {}
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return _LAYOUTS.get(key, "bare state dict"), weights, dict(model_cfg), dict(task_cfg)
+
+
 def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Weights under transformers' names, and the names of the heads that are left out.
 
@@ -44,16 +83,15 @@ def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor]
         if _DROPPED.fullmatch(name):
             dropped.append(name)
             continue
-        match = _CONVOLUTION.fullmatch(name)
-        if match:
+        new = name
+        if match := _CONVOLUTION.fullmatch(name):
             kind = "conv" if match[2] == "0" else "layer_norm"
             new = f"feature_extractor.conv_layers.{match[1]}.{kind}.{match[3]}"
         else:
-            new = name
             for pattern, replacement in _RENAMED:
                 new = re.sub(pattern, replacement, new)
         if new in converted:
-            raise ConversionError(f"two weights would both be {new}")
+            raise LaserError(f"two weights would both be {new}")
         converted[new] = tensor
     return converted, sorted(dropped)
 
@@ -62,8 +100,8 @@ def infer_config(
     weights: Mapping[str, torch.Tensor],
     model_type: str,
     model_cfg: Mapping[str, Any],
-    heads: int | None = None,
-    notes: list[str] | None = None,
+    heads: int | None,
+    notes: list[str],
 ) -> PretrainedConfig:
     """Config of converted weights: sizes from their shapes, the rest from the checkpoint's own config.
 
@@ -74,13 +112,12 @@ def infer_config(
         weights: under transformers' names.
         model_type: "hubert" or "wavlm".
         model_cfg: fairseq's config of the model, possibly empty.
-        heads: number of attention heads, where it cannot be found.
-        notes: what had to be assumed is appended here.
+        heads: number of attention heads, if it cannot be found.
+        notes: assumptions are appended here.
 
     Raises:
-        ConversionError: weights that lack what the sizes are read from.
+        LaserError: weights that lack what the sizes are read from.
     """
-    notes = [] if notes is None else notes
     try:
         count = sum(bool(re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.conv\.weight", name)) for name in weights)
         convolutions = [weights[f"feature_extractor.conv_layers.{i}.conv.weight"].shape for i in range(count)]
@@ -89,33 +126,30 @@ def infer_config(
         position = weights["encoder.pos_conv_embed.conv.parametrizations.weight.original1"].shape
         relative = weights["encoder.layers.0.attention.rel_attn_embed.weight"] if model_type == "wavlm" else None
     except KeyError as error:
-        raise ConversionError(f"no {model_type} encoder: it lacks {error.args[0]} (transformers' name)") from None
-    layers = 1 + max(int(match[1]) for n in weights if (match := re.match(r"encoder\.layers\.(\d+)\.", n)))
+        raise LaserError(f"no {model_type} encoder: it lacks {error.args[0]} (transformers' name)") from None
     norm = "layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in weights else "group"
     stable = model_cfg.get("layer_norm_first")
     if stable is None:
         stable = norm == "layer"
         notes.append(f"layer norm before each block: {'yes' if stable else 'no'}, as usual with this front-end")
+    extra = {}
     if relative is not None:
         heads = relative.shape[1]
+        extra = {"num_buckets": relative.shape[0], "max_bucket_distance": model_cfg.get("max_distance", 800)}
+        if "max_distance" not in model_cfg:
+            notes.append("the checkpoint does not state WavLM's max_distance; 800 as in all released models")
     elif heads is None and "encoder_attention_heads" in model_cfg:
         heads = model_cfg["encoder_attention_heads"]
     elif heads is None and hidden in (768, 1024):
         heads = hidden // 64
         notes.append(f"{heads} attention heads, 64 dimensions each as in all released models")
     elif heads is None:
-        raise ConversionError("the weights do not tell the number of attention heads; give --num_attention_heads")
+        raise LaserError("the weights do not tell the number of attention heads; give --num_attention_heads")
     kernels = [shape[2] for shape in convolutions]
-    config_class = CLASSES[model_type][0]
-    extra = {} if relative is None else {"num_buckets": relative.shape[0]}
-    if relative is not None and "max_distance" in model_cfg:
-        extra["max_bucket_distance"] = model_cfg["max_distance"]
-    elif relative is not None:
-        notes.append("the checkpoint does not state WavLM's max_distance; 800 as in all released models")
     try:
-        return config_class(
+        return CLASSES[model_type][0](
             hidden_size=hidden,
-            num_hidden_layers=layers,
+            num_hidden_layers=1 + max(int(m[1]) for n in weights if (m := re.match(r"encoder\.layers\.(\d+)\.", n))),
             num_attention_heads=heads,
             intermediate_size=intermediate,
             conv_dim=[shape[0] for shape in convolutions],
@@ -136,8 +170,10 @@ def infer_config(
             apply_spec_augment=True,
             **extra,
         )
+    except LaserError:
+        raise
     except (ValueError, TypeError) as error:
-        raise ConversionError(f"the weights make no {model_type} config: {error}") from error
+        raise LaserError(f"the weights make no {model_type} config: {error}") from error
 
 
 def _strides(kernels: list[int], model_cfg: Mapping[str, Any]) -> list[int]:
@@ -149,7 +185,7 @@ def _strides(kernels: list[int], model_cfg: Mapping[str, Any]) -> list[int]:
             layers += list(ast.literal_eval(f"[{part[0]}]")) * int(part[1] or 1)
         if [layer[1] for layer in layers] == kernels:
             return [layer[2] for layer in layers]
-        raise ConversionError(f"conv_feature_layers {text!r} does not fit the kernels of the weights, {kernels}")
+        raise LaserError(f"conv_feature_layers {text!r} does not fit the kernels of the weights, {kernels}")
     if kernels == [10, 3, 3, 3, 3, 2, 2]:
         return [5, 2, 2, 2, 2, 2, 2]
-    raise ConversionError(f"the strides of a front-end with kernels {kernels} are not known; give --base")
+    raise LaserError(f"the strides of a front-end with kernels {kernels} are not known; give --base")

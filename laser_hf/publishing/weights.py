@@ -1,158 +1,112 @@
-"""The exported weights against those of the base model: only what the record names as trained may differ."""
+"""Weights of an encoder from checkpoints of any kind, and what of them may differ from the base model's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import argparse
+import pickle
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HTTPError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from ..records import located, tensors_digest
-from .errors import PushError
-
-_FILES = ("model.safetensors", "pytorch_model.bin")
-# Older checkpoints name the two parts of a weight-normalised convolution so.
-_OLD_NAMES = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
-# Transformers makes it anew where a checkpoint lacks it.
-_OPTIONAL = {"masked_spec_embed"}
+from ..errors import LaserError
+from ..records import located
 
 
-class BaseModelError(PushError):
+class NoBaseModel(LaserError):
     """The base model's weights cannot be had, so that nothing can be compared with them."""
 
 
-class Weights(Mapping[str, torch.Tensor]):
-    """Tensors of a checkpoint file by their names in a bare encoder, read one at a time, in float32."""
-
-    def __init__(self, source: str, readers: Mapping[str, Callable[[], torch.Tensor]], model_type: str):
-        self.source = source
-        prefix = f"{model_type.replace('-', '_')}."
-        self._readers = {_canonical(name.removeprefix(prefix)): read for name, read in readers.items()}
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = self._readers[name]()
-        return tensor.float() if tensor.is_floating_point() else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-
-def _canonical(name: str) -> str:
-    for old, new in _OLD_NAMES.items():
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
-
-
-def open_weights(path: Path, model_type: str) -> Weights:
-    """Weights of a `model.safetensors` or `pytorch_model.bin`, with or without the prefix of a model with a head.
+def load_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The content of a safetensors file, or the dictionary that `torch.save` wrote.
 
     Raises:
-        PushError: a file that cannot be read.
+        LaserError: no such file, a damaged one, or one with more than weights and plain values in it.
     """
+    if not path.is_file():
+        raise LaserError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            opened = safe_open(path, framework="pt")
-            readers = {name: (lambda n=name: opened.get_tensor(n)) for name in opened.keys()}  # noqa: SIM118
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            readers = {name: (lambda t=tensor: t) for name, tensor in state.items()}
-    except SafetensorError as error:
-        raise PushError(f"{path} is damaged: {error}") from error
-    except Exception as error:  # whatever a foreign file makes torch raise
-        raise PushError(f"{path} cannot be read: {error}") from error
-    return Weights(str(path), readers, model_type)
+            return load_file(path)
+        # S3PRL stores its command line, a Namespace of plain values, beside the weights. Nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", str(error))
+        raise LaserError(
+            f"{path} is damaged, or holds more than weights and plain values{f' ({named[1]})' if named else ''}, and "
+            "loading that could run any code. If you trust its origin, save the weights alone with the toolkit that "
+            'wrote it: torch.save(torch.load(FILE, weights_only=False)["Upstream"], "upstream.pt") (fairseq files: the '
+            'entry "model") and convert upstream.pt'
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise LaserError(f"{path} cannot be read, it is damaged or cut off ({error})") from error
+    if not isinstance(content, Mapping):
+        raise LaserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
 
 
-def open_base(record: Mapping[str, Any], token: str | None = None) -> Weights:
-    """Weights of the base model that a record names: of its folder, or downloaded at the recorded revision.
+def base_weights(record: Mapping[str, Any], token: str | None = None) -> dict[str, torch.Tensor]:
+    """Weights in float32 of the base model that a record names, from its folder or the Hub at the recorded revision.
 
     Raises:
-        BaseModelError: they are not to be had; the message says why.
+        NoBaseModel: they cannot be had; the message says why.
     """
+    from transformers import AutoModel  # takes seconds, which --help and early refusals need not wait for
+
     base = record["base_model"]
+    name, revision = base["name"], base["revision"]
     if base["local"]:
-        folder = Path(located(record["recipe"]["model"]["model_name_or_path"]))
-        path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-        if path is None:
-            raise BaseModelError(f"the base model's folder {folder} is not here, or holds no weights")
-    else:
-        path = _downloaded(base, token)
+        name, revision = located(record["recipe"]["model"]["model_name_or_path"]), None
     try:
-        return open_weights(path, base["model_type"])
-    except PushError as error:
-        raise BaseModelError(str(error)) from error
+        model, info = AutoModel.from_pretrained(
+            name, revision=revision or "main", token=token, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise NoBaseModel(f"the base model {name} cannot be loaded ({said})") from error
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
 
 
-def _downloaded(base: Mapping[str, Any], token: str | None) -> Path:
-    for name in _FILES:
-        try:
-            return Path(hf_hub_download(base["name"], name, revision=base["revision"], token=token))
-        except EntryNotFoundError as error:
-            # Also what an offline client says of a file that is not in its cache.
-            reason = error
-        except (HTTPError, OSError, ValueError) as error:
-            reason = error
-            break
-    raise BaseModelError(
-        f"the base model {base['name']} cannot be downloaded ({str(reason).strip().splitlines()[0]})"
-    ) from reason
-
-
-def digest(weights: Weights, names: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 as evaluation records carry it: of the encoder's tensors in float32, as it is loaded for a task.
+def check_weights(
+    weights: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None, trained: Sequence[str] | None
+) -> None:
+    """Compare the exported weights with the base model's: all that was trained may differ, and something must.
 
     Args:
-        weights: of the exported encoder or of its base model.
-        names: only these, when the file holds more than the encoder.
+        weights: of the export.
+        base: of the base model; `None` leaves out the comparison.
+        trained: names of the trained parameters, from the record.
+
+    Raises:
+        LaserError: a weight that is not finite, missing, unknown to the base model or changed although frozen; or
+            nothing has changed.
     """
-    if names is None:
-        return tensors_digest(weights)
-    return tensors_digest({name: weights[name] for name in names if name in weights})
-
-
-def check_finite(weights: Weights) -> None:
-    """Raise `PushError` where a weight is NaN or infinite."""
-    broken = [name for name in weights if not torch.isfinite(weights[name]).all()]
-    if broken:
-        raise PushError(f"{Path(weights.source).name} has weights that are not finite: {_some(broken)}")
-
-
-def check_trained(weights: Weights, record: Mapping[str, Any]) -> None:
-    """Raise `PushError` unless the record names what was trained, and all of it is in the export."""
-    trained = record.get("trained_parameters")
     if not trained:
-        raise PushError("the record of the run does not say which parameters were trained")
-    lost = sorted(set(trained) - set(weights))
-    if lost:
-        raise PushError(f"the record names trained parameters that the exported encoder lacks: {_some(lost)}")
-
-
-def check_against_base(weights: Weights, base: Weights, record: Mapping[str, Any]) -> None:
-    """Raise `PushError` where frozen weights differ from the base model's, or where the trained ones do not."""
-    trained = set(record["trained_parameters"])
-    unknown = sorted(set(weights) - set(base) - trained - _OPTIONAL)
-    if unknown:
-        raise PushError(f"the exported encoder has weights that the base model ({base.source}) lacks: {_some(unknown)}")
+        raise LaserError("the record of the run does not say which parameters were trained")
+    _refuse([n for n in weights if not torch.isfinite(weights[n]).all()], "the export has weights that are not finite")
+    _refuse(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
+    if base is None:
+        return
+    unknown = sorted({*weights} - {*base} - {*trained} - {"masked_spec_embed"})
+    _refuse(unknown, "the exported encoder has weights that the base model lacks")
     changed = {name for name in weights if name in base and not torch.equal(weights[name], base[name])}
-    thawed = sorted(changed - trained)
-    if thawed:
-        raise PushError(
-            f"{len(thawed)} frozen weights differ from the base model's ({base.source}): {_some(thawed)}. The record "
-            "names only what was trained; this is another base model or revision, or training changed more than it says"
-        )
+    frozen = sorted(changed - {*trained})
+    what = "training changed more than the record names, or the base model is another one or another revision"
+    _refuse(frozen, f"{len(frozen)} frozen weights differ from the base model's ({what})")
     if not changed:
-        raise PushError(
-            f"the trained weights are still those of the base model ({base.source}): there is nothing to publish"
-        )
+        raise LaserError("the trained weights are still those of the base model: there is nothing to publish")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _refuse(names: list[str], reason: str) -> None:
+    if names:
+        raise LaserError(f"{reason}: {shortened(names)}")
+
+
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """The first `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

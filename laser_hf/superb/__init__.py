@@ -1,6 +1,7 @@
 """Downstream tasks after SUPERB (Yang et al., 2021) on any encoder: `python -m laser_hf.superb TASK`.
 
-A task is a module with `HELP`, `add_arguments(parser)` and `run(arguments)`; `TASKS` names them.
+A task is a module or a class with `HELP`, `add_arguments(parser)` and `run(arguments)`. Shipped ones have a name; your
+own are given by import path, as `package.module` or `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -8,19 +9,50 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ..errors import LaserError
+
 TASKS = {
-    "asr": "laser_hf.superb.recognition.asr",
-    "pr": "laser_hf.superb.recognition.pr",
-    "transcribe": "laser_hf.superb.recognition.transcribe",
-    "qbe": "laser_hf.superb.qbe.task",
-    "discrimination": "laser_hf.superb.discrimination.task",
-    "table": "laser_hf.superb.table",
+    "asr": ("laser_hf.superb.ctc.tasks:Asr", "speech recognition: word error rate of a CTC head"),
+    "pr": ("laser_hf.superb.ctc.tasks:Pr", "phone recognition: phone error rate of a linear CTC head"),
+    "qbe": ("laser_hf.superb.qbe.task", "query by example: finding the recordings that hold a spoken word"),
+    "discrimination": ("laser_hf.superb.discrimination.task", "word discrimination and ABX, without any training"),
+    "table": ("laser_hf.superb.table", "the paper's tables from records, beside the published values"),
 }
+"""Place and summary of the shipped tasks by name."""
 
 # Looked up on first use: the command line must not pay for what a task does not need.
 _LAZY = {"mtwv": "laser_hf.superb.qbe.scoring"}
 
-__all__ = ["TASKS", "mtwv"]
+__all__ = ["TASKS", "find_task", "mtwv"]
+
+
+def find_task(name: str) -> Any:
+    """The task called `name`: one of `TASKS`, or a module or class of your own by import path.
+
+    Raises:
+        LaserError: unknown name, a module that cannot be imported, or something that is no task.
+    """
+    if name in TASKS:
+        return _import(TASKS[name][0])
+    if "." not in name and ":" not in name:
+        raise LaserError(
+            f"unknown task {name!r}; shipped are {', '.join(TASKS)}, or give your own as package.module or "
+            "package.module:Class"
+        )
+    try:
+        task = _import(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LaserError(f"cannot import the task {name!r}: {error}. Is its folder on PYTHONPATH?") from error
+    missing = [part for part in ("HELP", "add_arguments", "run") if not hasattr(task, part)]
+    if missing:
+        raise LaserError(f"{name!r} is no task: it lacks {', '.join(missing)}")
+    return task
+
+
+def _import(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 def __getattr__(name: str) -> Any:

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from collections.abc import Sequence
+from typing import Any
 
-from . import TASKS
+from .. import cli
+from . import TASKS, find_task
+
+PROGRAM = "python -m laser_hf.superb"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m laser_hf.superb", description="Downstream tasks after SUPERB.")
-    commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for name, module_name in TASKS.items():
-        module = importlib.import_module(module_name)
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.HELP,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
-    arguments.run(arguments)
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind the help of an option, but only if there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """Run a task and return what it returns; only the module of this task is imported.
+
+    Raises:
+        LaserError: what a user can mend.
+    """
+    width = max(map(len, TASKS))
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Downstream tasks after SUPERB.",
+        epilog="\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in TASKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", metavar="TASK", help="a name from the list below, or your own: package.module[:Class]")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the task; TASK --help lists them")
+    chosen = parser.parse_args(argv)
+    task = find_task(chosen.task)
+    prog = f"{PROGRAM} {chosen.task}"
+    parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
+    task.add_arguments(parser)
+    return task.run(parser.parse_args(chosen.options))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        # What a user can mend says how; a traceback would bury it.
-        sys.exit(f"error: {error}")
+    cli.run(main)

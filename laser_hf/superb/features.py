@@ -19,10 +19,10 @@ import torchaudio
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data import BadAudio, decode_audio
+from ..data import BadAudio, audio_seconds, decode_audio
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
 from ..errors import LaserError
-from ..records import describe_model
+from ..records import RESULTS, describe_model
 
 SPECTRAL = ("mfcc", "logmel")
 
@@ -78,12 +78,7 @@ def _read_part(utterance: Utterance) -> dict[str, Any]:
 
 def sample_counts(utterances: Sequence[Utterance]) -> list[int]:
     """Samples at 16 kHz by the files' headers; 0 for a file that cannot be opened (reading it raises `BadAudio`)."""
-    seconds: dict[Path, float] = {}
-    for path in {utterance.audio for utterance in utterances}:
-        try:
-            seconds[path] = soundfile.info(path).duration
-        except (soundfile.SoundFileError, OSError):
-            seconds[path] = 0.0
+    seconds = {path: audio_seconds(path) or 0.0 for path in {utterance.audio for utterance in utterances}}
     counts = []
     for utterance in utterances:
         length = seconds[utterance.audio]
@@ -143,9 +138,8 @@ class EncoderFeatures:
                 output = self.encoder(waveforms, lengths, output_hidden_states=True)
         finally:
             self.encoder.train(training)
-        states = torch.stack(
-            [output.hidden_states[layer] for layer in (range(self.layers) if layers is None else layers)]
-        )
+        wanted = range(self.layers) if layers is None else layers
+        states = torch.stack([output.hidden_states[layer] for layer in wanted])
         padding = torch.arange(states.shape[2], device=states.device) >= output.lengths.unsqueeze(1)
         return states.masked_fill(padding[None, :, :, None], 0.0), output.lengths
 
@@ -164,7 +158,7 @@ class SpectralFeatures:
     It has the attributes and methods of `EncoderFeatures` except `states`; there is one layer.
     """
 
-    encoder, layers, shortest, frame_seconds = None, 1, 400, 0.01
+    layers, shortest, frame_seconds = 1, 400, 0.01
 
     def __init__(self, kind: str):
         self._hop = round(self.frame_seconds * SAMPLE_RATE)
@@ -197,13 +191,15 @@ Features = EncoderFeatures | SpectralFeatures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the tasks that only look at frames: `--model`, `--revision`, `--layer`, `--device`, `--seed`."""
+    """Options that all tasks on frames have."""
     add = parser.add_argument
     add("--model", required=True, help="encoder id or folder, random:ID_OR_FOLDER (fresh weights), mfcc or logmel")
     add("--revision", help="branch, tag or commit of a model on the Hub")
     add("--layer", default="-1", help="hidden state: 0 is the input of the first layer, -1 the last; 3,6,9; or all")
     add("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
     add("--seed", type=int, default=0, help="of everything that is drawn, such as the weights of random:MODEL")
+    add("--output_dir", type=Path, required=True, help=f"{RESULTS}, files and pictures go here")
+    add("--overwrite_output_dir", action="store_true", help="delete what an earlier run left there")
 
 
 def load_features(

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..data import BadAudio
@@ -63,10 +65,9 @@ def encode(
 
 
 class FrameStore:
-    """Frames of utterances by layer on disk: one flat float32 file a layer, and a journal with a line a batch.
+    """Frames of utterances on disk: one safetensors file a batch, which is there whole or not at all.
 
-    An utterance's frames are contiguous. A batch counts once its line is in the journal; what an interrupted run has
-    written beyond that is cut off when the store is opened again. It can be pickled: no file stays open.
+    A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open.
 
     Args:
         folder: of the files; made if it does not exist.
@@ -77,59 +78,40 @@ class FrameStore:
 
     def __init__(self, folder: str | Path, layers: Sequence[int], dim: int, key: Mapping[str, Any] | None = None):
         self.folder, self.layers, self.dim = Path(folder), list(layers), dim
-        self.places: dict[int, tuple[int, int]] = {}
-        """First frame and number of frames of each utterance."""
+        self.places: dict[int, int] = {}
+        """Batch of each utterance, in the order in which they were encoded."""
         self.skipped: dict[int, tuple[str, str]] = {}
         """Kind and reason of each utterance that could not be used."""
-        self.batches = self.frames = 0
-        self._journal = self.folder / "journal.jsonl"
+        self.batches = 0
+        self._content = json.dumps([self.layers, dim, key])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._open({"layers": self.layers, "dim": dim, "key": key})
+        while self._path(self.batches).exists():
+            with safe_open(self._path(self.batches), "np") as file:
+                about = file.metadata()
+            if about["content"] != self._content:
+                self.delete()
+                self.folder.mkdir(parents=True)
+                break
+            self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
 
-    def _path(self, layer: int) -> Path:
-        return self.folder / f"layer{layer:02d}.f32"
+    def _path(self, batch: int) -> Path:
+        return self.folder / f"batch-{batch:06d}.safetensors"
 
-    def _open(self, head: dict[str, Any]) -> None:
-        """Enter the whole lines of the journal and cut off the rest; start anew if it is about something else."""
-        lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.exists() else []
-        lines = [line for line in lines if line.endswith(b"\n")]
-        if lines and json.loads(lines[0]) == json.loads(json.dumps(head)):
-            for line in lines[1:]:
-                self._enter(json.loads(line))
-            sizes = [path.stat().st_size if path.exists() else 0 for path in map(self._path, self.layers)]
-            if min(sizes) < self.frames * self.dim * 4:
-                lines = []
-        else:
-            lines = []
-        if not lines:
-            self.places, self.skipped, self.batches, self.frames = {}, {}, 0, 0
-            lines = [json.dumps(head).encode() + b"\n"]
-            self._journal.write_bytes(lines[0])
-        os.truncate(self._journal, sum(map(len, lines)))
-        for layer in self.layers:
-            self._path(layer).touch()
-            os.truncate(self._path(layer), self.frames * self.dim * 4)
-
-    def _enter(self, entry: dict[str, Any]) -> None:
-        for index, count in entry["frames"]:
-            self.places[index] = (self.frames, count)
-            self.frames += count
-        self.skipped |= {index: (kind, reason) for index, kind, reason in entry["skipped"]}
+    def _enter(self, indices: Sequence[int], skipped: Sequence[tuple[int, str, str]]) -> None:
+        self.places |= dict.fromkeys(indices, self.batches)
+        self.skipped |= {index: (kind, reason) for index, kind, reason in skipped}
         self.batches += 1
 
     def add(
         self, indices: Sequence[int], frames: Sequence[Sequence[torch.Tensor]], skipped: Sequence[tuple[int, str, str]]
     ) -> None:
         """Append a batch: `frames[layer][i]` `(frames, dim)` of utterance `indices[i]`, and what was left out."""
-        for layer, utterances in zip(self.layers, frames, strict=True):
-            with self._path(layer).open("ab") as file:
-                for utterance in utterances:
-                    utterance.numpy().astype(np.float32, copy=False).tofile(file)
-        counts = [len(utterance) for utterance in frames[0]] if indices else []
-        entry = {"frames": list(zip(indices, counts, strict=True)), "skipped": list(skipped)}
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        self._enter(entry)
+        tensors = {str(index): torch.stack(layers) for index, *layers in zip(indices, *frames, strict=True)}
+        about = {"content": self._content, "utterances": json.dumps(list(indices)), "skipped": json.dumps(skipped)}
+        unfinished = self.folder / "unfinished"
+        save_file(tensors, unfinished, about)
+        os.replace(unfinished, self._path(self.batches))
+        self._enter(indices, skipped)
 
     def read(self, layer: int, index: int) -> np.ndarray:
         """Frames of one layer of an utterance, `(frames, dim)` float32.
@@ -137,13 +119,13 @@ class FrameStore:
         Raises:
             KeyError: it was skipped.
         """
-        first, count = self.places[index]
-        flat = np.fromfile(self._path(layer), np.float32, count * self.dim, offset=first * self.dim * 4)
-        return flat.reshape(count, self.dim)
+        with safe_open(self._path(self.places[index]), "np") as file:
+            return file.get_slice(str(index))[self.layers.index(layer)]
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Frames of all layers of an utterance, `(layers, frames, dim)`."""
-        return torch.from_numpy(np.stack([self.read(layer, index) for layer in self.layers]))
+        with safe_open(self._path(self.places[index]), "pt") as file:
+            return file.get_tensor(str(index))
 
     def delete(self) -> None:
         """Give the space back."""

@@ -1,39 +1,69 @@
 """`python -m laser_hf.superb table`: the LASER paper's tables, published values beside measured ones.
 
-Rows are an encoder and what was done to it; published values come from `published.json` with their sources, measured
-ones from records: `results.json` of the tasks and `laser_config.json` of training runs. A cell without a number stays
-empty. Numbers of protocol "quick" have a table of their own and never stand in a column of SUPERB numbers.
+Rows are an encoder and what was done to it. Published values come from `published.json` with their sources, measured
+ones from records. A cell without a number stays empty. Numbers of protocol "quick" have a table of their own and never
+stand in a column of SUPERB numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..records import read_json, write_json
-from .table_records import METHODS, Evaluated, RecordError, Row, Trained, find_records, read_records
+from ..errors import LaserError
+from ..objectives import OBJECTIVES
+from ..records import RESULTS, TRAINING_RECORD, read_json, write_json
+from . import TASKS
+from .table_records import BASES, Number, Row, find_records, read_numbers
 
 logger = logging.getLogger(__name__)
 
-HELP = "the paper's Tables 1, 2 and 3 from result records, beside the published values"
+HELP = "the paper's Tables 1, 2 and 3 from records, beside the published values"
 
 Cell = dict[str, Any]
-"""`value` and what is known of it: `standard_deviation`, `runs`, `source`, `place`, `evidence`, `record`."""
+"""`value` and what is known of it: `standard_deviation`, `runs`, `layer`, `source`, `place`, `evidence`, `record`."""
 
+# ContentVec is no method of ours. LASER, the first objective, stands last as in the paper.
+METHODS = {"base": "", "contentvec": "ContentVec", **{name: OBJECTIVES[name].title for name in reversed(OBJECTIVES)}}
+"""Titles of what was done to an encoder, in the order of the tables."""
 METRICS = {"asr": ("wer", "WER, %"), "pr": ("per", "PER, %"), "qbe": ("mtwv", "QbE MTWV x 100")}
 GAINS = {"wer": "ASR gain, %", "per": "PR gain, %", "mtwv": "QbE gain, %"}
 ABLATION = ("base", "soft_dtw", "laser")
+QUICK_TITLES = {
+    "wer": "WER, %",
+    "cer": "CER, %",
+    "per": "PER, %",
+    "mean_average_precision": "QbE mean average precision",
+    "word_ap_across": "word discrimination AP, across speakers",
+    "abx_across": "ABX-like error, across speakers",
+    "abx_within": "ABX-like error, within speakers",
+}
 _NOTE = "Empty: not published in a source at hand, or not measured. † quoted as the paper's, its table was not at hand."
+
+
+def row_name(row: Row) -> str:
+    """A row's name in the tables, such as `HuBERT base + LASER`; a method of your own is called as its class."""
+    title = METHODS.get(row.method, row.method.rpartition(":")[2])
+    return f"{row.base} + {title}" if title else row.base
+
+
+def parse_row(name: str) -> Row:
+    """The row of a name in the tables; a name of your own is an encoder of its own."""
+    base, plus, method = (part.strip() for part in name.partition("+"))
+    for key, title in METHODS.items():
+        if plus and title.lower() == method.lower():
+            return Row(base, key)
+    return Row(name.strip(), "base")
 
 
 @dataclass
 class Column:
-    """A column: `origin` is published, measured or quick; the two never mix."""
+    """A column: `origin` is published, measured or quick; the three never mix."""
 
     key: str
     title: str
@@ -55,122 +85,126 @@ class Table:
         """Enter a cell.
 
         Raises:
-            RecordError: there is one already.
+            LaserError: there is another value already.
         """
-        before = self.cells.get((row, key, origin))
-        if before is not None:
-            raise RecordError(
-                f"two records for {row.name}, {key}: {before.get('record')} and {cell.get('record')}; give one of "
+        before = self.cells.setdefault((row, key, origin), cell)
+        if before["value"] != cell["value"]:
+            raise LaserError(
+                f"two records for {row_name(row)}, {key}: {before.get('record')} and {cell.get('record')}; give one of "
                 "them, or name a row of its own with --row NAME=PATH"
             )
-        self.cells[row, key, origin] = cell
+
+    def cells_of(self, row: Row) -> list[Cell | None]:
+        """The cells of a row, one for each column."""
+        return [self.cells.get((row, column.key, column.origin)) for column in self.columns]
 
 
-def build_tables(evaluated: list[Evaluated], trained: list[Trained], published: dict[str, Any]) -> list[Table]:
+def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[Table]:
     """Table 1 (cost), 2 (SUPERB), 3 (ablation), and one of the quick numbers if there are any.
 
     Raises:
-        RecordError: two records for one cell.
+        LaserError: two values for one cell.
     """
     known = [(entry["table"], Row(entry["base"], entry["method"]), entry) for entry in published["values"]]
-    measured = [record.row for record in (*evaluated, *trained)]
+    training = [number for number in numbers if number.task == "training"]
+    superb = [number for number in numbers if number.protocol == "superb" and number.task in METRICS]
+    quick = [number for number in numbers if number.protocol == "quick"]
 
-    def rows_of(number: int, wanted: Callable[[Row], bool]) -> list[Row]:
-        return _ordered({row for n, row, _ in known if n == number} | {row for row in measured if wanted(row)})
+    def rows_of(table: int, measured: Iterable[Row]) -> list[Row]:
+        return _ordered({row for place, row, _ in known if place == table} | set(measured))
 
-    superb = [record for record in evaluated if record.protocol == "superb" and record.task in METRICS]
-    quick = [record for record in evaluated if record.protocol == "quick"]
-    of_superb = {record.row for record in superb}
-    of_trained = {record.row for record in trained}
-    both = [("published", "published"), ("measured", "measured")]
-    scores = [Column(key, f"{title}, {word}", o) for key, title in METRICS.values() for word, o in both]
-    tables = [
-        Table(
-            "1",
-            "Cost of fine-tuning",
-            [Column("processed_hours", f"processed speech, h, {word}", o) for word, o in both]
-            + [Column("time", f"fine-tuning time, h, {word}", o) for word, o in both],
-            rows_of(1, lambda row: row in of_trained),
-            "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
-        ),
-        Table(
-            "2",
-            "SUPERB: speech recognition (WER), phone recognition (PER) and query by example",
-            scores + [Column(f"{key}_gain", f"{title}, {w}", o) for key, title in GAINS.items() for w, o in both],
-            rows_of(2, lambda row: row in of_superb and row.method != "soft_dtw"),
-            "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
-        ),
-        Table(
-            "3",
-            "What the regulariser does",
-            list(scores),
-            rows_of(3, lambda row: row in of_superb and row.method in ABLATION),
-        ),
-    ]
-    for number, row, entry in known:
+    def columns_of(titles: Iterable[tuple[str, str]]) -> list[Column]:
+        return [Column(key, f"{title}, {word}", word) for key, title in titles for word in ("published", "measured")]
+
+    scores = columns_of(METRICS.values())
+    cost = Table(
+        "1",
+        "Cost of fine-tuning",
+        columns_of([("processed_hours", "processed speech, h"), ("time", "fine-tuning time, h")]),
+        rows_of(1, (number.row for number in training)),
+        "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
+    )
+    full = Table(
+        "2",
+        "SUPERB: speech recognition (WER), phone recognition (PER) and query by example",
+        scores + columns_of((f"{key}_gain", title) for key, title in GAINS.items()),
+        rows_of(2, (number.row for number in superb if number.row.method != "soft_dtw")),
+        "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
+    )
+    ablation = rows_of(3, (number.row for number in superb if number.row.method in ABLATION))
+    tables = [cost, full, Table("3", "What the regulariser does", scores, ablation)]
+    for place, row, entry in known:
         cell = {name: entry[name] for name in ("value", "source", "place", "evidence")}
-        tables[number - 1].put(row, entry["column"], "published", cell)
-    for run in trained:
-        tables[0].put(run.row, "processed_hours", "measured", {"value": run.processed_hours, "record": run.path})
-        tables[0].put(run.row, "time", "measured", {"value": run.hours, "record": run.path, "decimals": 2})
-    for record in superb:
-        key = METRICS[record.task][0]
-        cell = record.cell(key)
-        if cell is None:
-            logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record.path, key)
+        tables[place - 1].put(row, entry["column"], "published", cell)
+    for number in training:
+        cost.put(number.row, number.metric, "measured", _cell(number))
+    shown = {number.record: number for number in reversed(superb) if _is_superbs(number)}  # of several layers the first
+    for number in shown.values():
+        cell = _cell(number, 1 if number.unit == "percent" else 100)
         for table in tables[1:]:
-            if cell is not None and record.row in table.rows:
-                table.put(record.row, key, "measured", cell)
-    _put_gains(tables[1])
-    if quick:
-        tables.append(_quick_table(quick))
-    return tables
+            if number.row in table.rows:
+                table.put(number.row, number.metric, "measured", cell)
+    for record, task in sorted({(number.record, number.task) for number in superb if number.record not in shown}):
+        logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record, METRICS[task][0])
+    _put_gains(full)
+    return tables + ([_quick_table(quick)] if quick else [])
+
+
+def _is_superbs(number: Number) -> bool:
+    """Whether it is a number of SUPERB's: its metric, on its test set, and with its trials."""
+    on_test = number.split == "test-clean" or (number.task == "qbe" and number.split != "dev")
+    measured = number.metric == METRICS[number.task][0] and number.value is not None
+    return measured and on_test and number.trials in (None, "superb")
+
+
+def _cell(number: Number, scale: float = 1, **more: Any) -> Cell:
+    cell: Cell = {"value": number.value * scale, "record": number.record, **more}
+    if number.protocol:
+        cell["protocol"] = number.protocol
+    if number.deviation is not None:
+        cell |= {"standard_deviation": number.deviation * scale, "runs": number.runs}
+    return cell if number.layer is None else cell | {"layer": number.layer}
 
 
 def _put_gains(table: Table) -> None:
     """Relative gains of the measured cells over their base encoder."""
-    for row in table.rows:
-        for key in GAINS:
-            own = table.cells.get((row, key, "measured"))
-            base = table.cells.get((Row(row.base, "base"), key, "measured"))
-            if row.method == "base" or own is None or base is None or not base["value"]:
-                continue
+    for (row, key, origin), own in list(table.cells.items()):
+        base = table.cells.get((Row(row.base, "base"), key, "measured"))
+        if origin == "measured" and row.method != "base" and base and base["value"]:
             change = (own["value"] - base["value"]) / base["value"] * 100
             cell = {"value": change if key == "mtwv" else -change, "record": own["record"]}
             table.put(row, f"{key}_gain", "measured", cell)
 
 
-def _quick_table(records: list[Evaluated]) -> Table:
-    """One column for each metric and split of the quick records."""
-    columns: dict[str, Column] = {}
-    rows = _ordered({record.row for record in records})
+def _quick_table(numbers: Sequence[Number]) -> Table:
+    """One column for each task, metric and split, of the layer that the record reports."""
+    columns: dict[tuple[int, str], Column] = {}
     table = Table(
         "quick",
         "Protocol quick: small corpora, no SUPERB numbers",
         [],
-        rows,
+        _ordered({number.row for number in numbers}),
         "Comparable down a column at most: the same task, metric and split. Layer: the one of the record.",
     )
-    for record in records:
-        for key, title, cell in record.quick_cells():
-            columns.setdefault(key, Column(key, f"{title} (quick)", "quick"))
-            table.put(record.row, key, "quick", cell)
+    for number in numbers:
+        known = number.metric in QUICK_TITLES or number.first
+        if not known or number.value is None or not number.reported or number.split == "dev":
+            continue
+        key = f"{number.task} {number.metric} {number.split}"
+        title = f"{QUICK_TITLES.get(number.metric, number.metric)}, {number.split} (quick)"
+        shipped = number.task in TASKS  # these have no metric in common
+        place = list(TASKS).index(number.task) if shipped else len(TASKS)
+        columns[place, key] = Column(key, title if shipped else f"{number.task}: {title}", "quick")
+        table.put(number.row, key, "quick", _cell(number, decimals=2 if number.unit == "percent" else 4))
     table.columns = [columns[key] for key in sorted(columns)]
     return table
 
 
 def _ordered(rows: Iterable[Row]) -> list[Row]:
-    """Encoders of the paper first; of each the base, then the methods in the paper's order."""
-    bases = ["HuBERT base", "WavLM base"]
-
-    def place(row: Row) -> tuple:
-        method = list(METHODS).index(row.method) if row.method in METHODS else len(METHODS)
-        return (bases.index(row.base) if row.base in bases else len(bases), row.base, method, row.method)
-
-    return sorted(rows, key=place)
-
-
-# ------------------------------------------------------------------------------------------------ rendering
+    """Encoders of the paper first; of each the base, then the methods in the order of `METHODS`."""
+    rank = {name: place for place, name in enumerate([*BASES.values(), *METHODS])}
+    last = len(rank)
+    return sorted(rows, key=lambda row: (rank.get(row.base, last), row.base, rank.get(row.method, last), row.method))
 
 
 def _text(cell: Cell | None) -> str:
@@ -178,10 +212,8 @@ def _text(cell: Cell | None) -> str:
         return ""
     value = cell["value"]
     text = value if isinstance(value, str) else f"{value:.{cell.get('decimals', 2)}f}"
-    if cell.get("standard_deviation") is not None:
-        text += f" ± {cell['standard_deviation']:.{cell.get('decimals', 2)}f}"
-        if cell.get("runs"):
-            text += f" ({cell['runs']} runs)"
+    if "standard_deviation" in cell:
+        text += f" ± {cell['standard_deviation']:.{cell.get('decimals', 2)}f} ({cell['runs']} runs)"
     return text + (" †" if cell.get("evidence") == "second-hand" else "")
 
 
@@ -194,11 +226,8 @@ def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(["encoder", *(column.title for column in table.columns)]) + " |")
         lines.append("|---" * (1 + len(table.columns)) + "|")
         for row in table.rows:
-            cells = [_text(table.cells.get((row, column.key, column.origin))) for column in table.columns]
-            lines.append("| " + " | ".join([row.name, *cells]) + " |")
-        lines.append("")
-        if table.note:
-            lines += [table.note, ""]
+            lines.append("| " + " | ".join([row_name(row), *map(_text, table.cells_of(row))]) + " |")
+        lines += ["", *([table.note, ""] if table.note else [])]
     lines += [_NOTE, "", "Sources of published values:", ""]
     used = {cell["source"] for table in tables for cell in table.cells.values() if "source" in cell}
     lines += [f"- [{s['title']}]({s['url']})" for name, s in published["sources"].items() if name in used]
@@ -216,15 +245,7 @@ def to_json(tables: list[Table], published: dict[str, Any]) -> dict[str, Any]:
                 "table": table.number,
                 "title": table.title,
                 "columns": [vars(column) for column in table.columns],
-                "rows": [
-                    {
-                        "encoder": row.name,
-                        "base": row.base,
-                        "method": row.method,
-                        "cells": [table.cells.get((row, column.key, column.origin)) for column in table.columns],
-                    }
-                    for row in table.rows
-                ],
+                "rows": [{"encoder": row_name(row), **vars(row), "cells": table.cells_of(row)} for row in table.rows],
             }
             for table in tables
         ],
@@ -240,7 +261,7 @@ def published_values() -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
-    add("runs", nargs="*", type=Path, metavar="RUNS", help="results.json, laser_config.json, or folders with them")
+    add("runs", nargs="*", type=Path, metavar="RUNS", help=f"{RESULTS}, {TRAINING_RECORD}, other records, or folders")
     add(
         "--row",
         action="append",
@@ -254,19 +275,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Render the tables; a record that cannot be read ends the command with its name and what is wrong."""
+    """Render the tables.
+
+    Raises:
+        LaserError: a record that cannot be read, or two values for one cell; the message names the files.
+    """
     published = published_values()
-    try:
-        places = [(path, None) for path in arguments.runs]
-        for entry in arguments.row:
-            name, equals, path = entry.partition("=")
-            if not (name and equals and path):
-                raise RecordError(f"--row expects NAME=PATH, got {entry!r}")
-            places.append((Path(path), Row.parse(name)))
-        evaluated, trained = read_records([(file, row) for path, row in places for file in find_records(path)])
-        tables = build_tables(evaluated, trained, published)
-    except RecordError as error:
-        raise SystemExit(f"error: {error}") from error
+    places: list[tuple[Path, Row | None]] = [(path, None) for path in arguments.runs]
+    for entry in arguments.row:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise LaserError(f"--row expects NAME=PATH, got {entry!r}")
+        places.append((Path(path), parse_row(name)))
+    numbers = read_numbers([(file, row) for path, row in places for file in find_records(path)])
+    tables = build_tables(numbers, published)
     markdown, data = to_markdown(tables, published), to_json(tables, published)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,29 @@
-"""Options, the Trainer subclass and the run that `train.py` starts."""
+"""Options, the Trainer and the run that `train.py` starts."""
 
-from .arguments import DataArguments, LaserTrainingArguments, ModelArguments, ObjectiveArguments
-from .finite import NonFiniteLossError
+from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
+from .callbacks import CollapseMonitor, UpdateProfiler
+from .evaluation import DiscriminationEvaluator
+from .updates import NonFiniteLossError
 from .model import AlignmentModel
-from .options import Options, parse_options
-from .output_folder import RunError
-from .presets import PresetError, load_preset, preset_names
-from .run import run_training
+from .options import Choice, Options, parse_options
+from .presets import load_preset, preset_names
+from .run import main, run_training
 from .trainer import LaserTrainer
 
 __all__ = [
     "AlignmentModel",
+    "Choice",
+    "CollapseMonitor",
     "DataArguments",
+    "DiscriminationEvaluator",
     "LaserTrainer",
     "LaserTrainingArguments",
     "ModelArguments",
     "NonFiniteLossError",
-    "ObjectiveArguments",
     "Options",
-    "PresetError",
-    "RunError",
+    "UpdateProfiler",
     "load_preset",
+    "main",
     "parse_options",
     "preset_names",
     "run_training",

@@ -1,46 +1,71 @@
-"""Command-line options of `train.py`, as dataclasses with the paper's HuBERT recipe as defaults."""
+# ruff: noqa: RUF009  (`option` makes a field)
+"""Command-line options of `train.py`, as dataclasses with the paper's HuBERT recipe as defaults.
+
+The options of objectives and perturbations are not here: their classes have them. What a field decides stands in its
+metadata: `recipe` says that it decides the result of a run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
-from ..objectives import OBJECTIVES
+
+def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
+    """A dataclass field that is an option and decides the result of a run.
+
+    Args:
+        default: its value if it is not given.
+        text: for `--help`.
+        recipe: whether it decides the result.
+        metadata: more for argparse: `choices`, `aliases`.
+    """
+    return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
+
+
+def setting(default: Any, text: str) -> Any:
+    """An `option` that does not decide the result: paths, logging, evaluation, hardware."""
+    return option(default, text, recipe=False)
+
+
+def recipe_of(options: Any) -> dict[str, Any]:
+    """The values of a dataclass of options that decide the result, by name."""
+    names = [field.name for field in dataclasses.fields(options) if field.metadata.get("recipe")]
+    values = {name: getattr(options, name) for name in names}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
 
 
 @dataclass
 class ModelArguments:
     """Which encoder is fine-tuned, and how much of it."""
 
-    model_name_or_path: str = field(
-        default="facebook/hubert-base-ls960",
-        metadata={"help": "encoder: hub id or folder (HuBERT, WavLM, wav2vec 2.0, data2vec-audio)"},
+    _argument_group_name = "model"
+    model_name_or_path: str = option(
+        "facebook/hubert-base-ls960",
+        "encoder: Hub id or folder (HuBERT, WavLM, wav2vec 2.0, data2vec-audio)",
+        aliases=["--model"],
     )
-    model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the encoder"})
-    trainable_layers: int = field(default=2, metadata={"help": "Transformer layers trained, counted from the top"})
-    train_encoder_layer_norm: bool = field(
-        default=False,
-        metadata={
-            "help": "also train the LayerNorm behind the positional convolution, as the released code does "
-            "(gradients then run through all layers: slower, more memory)"
-        },
+    model_revision: str | None = option(None, "branch, tag or commit of the encoder", aliases=["--revision"])
+    trainable_layers: int = option(2, "Transformer layers trained, counted from the top")
+    train_encoder_layer_norm: bool = option(
+        False,
+        "also train the LayerNorm behind the positional convolution, as the released code does (gradients then run "
+        "through all layers: slower, more memory)",
     )
-    projection_dim: int = field(default=256, metadata={"help": "dimension of the projection the loss sees"})
-    projection_layers: int = field(
-        default=1, metadata={"help": "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)"}
-    )
-    do_normalize: bool = field(
-        default=False,
-        metadata={"help": "scale every waveform to zero mean and unit variance (the paper does not)"},
-    )
-    hidden_dropout: float = field(default=0.1, metadata={"help": "dropout of the Transformer while training"})
-    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of the attention weights"})
-    activation_dropout: float = field(default=0.0, metadata={"help": "dropout inside the feed-forward blocks"})
-    feat_proj_dropout: float = field(default=0.1, metadata={"help": "dropout of the input of the Transformer"})
+    projection_dim: int = option(256, "dimension of the projection that the loss is computed on")
+    projection_layers: int = option(1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)")
+    do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (the paper does not)")
+    hidden_dropout: float = option(0.1, "dropout of the Transformer while training")
+    attention_dropout: float = option(0.1, "dropout of the attention weights")
+    activation_dropout: float = option(0.0, "dropout inside the feed-forward blocks")
+    feat_proj_dropout: float = option(0.1, "dropout of the input of the Transformer")
 
     def dropouts(self) -> dict[str, float]:
         """The four dropout rates by their config names."""
@@ -49,218 +74,129 @@ class ModelArguments:
 
 
 @dataclass
-class ObjectiveArguments:
-    """The loss: LASER (Eq. 1 to 4), soft-DTW alone, SCORE or Spin."""
-
-    objective: str = field(
-        default="laser",
-        metadata={
-            "help": "laser; soft_dtw (LASER without its regulariser: it collapses); score (against a frozen twin of "
-            "the encoder); spin (swapped prediction of codes; needs views of the same duration)",
-            "choices": list(OBJECTIVES),
-        },
-    )
-    gamma: float = field(default=0.1, metadata={"help": "laser, soft_dtw, score: smoothing of soft-DTW"})
-    alpha: float = field(
-        default=0.4, metadata={"help": "laser: weight of the regulariser; 0 is soft-DTW alone, which collapses"}
-    )
-    sigma: int = field(default=1, metadata={"help": "laser: window of the regulariser in frames"})
-    margin: float = field(default=1.1, metadata={"help": "laser: distance beyond which far frames no longer repel"})
-    distance: str = field(
-        default="euclidean",
-        metadata={
-            "help": "laser: distance of the regulariser: euclidean (released code, published results) or sqeuclidean "
-            "(the paper's equation)",
-            "choices": ["euclidean", "sqeuclidean"],
-        },
-    )
-    reference_frames: int | None = field(
-        default=None,
-        metadata={
-            "help": "laser: weigh frames in the regulariser as if every utterance had so many frames; default: by "
-            "their distance in frames, as published, so that the weights grow with the square of the length"
-        },
-    )
-    twin_dropout: bool = field(
-        default=True, metadata={"help": "score: dropout in the frozen twin too while training, as released"}
-    )
-    codes: int = field(default=256, metadata={"help": "spin: size of the codebook (128 to 2048 in the paper)"})
-    temperature: float = field(default=0.1, metadata={"help": "spin: temperature of the predictions"})
-    epsilon: float = field(default=0.02, metadata={"help": "spin: entropy weight of the Sinkhorn targets"})
-    iterations: int = field(default=3, metadata={"help": "spin: Sinkhorn iterations"})
-
-    def used(self) -> dict[str, Any]:
-        """`name` and the options that this objective reads."""
-        read = [option.dest for option in OBJECTIVES[self.objective].options]
-        return {"name": self.objective} | {name: getattr(self, name) for name in read}
-
-
-@dataclass
 class DataArguments:
-    """Speech and how its second view is made."""
+    """Speech for training and for evaluation."""
 
-    train_data: str = field(
-        default="openslr/librispeech_asr",
-        metadata={"help": "training speech: hub id, LibriSpeech tree, folder of audio, or saved data set"},
+    _argument_group_name = "data"
+    train_data: str = option(
+        "openslr/librispeech_asr",
+        "training speech: Hub id, LibriSpeech tree, folder of audio, or saved data set",
+        aliases=["--data"],
     )
-    train_name: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
-    train_split: str | None = field(default=None, metadata={"help": "split, or sub-folder of a LibriSpeech tree"})
-    eval_data: str | None = field(
-        default=None, metadata={"help": "held-out speech for the loss terms and the collapse monitor"}
+    train_name: str | None = option(None, "configuration of a Hub data set")
+    train_split: str | None = option(None, "split, or sub-folder of a LibriSpeech tree", aliases=["--split"])
+    eval_data: str | None = setting(None, "held-out speech for loss terms and the collapse monitor")
+    eval_name: str | None = setting(None, "configuration of the held-out data set")
+    eval_split: str | None = setting(None, "its split or sub-folder")
+    eval_alignments: str | None = setting(
+        None,
+        "tab-separated word (and phone) times, or demo for those of the shipped speech: every evaluation also "
+        "measures word discrimination and an ABX-like phone error of the last layer",
     )
-    eval_name: str | None = field(default=None, metadata={"help": "configuration of the held-out data set"})
-    eval_split: str | None = field(default=None, metadata={"help": "its split or sub-folder"})
-    eval_probe: str | None = field(
-        default=None,
-        metadata={
-            "help": "tab-separated word (and phone) times, or demo for those of the shipped speech: every evaluation "
-            "also measures word discrimination and an ABX-like phone error of the last layer"
-        },
+    eval_alignments_data: str | None = setting(
+        None, "folder of the speech that --eval_alignments names; default: --eval_data"
     )
-    eval_probe_data: str | None = field(
-        default=None, metadata={"help": "folder of the speech that --eval_probe names; default: --eval_data"}
+    eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
+    audio_column: str = option("audio", "audio column of a data set")
+    streaming: bool | None = option(None, "read while training instead of before; default: only from the Hub")
+    shuffle_buffer: int = option(1000, "utterances shuffled at a time when streaming")
+    max_train_samples: int | None = option(None, "use only so many utterances")
+    max_eval_samples: int | None = setting(64, "held-out utterances used")
+    min_seconds: float = option(0.1, "shorter utterances are skipped and counted")
+    crop_seconds: float | None = option(None, "of longer utterances a random piece of this length is taken (Spin: 17)")
+    max_seconds: float | None = option(
+        None,
+        "longer ones are left out beforehand (of a stream: skipped on the way, so that updates get smaller); default: "
+        "none is too long, as in the paper",
     )
-    eval_probe_splits: list[str] | None = field(default=None, metadata={"help": "its sub-folders to use"})
-    audio_column: str = field(default="audio", metadata={"help": "audio column of a data set"})
-    streaming: bool | None = field(
-        default=None, metadata={"help": "read while training instead of before; default: only from the Hub"}
+    perturb_on: str = option(
+        "worker",
+        "where the perturbed view is made: worker (processes that load the data) or device (where the model is, all "
+        "pairs of an update at once, so that a GPU does not wait for CPU cores); the draws are the same",
+        choices=["worker", "device"],
     )
-    shuffle_buffer: int = field(default=1000, metadata={"help": "utterances shuffled at a time when streaming"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use only so many utterances"})
-    max_eval_samples: int | None = field(default=64, metadata={"help": "held-out utterances used"})
-    min_seconds: float = field(default=0.1, metadata={"help": "shorter utterances are skipped and counted"})
-    crop_seconds: float | None = field(
-        default=None, metadata={"help": "of longer utterances a random piece of this length is taken (Spin: 17)"}
-    )
-    max_seconds: float | None = field(
-        default=None,
-        metadata={
-            "help": "longer ones are left out beforehand (of a stream: skipped on the way, so that updates get "
-            "smaller); default: none is too long, as in the paper"
-        },
-    )
-    perturbations: list[str] = field(
-        default_factory=lambda: ["speed_pitch"],
-        metadata={
-            "help": "what makes the second view, one after the other: speed_pitch, noise (needs --noise_dir), voice "
-            "(formants and pitch by Praat; needs praat-parselmouth), equalizer"
-        },
-    )
-    speed_factors: list[float] = field(
-        default_factory=lambda: [0.9, 1.0, 1.1], metadata={"help": "speed_pitch: speed factors, one drawn per pair"}
-    )
-    pitch_steps: list[float] = field(
-        default_factory=lambda: [-2.0, 2.0],
-        metadata={"help": "speed_pitch: pitch shifts in semitones, one drawn per pair"},
-    )
-    noise_dir: str | None = field(default=None, metadata={"help": "noise: folder of noise recordings"})
-    noise_snrs: list[float] = field(
-        default_factory=lambda: [20.0, 10.0, 5.0],
-        metadata={"help": "noise: signal-to-noise ratios in dB, one drawn per pair"},
-    )
-    speaker_f0: str | None = field(
-        default=None,
-        metadata={
-            "help": "voice: tab-separated speaker, floor and ceiling of its pitch in Hz; default: from each utterance"
-        },
-    )
-    perturb_on: str = field(
-        default="worker",
-        metadata={
-            "help": "where the second view is made: worker (processes that load the data) or device (where the model "
-            "is, all pairs of an update at once, so that a GPU does not wait for CPU cores); the draws are the same",
-            "choices": ["worker", "device"],
-        },
-    )
-    cache_decoded: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder that keeps decoded utterances (115 to 230 MB an hour), so that each file is decoded once; "
-            "'true' for one in the cache of datasets; not for streams"
-        },
+    cache_decoded: str | None = setting(
+        None,
+        "folder that keeps decoded utterances (115 to 230 MB an hour), so that each file is decoded once; 'true' for "
+        "one in the cache of datasets; not for streams",
     )
 
 
 @dataclass
 class LaserTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the paper's values and the size of an update in pairs."""
+    """`transformers.TrainingArguments` with the paper's values and the size of an update in pairs.
 
-    output_dir: str | None = field(
-        default="outputs/laser", metadata={"help": "where checkpoints, encoder, records and plots go"}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "start over: delete what an earlier run left in output_dir"}
-    )
-    pairs_per_update: int = field(
-        default=8,
-        metadata={
-            "help": "pairs of one optimiser step over all processes; gradient accumulation follows from it, "
-            "per_device_train_batch_size and the number of processes"
-        },
-    )
-    per_device_train_batch_size: int = field(
-        default=4, metadata={"help": "pairs in memory at once; no effect on the result but through dropout"}
-    )
-    per_device_eval_batch_size: int = field(default=4, metadata={"help": "held-out pairs in memory at once"})
-    max_steps: int = field(default=3600, metadata={"help": "optimiser steps"})
-    warmup_steps: float = field(default=1000, metadata={"help": "steps of linear warm-up"})
-    learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate; linear decay to 0"})
-    adam_epsilon: float = field(default=1e-7, metadata={"help": "epsilon of AdamW (as S3PRL's)"})
-    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of AdamW"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    seed: int = field(default=1337, metadata={"help": "seed of data order, perturbation, dropout and head"})
-    logging_steps: float = field(default=25, metadata={"help": "steps between two lines of the log"})
-    logging_first_step: bool = field(default=True, metadata={"help": "log step 1 too"})
-    eval_steps: float | None = field(default=200, metadata={"help": "steps between two looks at held-out pairs"})
-    save_steps: float = field(default=200, metadata={"help": "steps between two checkpoints"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
-    report_to: str | None = field(default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none"})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "processes that decode and perturb"})
-    collapse_cosine_fraction: float = field(
-        default=0.5,
-        metadata={"help": "collapse alarm: share of the way to 1 that the mean cosine of frames has covered"},
-    )
-    collapse_rank_fraction: float = field(
-        default=0.5, metadata={"help": "collapse alarm: effective rank below this share of its start"}
-    )
-    plots: bool = field(default=True, metadata={"help": "draw loss terms and an alignment at the end"})
-    push_to_hub: bool = field(
-        default=False,
-        metadata={
-            "help": "publish the finished run on the Hub, with a card that says that it is not evaluated yet "
-            "(push_to_hub.py adds results later)"
-        },
-    )
-    hub_model_id: str | None = field(default=None, metadata={"help": "repository to publish to: ORG/NAME"})
-    hub_private_repo: bool = field(default=False, metadata={"help": "create that repository as a private one"})
-    torch_compile: bool = field(
-        default=False,
-        metadata={"help": "compile the Transformer layers with torch.compile (a C++ compiler is needed on the CPU)"},
-    )
-    profile_updates: int = field(
-        default=0,
-        metadata={
-            "help": "profile so many updates (after two of warm-up): shares of decoding, perturbing, encoding, loss, "
-            "backward, optimiser and waiting go to profile.json in output_dir"
-        },
-    )
+    Fields declared here are shown by `--help`, also where `TrainingArguments` has them; the others by `--help_all`.
+    """
 
-    seconds_per_update: float | None = field(
-        default=None,
-        metadata={
-            "help": "instead of --pairs_per_update: fill an update with utterances of like length up to so many "
-            "seconds of source speech over all processes (Spin: 256); not for streams"
-        },
+    _argument_group_name = "training"
+    output_dir: str | None = setting("outputs/laser", "where checkpoints, encoder, records and plots go")
+    overwrite_output_dir: bool = setting(False, "start over: delete what an earlier run left in output_dir")
+    resume_from_checkpoint: str | None = setting(
+        None, "checkpoint to resume; default: the newest one in output_dir, if there is one"
     )
-    per_device_train_seconds: float | None = field(
-        default=None,
-        metadata={"help": "with --seconds_per_update: source speech in memory at once; default: this process's share"},
+    pairs_per_update: int = option(8, "pairs of one update (optimiser step), over all processes")
+    per_device_train_batch_size: int = setting(
+        4, "pairs in memory at once (a micro-batch); changes the result through dropout alone"
     )
-    min_learning_rate: float = field(
-        default=0.0, metadata={"help": "where the linear warm-up starts and the linear decay ends"}
+    per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once")
+    seconds_per_update: float | None = option(
+        None,
+        "instead of --pairs_per_update: fill an update with utterances of like length up to so many seconds of source "
+        "speech over all processes (Spin: 256); not for streams",
     )
-    coupled_weight_decay: bool = field(
-        default=False, metadata={"help": "Adam with L2 regularisation of all parameters instead of AdamW (Spin)"}
+    per_device_train_seconds: float | None = option(
+        None, "with --seconds_per_update: source speech in memory at once; default: this process's share"
+    )
+    max_steps: int = option(3600, "updates")
+    learning_rate: float = option(2e-5, "peak learning rate")
+    lr_scheduler_type: SchedulerType | str = option("linear", "schedule of the learning rate; linear decays to 0")
+    lr_scheduler_kwargs: dict | str | None = option(
+        None,
+        "more for the schedule, as JSON. With warmup_stable_decay, num_decay_steps is by default all updates after "
+        "the warm-up",
+    )
+    warmup_steps: float = option(1000, "updates of linear warm-up")
+    optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser")
+    adam_beta1: float = option(0.9, "beta1 of AdamW")
+    adam_beta2: float = option(0.999, "beta2 of AdamW")
+    adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")
+    weight_decay: float = option(0.0, "weight decay of AdamW")
+    coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    seed: int = option(1337, "seed of data order, perturbation, dropout and head")
+    data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
+    bf16: bool = option(False, "bf16 autocast of the encoder; the loss stays in float32")
+    fp16: bool = option(False, "fp16 autocast of the encoder, on a GPU; the loss stays in float32")
+    use_cpu: bool = setting(False, "train on the CPU although there is a GPU")
+    logging_steps: float = setting(25, "updates between two lines of the log")
+    logging_first_step: bool = setting(True, "log update 1 too")
+    eval_steps: float | None = setting(200, "updates between two evaluations")
+    eval_on_start: bool = setting(False, "evaluate before the first update too")
+    save_steps: float = setting(200, "updates between two checkpoints")
+    save_total_limit: int | None = setting(2, "checkpoints kept")
+    report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none")
+    disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
+    dataloader_num_workers: int = setting(2, "processes that decode and perturb")
+    collapse_cosine_fraction: float = setting(
+        0.5, "collapse alarm: share of the way to 1 that the mean cosine of frames has covered"
+    )
+    collapse_rank_fraction: float = setting(0.5, "collapse alarm: effective rank below this share of its start")
+    plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
+    push_to_hub: bool = setting(
+        False,
+        "publish the finished run on the Hub, with a card that says that it is not evaluated yet (push_to_hub.py adds "
+        "results later)",
+    )
+    hub_model_id: str | None = setting(None, "repository to publish to: ORG/NAME")
+    hub_private_repo: bool = setting(False, "create that repository as a private one")
+    torch_compile: bool = setting(
+        False, "compile the Transformer layers with torch.compile (a C++ compiler is needed on the CPU)"
+    )
+    torch_compile_backend: str | None = setting(None, "backend of torch.compile, such as inductor")
+    profile_updates: int = setting(
+        0,
+        "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
     )
 
     def __post_init__(self):
@@ -283,24 +219,21 @@ class LaserTrainingArguments(TrainingArguments):
             # Meant for accelerate, which would compile the model as a whole: LaserTrainer compiles its layers.
             for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
                 os.environ.pop(name, None)
-        if not 0 <= self.min_learning_rate < self.learning_rate:
-            raise ValueError(
-                f"--min_learning_rate must be at least 0 and below --learning_rate {self.learning_rate:g}, got "
-                f"{self.min_learning_rate:g}"
-            )
-        if self.min_learning_rate and self.lr_scheduler_type != "linear":
-            raise ValueError(f"--min_learning_rate is for the linear schedule, not for {self.lr_scheduler_type}")
-        for name in ("seconds_per_update", "per_device_train_seconds"):
+        sizes = ("pairs_per_update", "per_device_train_batch_size", "seconds_per_update", "per_device_train_seconds")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be positive, got {value}")
         if self.per_device_train_seconds and not self.seconds_per_update:
             raise ValueError("--per_device_train_seconds goes with --seconds_per_update")
+        if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and self.max_steps > 0:
+            after_warm_up = self.max_steps - self.get_warmup_steps(self.max_steps)
+            self.lr_scheduler_kwargs = {"num_decay_steps": after_warm_up} | (self.lr_scheduler_kwargs or {})
         # Every trained parameter takes part in every loss; and those of an objective are used outside the forward
         # call, where the search for unused ones would not see them.
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
-        # The collator's keys are not the model's argument names; the loss stops on NaN itself, with the ids.
+        # A pair has no columns of the model's argument names; the loss stops on NaN itself, with the ids.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
 
@@ -308,6 +241,3 @@ class LaserTrainingArguments(TrainingArguments):
 def precision(args: TrainingArguments) -> str:
     """Number format of the forward pass: fp32, bf16 or fp16."""
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-
-
-OPTION_GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, LaserTrainingArguments)

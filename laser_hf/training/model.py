@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+from torch.profiler import record_function
 
-from ..encoders import SpeechEncoder
-from ..objectives import ProjectionHead
+from ..encoders import SAMPLE_RATE, SpeechEncoder
+from ..objectives import Objective, ProjectionHead
+from .batches import Batch, stack_views
 
 
 class AlignmentModel(nn.Module):
@@ -16,25 +21,30 @@ class AlignmentModel(nn.Module):
         encoder: as loaded and frozen.
         projection_dim: dimension of the projected frames (256 in the paper).
         projection_layers: linear layers of the projection.
-        twin: encoder of the second half of every batch, frozen here: SCORE's other side, with the initial weights of
-            the encoder. It belongs neither to the parameters nor to the state that is saved.
-        twin_dropout: whether it has dropout while the encoder trains, as in SCORE's released code.
+
+    Attributes:
+        objective: the loss, set by the Trainer.
     """
 
-    def __init__(
-        self,
-        encoder: SpeechEncoder,
-        projection_dim: int = 256,
-        projection_layers: int = 1,
-        twin: SpeechEncoder | None = None,
-        twin_dropout: bool = True,
-    ):
+    objective: Objective
+
+    def __init__(self, encoder: SpeechEncoder, projection_dim: int = 256, projection_layers: int = 1):
         super().__init__()
         self.encoder = encoder
         self.head = ProjectionHead(encoder.hidden_size, projection_dim, projection_layers)
-        # In a tuple, a module is none of this module's own.
-        self._twin = () if twin is None else (twin.requires_grad_(False),)
-        self.twin_dropout = twin_dropout
+        # A tuple hides it from nn.Module: no parameters, no state_dict entries.
+        self._twin: tuple[SpeechEncoder, ...] = ()
+        self._twin_dropout = True
+
+    def add_twin(self, dropout: bool = True) -> None:
+        """Encode second views by a frozen copy of the encoder as it is now (SCORE).
+
+        Args:
+            dropout: whether the copy has dropout while the encoder trains, as in SCORE's released code.
+        """
+        self._twin = (copy.deepcopy(self.encoder).requires_grad_(False),)
+        self._twin_dropout = dropout
+        self.train(self.training)
 
     @property
     def twin(self) -> SpeechEncoder | None:
@@ -47,16 +57,17 @@ class AlignmentModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> AlignmentModel:
-        """As `nn.Module.train`; the twin follows if it is to have dropout."""
+        """As `nn.Module.train`; the twin follows if it has dropout."""
         if self.twin is not None:
-            self.twin.train(mode and self.twin_dropout)
+            self.twin.train(mode and self._twin_dropout)
         return super().train(mode)
 
-    def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | list[int]) -> dict[str, torch.Tensor]:
-        """Waveforms `(batch, samples)` and their lengths in samples, `(batch,)`.
+    def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
+        """Encode and project waveforms `(batch, samples)`; a twin encodes the second half of the batch.
 
-        Lengths on the CPU, or as a list, spare a CUDA device the waiting for their values. With a twin, it encodes the
-        second half of the batch.
+        Args:
+            waveforms: padded with zeros.
+            lengths: samples in use, `(batch,)`; pass a list or a CPU tensor to avoid a host sync.
 
         Returns:
             `projected` `(batch, frames, projection_dim)` with unit norm, `frames` `(batch, frames, dim)`
@@ -81,13 +92,58 @@ class AlignmentModel(nn.Module):
     def compile_layers(self, backend: str, mode: str | None = None) -> None:
         """`torch.compile` each Transformer layer in place, for batches and frames of any size.
 
-        The layers share their code, so that it is compiled a few times (trained or frozen, with and without padding)
-        and not once per layer or length; lengths are symbols in it from the start. What depends on each
-        utterance's length (the convolutions and their exact normalisation) stays as it is. Names of parameters do
-        not change.
+        The layers share their code, which is compiled a few times (trained or frozen, with and without padding) and
+        not once per layer or length: lengths are symbols from the start. What depends on each utterance's length (the
+        convolutions and their exact normalisation) is not compiled. Names of parameters do not change.
 
         Args:
             backend, mode: as for `torch.compile`; on the CPU "inductor" needs a C++ compiler.
         """
         for layer in self.encoder.model.encoder.layers:
             layer.compile(backend=backend, mode=mode, dynamic=True)
+
+
+def pair_terms(
+    model: nn.Module, core: AlignmentModel, batch: Batch, swap: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
+    """The objective's terms of a micro-batch.
+
+    Args:
+        model: `core`, or what wraps it to exchange gradients.
+        core: holds encoder and objective.
+        batch: as `pad_pairs` makes it, waveforms on the device and lengths on the CPU; it may hold no pair.
+        swap: see `stack_views`.
+
+    Returns:
+        Terms, each `(pairs,)`; projected frames of the first views, `(pairs, frames, dim)`; and the frames in use of
+        all first and then of all second views.
+    """
+    count = len(batch["ids"])
+    if count == 0:
+        return *_terms_of_nothing(model, core, next(core.parameters()).device), []
+    waveforms, lengths = stack_views(batch, swap)
+    with record_function("encode"):
+        # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
+        output = model(waveforms, lengths.tolist())
+    frames = core.encoder.frame_lengths(lengths)
+    (x, y), (m, n) = output["projected"].split(count), output["lengths"].split(count)
+    longest_x, longest_y = (int(part.max()) for part in frames.split(count))
+    with record_function("loss"):
+        terms = core.objective(x[:, :longest_x], m, y[:, :longest_y], n)
+    return terms, x, frames.tolist()
+
+
+def _terms_of_nothing(
+    model: nn.Module, core: AlignmentModel, device: torch.device
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Terms where all pairs were skipped.
+
+    The other processes wait for this one's gradients, and for its part of a loss that all compute together.
+    """
+    silence = torch.zeros(2, SAMPLE_RATE // 10, device=device)
+    output = model(silence, [silence.shape[1]] * 2)
+    x, y = output["projected"].split(1)
+    none = output["lengths"][:0]
+    terms = core.objective(x[:0], none, y[:0], none)
+    anchor = 0.0 * output["projected"].sum() + sum(0.0 * p.sum() for p in core.objective.parameters())
+    return {name: value + anchor for name, value in terms.items()}, x[:0]

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
+from ..data import PERTURBATIONS, find_perturbation
+from ..errors import LaserError
+from ..objectives import OBJECTIVES, find_objective
+from ..plugins import Option, Plugin, parse_assignments
 from ..records import portable
-from .arguments import (
-    OPTION_GROUPS,
-    DataArguments,
-    LaserTrainingArguments,
-    ModelArguments,
-    ObjectiveArguments,
-)
-from .presets import PresetError, load_preset, preset_names
+from .arguments import DataArguments, LaserTrainingArguments, ModelArguments, recipe_of
+from .presets import load_preset, preset_names
 
 DEFAULT_PRESET = "hubert-base"
 
 _DESCRIPTION = """\
-Fine-tune a speech encoder with LASER: align each utterance with its speed- and pitch-perturbed copy. Or with others of
-its family: --objective soft_dtw, score, spin.
+Fine-tune a speech encoder with LASER: align each utterance with its speed- and pitch-perturbed copy. Or with another
+objective: --objective soft_dtw, score, spin, mse_idm, or your own class.
 
 Without arguments this is the paper's HuBERT recipe on LibriSpeech train-clean-100 from the Hugging Face Hub."""
 
@@ -40,16 +42,23 @@ examples:
 Every value of a preset can be overridden. --help_all also lists the options of transformers' TrainingArguments.
 An interrupted run continues when the same command is given again."""
 
-# Options inherited from TrainingArguments that a newcomer meets; the rest shows with --help_all.
-_SHOWN = {
-    "output_dir", "overwrite_output_dir", "pairs_per_update", "per_device_train_batch_size",
-    "per_device_eval_batch_size", "max_steps", "learning_rate", "warmup_steps", "adam_epsilon", "max_grad_norm",
-    "seed", "bf16", "logging_steps", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "report_to",
-    "dataloader_num_workers", "resume_from_checkpoint", "use_cpu", "weight_decay",
-    "collapse_cosine_fraction", "collapse_rank_fraction", "plots", "torch_compile", "torch_compile_backend",
-    "disable_tqdm",
-    "push_to_hub", "hub_model_id", "hub_private_repo",
-}  # fmt: skip
+_GROUPS = (ModelArguments, DataArguments, LaserTrainingArguments)
+_PLUGINS = ("objective", "perturbations", "objective_options", "perturbation_options")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An objective or a perturbation, and the values of its options.
+
+    Attributes:
+        name: as given: a shipped name or `package.module:Class`.
+        plugin: the class.
+        values: of all its options, by `Option.dest`.
+    """
+
+    name: str
+    plugin: type[Plugin]
+    values: dict[str, Any]
 
 
 @dataclass
@@ -57,56 +66,93 @@ class Options:
     """Parsed options of one run."""
 
     model: ModelArguments
-    objective: ObjectiveArguments
+    objective: Choice
+    perturbations: list[Choice]
     data: DataArguments
     training: LaserTrainingArguments
     preset: str
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result: the options besides paths, logging and hardware."""
-        training = {
-            name: getattr(self.training, name)
-            for name in (
-                "pairs_per_update", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim",
-                "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "seed", "data_seed",
-                "bf16", "fp16", "seconds_per_update", "per_device_train_seconds", "min_learning_rate",
-                "coupled_weight_decay",
-            )
-        }  # fmt: skip
-        data = dataclasses.asdict(self.data)
-        for name in (
-            "cache_decoded",
-            "eval_data",
-            "eval_name",
-            "eval_split",
-            "max_eval_samples",
-            "eval_probe",
-            "eval_probe_data",
-            "eval_probe_splits",
-        ):
-            data.pop(name)
-        recipe = {
-            "model": dataclasses.asdict(self.model),
-            "objective": self.objective.used(),
-            "data": data,
-            "training": {name: getattr(value, "value", value) for name, value in training.items()},
-        }
-        return portable(recipe)
+        """What decides the result, in groups: the options besides paths of results, logging and hardware."""
+        perturbations: dict[str, Any] = {"name": [choice.name for choice in self.perturbations]}
+        for choice in self.perturbations:
+            perturbations |= choice.values
+        return portable(
+            {
+                "model": recipe_of(self.model),
+                "objective": {"name": self.objective.name, **self.objective.values},
+                "perturbations": perturbations,
+                "data": recipe_of(self.data),
+                "training": recipe_of(self.training),
+            }
+        )
+
+    def value(self, name: str) -> Any:
+        """The value of an option by its name; that of an enumeration as text.
+
+        Raises:
+            KeyError: no such option, or one of an objective or a perturbation that is not in use.
+        """
+        if name == "objective":
+            return self.objective.name
+        if name == "perturbations":
+            return [choice.name for choice in self.perturbations]
+        for choice in (self.objective, *self.perturbations):
+            if name in choice.values:
+                return choice.values[name]
+        for group in (self.model, self.data, self.training):
+            if name in {field.name for field in dataclasses.fields(group)}:
+                value = getattr(group, name)
+                return getattr(value, "value", value)
+        raise KeyError(name)
+
+
+def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]:
+    """Options of shipped classes: by destination, then by the name of the class."""
+    found: dict[str, dict[str, Option]] = {}
+    for name, plugin in shipped.items():
+        for option in plugin.options:
+            found.setdefault(option.dest, {})[name] = option
+    return found
 
 
 def option_names() -> set[str]:
     """Names that a preset may set."""
-    return {field.name for group in OPTION_GROUPS for field in dataclasses.fields(group) if field.init}
+    fields = {field.name for group in _GROUPS for field in dataclasses.fields(group) if field.init}
+    return {*fields, *_PLUGINS, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)}
 
 
-def build_parser(show_all: bool = False) -> HfArgumentParser:
-    """The parser of `train.py`."""
-    parser = HfArgumentParser(
-        OPTION_GROUPS,
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
+class _Parser(HfArgumentParser):
+    @staticmethod
+    def _parse_dataclass_field(parser, field):
+        # transformers hands all metadata to argparse, which knows no `recipe`.
+        field = copy.copy(field)
+        field.metadata = {key: value for key, value in field.metadata.items() if key != "recipe"}
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def add_usage(self, usage, actions, groups, prefix=None):
+        # The usage line of 150 options helps nobody.
+        super().add_usage("%(prog)s [--preset NAME] [--option value ...]", [], [], prefix)
+
+
+class _Device(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values == "cuda" and not torch.cuda.is_available():
+            parser.error("--device cuda: there is no CUDA device")
+        namespace.use_cpu = values == "cpu"
+
+
+def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None) -> HfArgumentParser:
+    """The parser of `train.py`.
+
+    Args:
+        show_all: list inherited options too.
+        preset: values of a preset; those of objectives and perturbations are shown as defaults.
+    """
+    parser = _Parser(
+        _GROUPS, description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=_HelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--preset",
@@ -114,18 +160,83 @@ def build_parser(show_all: bool = False) -> HfArgumentParser:
         help=f"recipe: {', '.join(preset_names())}, or a .json file of your own",
     )
     parser.add_argument("--help_all", action="store_true", help="list every option, also those of the Trainer")
-    inherited = {field.name for field in dataclasses.fields(TrainingArguments)} - _SHOWN
-    if not show_all:
-        for action in parser._actions:
-            if action.dest in inherited or (action.dest.startswith("no_") and action.dest[3:] in inherited):
-                action.help = argparse.SUPPRESS
+    parser.add_argument(
+        "--device", action=_Device, choices=["auto", "cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu"
+    )
+    about = {name: f"{name}: {plugin.summary}" for name, plugin in (OBJECTIVES | PERTURBATIONS).items()}
+    group = parser.add_argument_group("objective", "The loss. Its options are read by the objectives named.")
+    group.add_argument(
+        "--objective",
+        default="laser",
+        help=_escaped(f"{' '.join(about[name] for name in OBJECTIVES)} Or your own, as package.module:Class"),
+    )
+    _add_plugin_options(group, "--objective_options", OBJECTIVES, preset or {})
+    group = parser.add_argument_group("perturbations", "What makes the perturbed view of an utterance.")
+    group.add_argument(
+        "--perturbations",
+        nargs="+",
+        default=["speed_pitch"],
+        help=_escaped(
+            f"one after the other. {' '.join(about[name] for name in PERTURBATIONS)} Or your own, as "
+            "package.module:Class"
+        ),
+    )
+    _add_plugin_options(group, "--perturbation_options", PERTURBATIONS, preset or {})
+    hidden = {field.name for field in dataclasses.fields(TrainingArguments)} - set(
+        LaserTrainingArguments.__annotations__
+    )
+    for action in parser._actions if not show_all else ():
+        if action.dest in hidden:
+            action.help = argparse.SUPPRESS
     return parser
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def add_usage(self, usage, actions, groups, prefix=None):
-        # The usage line of 150 options helps nobody.
-        super().add_usage("%(prog)s [--preset NAME] [--option value ...]", [], [], prefix)
+def _add_plugin_options(
+    group, assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]
+) -> None:
+    """A flag for each option of the shipped classes, and one for assignments to any class."""
+    for dest, owners in _owners(shipped).items():
+        texts: dict[str, list[str]] = {}
+        for name, option in owners.items():
+            default = preset.get(dest, option.default)
+            texts.setdefault(f"{option.help} (default: {default})", []).append(name)
+        option = next(iter(owners.values()))
+        how: dict[str, Any] = {"type": option.type, "choices": option.choices or None}
+        if option.type is bool:
+            how = {"type": string_to_bool, "nargs": "?", "const": True}
+        elif option.many:
+            how["nargs"] = "+"
+        text = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+        group.add_argument(f"--{dest}", default=argparse.SUPPRESS, help=_escaped(text), **how)
+    group.add_argument(
+        assignments, nargs="+", default=[], metavar="NAME=VALUE", help="options of a class of your own; lists as a=1,2"
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _choose(
+    names: Sequence[str], find: Callable[[str], type[Plugin]], flags: Mapping[str, Any], assignments: Sequence[str]
+) -> list[Choice]:
+    """The classes of these names with the values of their options, checked.
+
+    Raises:
+        LaserError: an unknown name, an assignment that none of them takes, or a value out of its range.
+    """
+    found = [find(name) for name in names]
+    assigned = parse_assignments(assignments)
+    known = [{option.dest for option in plugin.options} for plugin in found]
+    for dest in assigned:
+        if not any(dest in dests for dests in known):
+            found[0].checked({dest: assigned[dest]})  # its error says which options there are
+    choices = []
+    for name, plugin, dests in zip(names, found, known, strict=True):
+        values = {dest: value for dest, value in {**flags, **assigned}.items() if dest in dests}
+        checked = plugin.checked(values)
+        choices.append(Choice(name, plugin, {option.dest: checked[option.name] for option in plugin.options}))
+    return choices
 
 
 def _launched_alone() -> bool:
@@ -135,33 +246,37 @@ def _launched_alone() -> bool:
     return alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
-def parse_options(argv: list[str] | None = None) -> Options:
+def parse_options(argv: Sequence[str] | None = None) -> Options:
     """Parse `argv` (default: the command line).
 
     Exits with a message, as argparse does, on unknown options, presets or preset keys and on values out of
     range.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", default=DEFAULT_PRESET)
     finder.add_argument("--help_all", action="store_true")
     found, _ = finder.parse_known_args(argv)
-    parser = build_parser(show_all=found.help_all)
     try:
         preset = load_preset(found.preset, option_names())
-    except PresetError as error:
-        parser.error(str(error))
+    except LaserError as error:
+        build_parser().error(str(error))
+    parser = build_parser(found.help_all, preset)
     if _launched_alone():
         parser.error(
             "accelerate launch --cpu started one process although several were asked for: without MPI it can do no "
             "more. Use: accelerate launch --multi_gpu --num_processes 2 train.py ... --use_cpu --ddp_backend gloo"
         )
+    flags = {dest: preset.pop(dest) for dest in {*_owners(OBJECTIVES), *_owners(PERTURBATIONS)} if dest in preset}
     parser.set_defaults(**preset)
     if found.help_all:
         parser.print_help()
         parser.exit()
     try:
-        *groups, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:
+        model, data, training, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        flags |= vars(rest)
+        (objective,) = _choose([rest.objective], find_objective, flags, rest.objective_options)
+        perturbations = _choose(rest.perturbations, find_perturbation, flags, rest.perturbation_options)
+    except ValueError as error:  # LaserError is one
         parser.error(str(error))
-    return Options(*groups, preset=found.preset)
+    return Options(model, objective, perturbations, data, training, preset=found.preset)

@@ -7,14 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..errors import LaserError
 from ..records import located
 
 # Keys that describe a preset rather than set an option.
 _DESCRIPTIVE = ("description", "source")
-
-
-class PresetError(ValueError):
-    """An unknown preset, or one with keys that no option has."""
 
 
 def preset_names() -> list[str]:
@@ -33,20 +30,20 @@ def load_preset(name: str, known: set[str]) -> dict[str, Any]:
         known: option names that may be set.
 
     Raises:
-        PresetError: unknown name, unreadable file, or a key outside `known`.
+        LaserError: unknown name, unreadable file, or a key outside `known`.
     """
     package = resources.files("laser_hf")
     path = Path(name) if name.endswith(".json") else package / "presets" / f"{name}.json"
     if not path.is_file():
-        raise PresetError(
+        raise LaserError(
             f"unknown preset {name!r}; shipped are {', '.join(preset_names())}, or give the path of a .json file"
         )
     try:
         values = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise PresetError(f"preset {name!r} is not valid JSON: {error}") from error
+        raise LaserError(f"preset {name!r} is not valid JSON: {error}") from error
     values = {key: value for key, value in values.items() if key not in _DESCRIPTIVE}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise PresetError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See train.py --help_all.")
+        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See train.py --help_all.")
     return {key: located(value) if isinstance(value, str) else value for key, value in values.items()}

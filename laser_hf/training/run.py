@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,120 +12,177 @@ from transformers.utils import logging as transformers_logging
 
 from ..cpu import keep_freed_memory
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
-from ..objectives import OBJECTIVES, Objective
-from ..publishing import export_encoder
-from ..records import write_json
-from .arguments import ObjectiveArguments
-from .finite import NonFiniteLossError
+from ..errors import LaserError
+from ..publishing import export_encoder, sample_features
+from ..records import TRAINING_RECORD, new_record, portable, write_json
+from ..runs import RunFolder, find_fault
+from . import callbacks
+from .arguments import precision
+from .evaluation import load_evaluator
 from .model import AlignmentModel
-from .options import Options
-from .output_folder import HISTORY_NAME, RECORD_NAME, RunError, prepare_output_dir
-from .probe import load_eval_probe
-from .run_record import run_record
-from .speech_pairs import load_pairs
+from .options import Options, parse_options
+from .speech import load_pairs
 from .trainer import LaserTrainer
+from .updates import NON_FINITE_NAME
 
 logger = logging.getLogger(__name__)
+
+HISTORY_NAME = "training_log.json"
+_OWNED = (
+    "runs", "plots", "results", HISTORY_NAME, NON_FINITE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
+    "config.json", "model.safetensors", "preprocessor_config.json",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command `train.py`."""
+    run_training(parse_options(argv))
 
 
 def run_training(options: Options) -> dict[str, Any]:
     """Train as `options` say and leave encoder, record and plots in `output_dir`; return the record.
 
-    Errors a user can mend end the process with their message and exit status 1.
+    Raises:
+        LaserError: options, data or a folder that cannot be used; or a loss that is not finite
+            (`NonFiniteLossError`), after the state before it is saved.
     """
-    _set_up_logging(options)
-    try:
-        return _run(options)
-    except (RunError, NonFiniteLossError, ValueError) as error:
-        logger.error("%s", error)
-        sys.exit(1)
-
-
-def _set_up_logging(options: Options) -> None:
-    main = options.training.process_index == 0
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.WARNING,
-        stream=sys.stderr,
-    )
-    logging.getLogger("laser_hf").setLevel(logging.INFO if main else logging.WARNING)
     transformers_logging.set_verbosity_warning()
-
-
-def _run(options: Options) -> dict[str, Any]:
     args, output_dir = options.training, Path(options.training.output_dir)
-    checkpoint = prepare_output_dir(options)
+    folder = RunFolder(output_dir, TRAINING_RECORD, owned=_OWNED)
+    checkpoint = find_start(folder, options)
     set_seed(args.seed)
     if args.device.type == "cpu":
         keep_freed_memory()
     encoder = _load(options)
     trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
-    model = AlignmentModel(
-        encoder,
-        options.model.projection_dim,
-        options.model.projection_layers,
-        twin=_load(options) if options.objective.objective == "score" else None,
-        twin_dropout=options.objective.twin_dropout,
-    )
-    pairs = load_pairs(options.data, args)
+    objective = options.objective.plugin.build(options.model.projection_dim, **options.objective.values)
+    # One process of each machine reads lengths and decodes; the others find the results in the cache.
+    with args.main_process_first(desc="reading speech"):
+        train, held_out = load_pairs(options)
+    if held_out is None:
+        args.eval_on_start = False
+    else:
+        args.eval_strategy = "steps"
     trainer = LaserTrainer(
-        model=model,
-        args=args,
-        objective=build_objective(options.objective, options.model.projection_dim),
-        train_dataset=pairs.train,
-        eval_dataset=pairs.held_out,
-        set_epoch=pairs.transform.set_epoch,
-        perturbation=pairs.perturbation,
-        train_seconds=pairs.seconds,
-        probe=load_eval_probe(options.data),
+        AlignmentModel(encoder, options.model.projection_dim, options.model.projection_layers),
+        args,
+        train,
+        held_out,
+        objective,
+        load_evaluator(options.data),
     )
     logger.info(
-        "%s on %s: %s of %s parameters trained; %s an update = %d process(es) x %d micro-batch(es)",
-        options.objective.objective,
+        "%s on %s: %s of %s parameters trained; updates of %s on %d process(es)",
+        options.objective.name,
         options.model.model_name_or_path,
         f"{sum(p.numel() for p in encoder.parameters() if p.requires_grad):,}",
         f"{sum(p.numel() for p in encoder.parameters()):,}",
         f"{args.seconds_per_update:g} s" if args.seconds_per_update else f"{args.pairs_per_update} pairs",
         args.world_size,
-        args.gradient_accumulation_steps,
     )
     if checkpoint:
         logger.info("Resuming from %s", checkpoint)
         args.eval_on_start = False  # it is in the log already
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.wait_for_everyone()
-    # Sums over the processes: every one of them has to come here.
-    skipped = {"train": trainer.skipped_summary(), "held_out": trainer.skipped_summary(held_out=True)}
-    state = trainer.own_state()
-    record = {}
+    record = _make_record(options, trainer, encoder, trainable)
     if trainer.is_world_process_zero():
-        record = run_record(options, trainer, encoder, trainable, pairs, skipped, state)
         export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
         if args.plots:
             # Imported here: matplotlib takes a second that --help and failing runs need not wait for.
-            from .pictures import draw_finished_run
+            from ..plots import draw_run
 
-            draw_finished_run(options, trainer, _load(options), record, output_dir / "plots")
-        # Last: its presence says that the run is complete.
-        write_json(output_dir / RECORD_NAME, record)
-        logger.info("Encoder, %s and plots are in %s", RECORD_NAME, output_dir)
+            draw_run(output_dir, record=record)
+        folder.finish(record)
+        logger.info("Encoder, %s and plots are in %s", TRAINING_RECORD, output_dir)
     trainer.accelerator.wait_for_everyone()
     if args.publish and trainer.is_world_process_zero():
         _publish(options, output_dir)
     return record
 
 
-def build_objective(options: ObjectiveArguments, dim: int) -> Objective:
-    """The loss that `--objective` names, on projected frames of dimension `dim`."""
-    values = options.used()
-    return OBJECTIVES[values.pop("name")].build(dim, **values)
+def find_start(folder: RunFolder, options: Options) -> str | None:
+    """Prepare the output folder; the checkpoint to resume from, or `None` to begin.
+
+    Raises:
+        LaserError: a folder or a checkpoint that cannot be used; see `RunFolder.prepare`.
+    """
+    args = options.training
+    with args.main_process_first(local=False, desc="preparing the output folder"):
+        if args.process_index == 0:
+            folder.prepare(options.recipe(), args.overwrite_output_dir)
+        asked = args.resume_from_checkpoint
+        if asked and str(asked).lower() != "true":
+            if fault := find_fault(asked):
+                raise LaserError(f"--resume_from_checkpoint {asked} cannot be resumed: {fault}")
+            return str(asked)
+        found = folder.last_checkpoint()
+    if asked and found is None:
+        raise LaserError(f"nothing to resume: there is no complete checkpoint in {folder.path}")
+    return str(found) if found else None
+
+
+def _make_record(
+    options: Options, trainer: LaserTrainer, encoder: SpeechEncoder, trainable: list[str]
+) -> dict[str, Any]:
+    """The record of the finished run; it sums over the processes, so every one of them has to call it."""
+    args, model, data = options.training, options.model, options.data
+    skipped, held_out_skipped = trainer.skipped_summary(), trainer.skipped_summary(held_out=True)
+    own_state, history, train = trainer.own_state(), trainer.state.log_history, trainer.train_dataset
+    local = Path(model.model_name_or_path).exists()
+    return new_record(
+        "training",
+        recipe=options.recipe(),
+        data={
+            "source": portable(data.train_data),
+            "local": Path(data.train_data).exists(),
+            "name": data.train_name,
+            "split": data.train_split,
+            "utterances": len(train) if hasattr(train, "__len__") else None,
+            "left_out": getattr(train, "left_out", {}),
+            "skipped": skipped,
+            "held_out": portable(data.eval_data),
+            "held_out_name": data.eval_name,
+            "held_out_split": data.eval_split,
+            "held_out_skipped": held_out_skipped,
+        },
+        seed=args.seed,
+        wall_seconds=own_state["trained_seconds"],
+        method=options.objective.name,
+        preset=options.preset,
+        base_model={
+            "name": Path(model.model_name_or_path).name if local else model.model_name_or_path,
+            "local": local,
+            "revision": encoder.revision,
+            "model_type": encoder.config.model_type,
+            "parameters": sum(p.numel() for p in encoder.parameters()),
+        },
+        trained_parameters=trainable,
+        updates=trainer.state.global_step,
+        processed_hours=own_state["processed_seconds"] / 3600,
+        processes=args.world_size,
+        precision=precision(args),
+        collapse={"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
+        first=_summary(reversed(history)),
+        last=_summary(history),
+        sample_features=sample_features(encoder.model, model.do_normalize),
+    )
+
+
+def _summary(history) -> dict[str, Any]:
+    """The last value of every logged quantity in the order of `history`, with its step."""
+    return {
+        key: {"step": entry["step"], "value": value}
+        for entry in history
+        for key, value in entry.items()
+        if key not in ("step", "epoch", "total_flos") and not key.startswith("train_")
+    }
 
 
 def _publish(options: Options, output_dir: Path) -> None:
     """Upload the finished run; where that fails the run is complete all the same, and the error says how to go on."""
-    from ..publishing.push import PushError, Request, later_command, push
+    from ..publishing.push import Request, later_command, push
 
     args = options.training
     request = Request(
@@ -133,8 +190,8 @@ def _publish(options: Options, output_dir: Path) -> None:
     )
     try:
         push(request)
-    except PushError as error:
-        raise RunError(
+    except LaserError as error:
+        raise LaserError(
             f"the run is complete in {output_dir}, but it was not published: {error}. To publish it later: "
             f"{later_command(request)}"
         ) from error

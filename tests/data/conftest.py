@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -19,7 +20,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 def make_speech(seconds: float = 0.5, seed: int = 0, rate: int = RATE) -> np.ndarray:
-    """Harmonics of a gliding pitch in syllables, and a little noise; peak 0.5, float32 ``(samples,)``."""
+    """Harmonics of a gliding pitch in syllables, and a little noise; peak 0.5, float32 `(samples,)`."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
     pitch = 120 + 40 * rng.random() + 20 * np.sin(2 * np.pi * 1.3 * time)
@@ -30,27 +31,33 @@ def make_speech(seconds: float = 0.5, seed: int = 0, rate: int = RATE) -> np.nda
 
 
 def encode(samples: np.ndarray, rate: int = RATE, format: str = "FLAC", subtype: str | None = None) -> bytes:
-    """The bytes of an audio file; ``samples`` ``(samples,)`` or ``(samples, channels)``."""
+    """The bytes of an audio file; `samples` `(samples,)` or `(samples, channels)`."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
     return buffer.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test finds what another one has cached."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def speech():
-    """:func:`make_speech`."""
+    """`make_speech`."""
     return make_speech
 
 
 @pytest.fixture
 def encoded():
-    """:func:`encode`."""
+    """`encode`."""
     return encode
 
 
 @pytest.fixture
 def libri(tmp_path: Path) -> Path:
-    """A LibriSpeech tree: ``train`` (2 speakers, 3 chapters, 7 utterances) and ``dev`` (1 utterance)."""
+    """A LibriSpeech tree: `train` (2 speakers, 3 chapters, 7 utterances) and `dev` (1 utterance)."""
     seed = 0
     for chapter, count, suffix in (
         ("train/10/20", 3, "flac"),
@@ -74,7 +81,7 @@ def libri(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def real_speech(shared_speech: Path) -> list[torch.Tensor]:
-    """Two utterances of real speech, 12 s each, ``(samples,)`` at 16 kHz."""
+    """Two utterances of real speech, 12 s each, `(samples,)` at 16 kHz."""
     files = sorted(shared_speech.glob("heldout-clean-5/*/*/*.flac"))
     long = [file for file in files if soundfile.info(file).duration >= 12]
     return [
@@ -161,7 +168,7 @@ def path_oid(path: str) -> str:
 
 @pytest.fixture
 def hub():
-    """A server of one dataset repository, ``repo``, with ``files`` ``{path: bytes}``, at ``url``."""
+    """A server of one dataset repository, `repo`, with `files` `{path: bytes}`, at `url`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     server.repo, server.files, server.seen = "nobody/speech", {}, []
     server.url = f"http://127.0.0.1:{server.server_port}"

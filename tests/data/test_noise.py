@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader
 
 from laser_hf.data import (
     Noise,
+    PairDataset,
     PairTransform,
     build_perturbation,
     decode_audio,
     draw_generator,
     load_speech,
     noise,
-    with_pairs,
 )
+from laser_hf.errors import LaserError
 
 
 def as_list(items: list) -> list:
@@ -75,7 +76,7 @@ def test_the_draw(folder):
 
 
 def test_a_batch_is_what_each_gets_alone(folder, speech):
-    perturb = build_perturbation({"name": "noise", "folder": str(folder)})
+    perturb = build_perturbation("noise", {"noise_dir": str(folder)})
     assert perturb.batched
     waveforms = [torch.from_numpy(speech(seconds, seed=1)) for seconds in (0.3, 0.7, 1.3)]
     drawn = [perturb.draw(draw_generator(1, 0, str(index))) for index in range(3)]
@@ -114,14 +115,17 @@ def test_recordings_are_decoded_once_while_there_is_room(folder, speech, monkeyp
     roomy = Noise(folder)
     assert use(roomy, *names) == ["street.flac", "stereo.wav", "tap.wav"]
     # 64 kB, 64 kB and 16 kB: there is room for the last two used.
-    assert use(Noise(folder, memory_mb=0.1), *names) == [
+    small = Noise(folder)
+    small.memory_mb = 0.1
+    assert use(small, *names) == [
         "street.flac",
         "stereo.wav",
         "street.flac",
         "tap.wav",
         "stereo.wav",
     ]
-    assert len(use(Noise(folder, memory_mb=0), *names)) == len(names)
+    small.memory_mb = 0
+    assert len(use(small, *names)) == len(names)
     copy = pickle.loads(pickle.dumps(roomy))
     assert len(pickle.dumps(roomy)) < 2000
     assert use(copy, "street.flac") == ["street.flac"]
@@ -129,12 +133,10 @@ def test_recordings_are_decoded_once_while_there_is_room(folder, speech, monkeyp
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers(folder, libri, context):
-    speech = load_speech(libri, "train")
-    transform = PairTransform(build_perturbation([{"name": "noise", "folder": str(folder)}, "equalizer"]), seed=2)
-    loader = DataLoader(
-        with_pairs(speech, transform), num_workers=1, collate_fn=as_list, multiprocessing_context=context
-    )
-    for (item,), expected in zip(loader, with_pairs(speech, transform), strict=True):
+    perturbation = build_perturbation(["noise", "equalizer"], {"noise_dir": str(folder)})
+    pairs = PairDataset(load_speech(libri, "train"), PairTransform(perturbation, seed=2))
+    loader = DataLoader(pairs, num_workers=1, collate_fn=as_list, multiprocessing_context=context)
+    for (item,), expected in zip(loader, pairs, strict=True):
         assert item["drawn"] == expected["drawn"]
         assert torch.equal(item["perturbed"], expected["perturbed"])
 
@@ -145,23 +147,26 @@ def test_bad_recordings_are_named(folder, speech):
     soundfile.write(folder / "none.wav", np.zeros(0), 16000)
     clean = torch.from_numpy(speech(0.3))
     for file, kind in (("text.wav", "undecodable"), ("silent.wav", "silent"), ("none.wav", "empty"), ("no", "no such")):
-        with pytest.raises(ValueError, match=rf"noise recording .*{file} cannot be used \(.*{kind}.*mend or remove"):
+        with pytest.raises(
+            LaserError, match=rf"the noise recording .*{file} cannot be used \(.*{kind}.*mend or remove"
+        ):
             Noise(folder).apply(clean, file=file, start=0.0, snr=10)
 
 
 def test_bad_arguments(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"no folder of noise .*nowhere.*give the folder"):
+    with pytest.raises(LaserError, match=r"no folder of noise .*nowhere.*give the folder"):
         Noise(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no audio files \(.flac .*empty; put noise recordings there"):
-        build_perturbation({"name": "noise", "folder": str(tmp_path / "empty")})
-    with pytest.raises(ValueError, match=r"'noise': .*folder"):
+    with pytest.raises(LaserError, match=r"no audio files \(.flac .*empty; put noise recordings there"):
+        build_perturbation("noise", {"noise_dir": str(tmp_path / "empty")})
+    with pytest.raises(LaserError, match="needs --noise_dir"):
         build_perturbation("noise")
-    with pytest.raises(ValueError, match="snrs is empty"):
-        Noise(folder, snrs=[])
-    with pytest.raises(ValueError, match="finite numbers of dB"):
-        Noise(folder, snrs=[math.inf])
-    with pytest.raises(ValueError, match="memory_mb must be 0 or more"):
-        Noise(folder, memory_mb=-1)
-    with pytest.raises(ValueError, match="sample_rate must be a positive whole number"):
-        Noise(folder, sample_rate=0)
+    for snrs, message in (([], "at least one value"), ([math.inf], "finite number"), ("5,a", "a number, got 'a'")):
+        with pytest.raises(LaserError, match=f"noise_snrs must be .*{message}"):
+            build_perturbation("noise", {"noise_dir": str(folder), "noise_snrs": snrs})
+
+
+def test_words(folder):
+    perturb = Noise(folder)
+    assert perturb.describe({"file": "indoors/tap.wav", "start": 0.5, "snr": 10.0}) == "indoors/tap.wav at 10 dB"
+    assert perturb.keeps_duration

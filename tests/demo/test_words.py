@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from laser_hf.demo.words import format_before_after, read_words
-from laser_hf.superb.probing.alignments import Token
-from laser_hf.superb.probing.word_discrimination import WordReport
+from laser_hf.errors import LaserError
+from laser_hf.superb.discrimination import Token, WordReport
 
 HEADER = "utterance\tsplit\tspeaker\tword\tstart_seconds\tduration_seconds\n"
 
@@ -30,7 +30,7 @@ def test_words_of_four_letters_of_a_split(tmp_path):
 def test_a_damaged_table_is_an_error(tmp_path):
     path = tmp_path / "words.tsv"
     path.write_text(HEADER + "v02-s1-0001\theldout\tv02\tRiver\t0.5\t-1\n")
-    with pytest.raises(ValueError, match="1 words without valid times"):
+    with pytest.raises(LaserError, match="1 words without valid times"):
         read_words(path)
 
 

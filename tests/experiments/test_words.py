@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from experiments import words
-from laser_hf.superb.qbe.stdlist import write_scores
+from laser_hf.superb.qbe.report import write_scores
 
 QUERIES = {f"q{i}": f"word{i // 2}" for i in range(40)}  # two queries a word
 

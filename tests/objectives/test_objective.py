@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 
 import pytest
@@ -10,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
-from laser_hf.objectives import OBJECTIVES, LaserLoss, Objective, ScoreLoss, SpinLoss, find_objective
-from laser_hf.plugins import Option
+from laser_hf.objectives import (
+    OBJECTIVES,
+    LaserLoss,
+    Objective,
+    Option,
+    ScoreLoss,
+    SpinLoss,
+    find_objective,
+    frames_in_use,
+)
 
 every_objective = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 DIM = 6
@@ -116,6 +125,18 @@ def test_texts_become_numbers():
 
 
 # ---- the template ----
+
+
+def test_the_example_of_the_docstring():
+    names = {"Objective": Objective, "Option": Option, "frames_in_use": frames_in_use, "torch": torch}
+    example = doctest.DocTestParser().get_doctest(Objective.__doc__, names, "example", None, None)
+    assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
+    loss, x, y = example.globs["Huber"].build(DIM, delta="0.5"), unit_frames(2, 5, DIM), unit_frames(2, 5, DIM, seed=1)
+    expected = [
+        torch.nn.functional.huber_loss(x[i, :m], y[i, :m], reduction="sum", delta=0.5) for i, m in ((0, 5), (1, 2))
+    ]
+    lengths = torch.tensor([5, 2])
+    torch.testing.assert_close(loss(x, lengths, y, lengths)["total"], torch.stack(expected))
 
 
 def test_an_objective_of_somebody_else_needs_terms_alone():

@@ -270,6 +270,6 @@ def test_two_processes_equal_one(of_two_processes, name):
 
 
 def test_without_the_other_process_the_targets_are_others(of_two_processes):
-    """Else the test above would pass without any exchange."""
+    """The test above needs the exchange between the processes."""
     alone = run_shares(slice(0, 2))["terms"]["total"]
     assert not torch.allclose(alone, of_two_processes[0]["unequal"]["terms"]["total"], rtol=1e-3)

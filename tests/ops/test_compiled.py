@@ -35,7 +35,7 @@ def test_one_pass_equals_the_separate_terms(distance, sigma, weights):
         sum(weight * (terms[name] * upstream).sum() for name, weight in weights.items()).backward()
         results.append([*(terms[name].detach() for name in LaserLoss.term_names), a.grad, b.grad])
     for expected, found in zip(*results, strict=True):
-        # The equal frames' distance is rounding noise of its own in each; its root enters times up to 170.
+        # The distance of equal frames is rounding noise, different in each; its root has a weight of up to 170.
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
 
 

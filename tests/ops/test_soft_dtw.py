@@ -217,6 +217,6 @@ def test_compiled_equals_reference(m, n, gamma):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     value, *gradients = results["cpu", torch.float32]
     torch.testing.assert_close(value, reference[0], rtol=1e-5, atol=2e-5)
-    if gamma >= 0.1:  # below, float32 costs alone move the path
+    if gamma >= 0.1:  # for smaller gamma the rounding of float32 costs changes the path
         for found, expected in zip(gradients, reference[1:], strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)

@@ -87,7 +87,7 @@ def test_compiles_for_an_h200(kernel, constants):
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared < 227 * 1024
     if kernel == "sweep":
-        # The costs of later anti-diagonals are on their way while one is computed.
+        # The costs of later anti-diagonals are loaded while one is computed.
         assert "cp.async" in compiled.asm["ptx"]
 
 
@@ -97,7 +97,7 @@ def test_wants_cuda_tensors():
 
 
 class _Tensor:
-    """What `pick_backend` looks at, on a device that is not there."""
+    """Stands for a tensor on a device that is not there."""
 
     def __init__(self, device: str, dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype

@@ -1,4 +1,4 @@
-"""What is drawn: an utterance in two views, and words with times."""
+"""The speech that is drawn: an utterance in two views, and words with times."""
 
 from __future__ import annotations
 
@@ -9,54 +9,58 @@ import pytest
 import soundfile
 import torch
 
-from laser_hf.data import BadAudio, SpeedPitch
-from laser_hf.plots import ViewPair, load_pair, load_words
-from laser_hf.plots.speech import find_word_times, held_out_pair, held_out_words, source_name
+from laser_hf.data import SpeedPitch, build_perturbation
+from laser_hf.errors import LaserError
+from laser_hf.plots import load_pair, load_words
+from laser_hf.plots.speech import find_word_times, or_shipped, source_name
 from laser_hf.records import located
 
 from .conftest import WORDS
 
-DRAWN = {"speed": 1.1, "pitch": 2.0}
 DEMO = located("{laser_hf}/demo/speech")
+PERTURBATION = SpeedPitch([1.1], [2.0])
 
 
-def test_the_pair_is_an_utterance_and_its_perturbed_copy(small_tree):
-    pair = load_pair(small_tree, SpeedPitch(), DRAWN)
+def test_the_pair_is_an_utterance_and_its_perturbed_view(small_tree):
+    pair = load_pair(small_tree, PERTURBATION)
     assert pair.utterance == "1-10-0000"
     samples, _ = soundfile.read(next(small_tree.rglob("1-10-0000.flac")), dtype="float32")
     np.testing.assert_array_equal(pair.clean.numpy(), samples)
-    assert torch.equal(pair.perturbed, SpeedPitch().apply(pair.clean, **DRAWN))
-    assert len(pair.perturbed) == pytest.approx(len(pair.clean) / 1.1, abs=2)
-    assert pair.perturbation == "speed 1.1, +2 semitones"
+    assert torch.equal(pair.perturbed, PERTURBATION.apply(pair.clean, speed=1.1, pitch=2.0))
+    assert pair.change == "speed 1.1, +2 semitones"
     assert str(pair) == f"1-10-0000 ({small_tree.name})"
-    named = load_pair(small_tree, SpeedPitch(), DRAWN, splits=["train"], utterance="3-10-0002")
+    named = load_pair(small_tree, PERTURBATION, splits=["train"], utterance="3-10-0002")
     assert named.utterance == "3-10-0002"
     assert not torch.equal(named.clean[:100], pair.clean[:100])
 
 
-def test_what_was_drawn_is_said_in_words():
-    parts = {"parts": [{"speed": 0.9, "pitch": -1.5}, {"noise_level": 3, "kind": "babble"}]}
-    pair = ViewPair("u", torch.zeros(1), torch.zeros(1), parts)
-    assert pair.perturbation == "speed 0.9, -1.5 semitones, noise level 3, kind babble"
-    voice = {"formant_ratio": 1.23456, "seed": 5, "floor": None}
-    equalizer = {"gains": [1.0, -2.0], "qualities": [2.0, 3.0]}
-    pair = ViewPair("u", torch.zeros(9), torch.zeros(9), {"parts": [voice, equalizer]})
-    assert pair.perturbation == "formant ratio 1.23, equalizer of 2 bands"
-    assert str(pair) == "u"
+def test_any_perturbation_is_drawn_and_described(small_tree):
+    perturbation = build_perturbation(["equalizer", "speed_pitch"])
+    pair, again = (load_pair(small_tree, perturbation, seed=5) for _ in range(2))
+    assert torch.equal(pair.perturbed, again.perturbed)
+    assert pair.change == again.change
+    assert "equaliser of 10 bands" in pair.change
+    assert "semitones" in pair.change
+    assert not torch.equal(pair.perturbed, load_pair(small_tree, perturbation, seed=6).perturbed)
+
+
+def test_the_draw_that_changes_the_duration_most_is_shown(small_tree):
+    pair = load_pair(small_tree, SpeedPitch([0.8, 1.0, 1.1], [-2.0, 2.0]))
+    assert pair.change.startswith("speed 0.8, ")
 
 
 def test_utterances_that_cannot_be_used_are_passed_over_or_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
     soundfile.write(tmp_path / "b.wav", np.sin(np.arange(3000)), 16_000)
-    with pytest.raises(ValueError, match=r"no utterance of 0\.5 seconds or more"):
-        load_pair(tmp_path, SpeedPitch(), DRAWN)
+    with pytest.raises(LaserError, match="no utterance of half a second or more"):
+        load_pair(tmp_path, PERTURBATION)
     soundfile.write(tmp_path / "c.wav", np.sin(np.arange(16_000)), 16_000)
-    assert load_pair(tmp_path, SpeedPitch(), DRAWN).utterance == "c"
-    assert len(load_pair(tmp_path, SpeedPitch(), DRAWN, utterance="b").clean) == 3000
-    with pytest.raises(BadAudio, match="silent"):
-        load_pair(tmp_path, SpeedPitch(), DRAWN, utterance="a")
-    with pytest.raises(ValueError, match="no utterance 'z'; --utterance takes the name of an audio file"):
-        load_pair(tmp_path, SpeedPitch(), DRAWN, utterance="z")
+    assert load_pair(tmp_path, PERTURBATION).utterance == "c"
+    assert len(load_pair(tmp_path, PERTURBATION, utterance="b").clean) == 3000
+    with pytest.raises(LaserError, match="a cannot be used: silent"):
+        load_pair(tmp_path, PERTURBATION, utterance="a")
+    with pytest.raises(LaserError, match="no utterance 'z'; --utterance takes the name of an audio file"):
+        load_pair(tmp_path, PERTURBATION, utterance="z")
 
 
 def test_words_of_several_speakers(small_tree, word_times):
@@ -64,8 +68,8 @@ def test_words_of_several_speakers(small_tree, word_times):
     assert {token.label for token in speech.tokens} == set(WORDS)
     assert {token.speaker for token in speech.tokens} == {"1", "2", "3"}
     assert set(speech.waveforms) == {token.utterance for token in speech.tokens}
-    assert len(speech.spoken) == 18
-    assert [word.label for word in speech.spoken["1-10-0001"]] == ["garden", "letter"]
+    assert [word.label for word in speech.spoken("1-10-0001")] == ["garden", "letter"]
+    assert speech.spoken("nobody") == []
     assert speech.source == small_tree.name
     assert len(load_words(small_tree, word_times, splits=["train"]).tokens) == len(speech.tokens)
 
@@ -73,13 +77,12 @@ def test_words_of_several_speakers(small_tree, word_times):
 def test_word_times_are_found_near_the_speech(small_tree, word_times, tmp_path):
     tree = tmp_path / "LibriSpeech" / "dev"
     shutil.copytree(small_tree / "train", tree)
-    assert find_word_times(tree) is None
-    with pytest.raises(FileNotFoundError, match=r"no word times .* give --alignments FILE"):
+    with pytest.raises(LaserError, match=r"no word times .* give --alignments FILE"):
         load_words(tree)
     shutil.copy(word_times, tmp_path / "alignments.tsv")
     assert find_word_times(tree) == tmp_path / "alignments.tsv"
     assert {token.label for token in load_words(tree).tokens} == set(WORDS)
-    assert held_out_words(tree).source == "dev"
+    assert or_shipped(load_words, tree).source == "dev"
     (tree / "words.tsv").write_text("nearer\n")
     assert find_word_times(tree) == tree / "words.tsv"
 
@@ -99,34 +102,37 @@ def test_tokens_without_usable_audio_are_left_out(small_tree, word_times, tmp_pa
 
 
 def test_speech_without_words_to_compare_is_refused(small_tree, word_times, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+    with pytest.raises(LaserError, match=r"no folder .*nowhere"):
         load_words(tmp_path / "nowhere", word_times)
-    with pytest.raises(FileNotFoundError, match=r"no folder .*dev"):
+    with pytest.raises(LaserError, match=r"no folder .*dev"):
         load_words(small_tree, word_times, splits=["dev"])
-    with pytest.raises(ValueError, match=r"none of 5 letters and 0\.2 s is said by two speakers"):
+    with pytest.raises(LaserError, match=r"of 5 letters and 0\.2 s .* too few are said by two speakers"):
         load_words(small_tree / "train" / "1", word_times)
 
 
 def test_the_shipped_speech_stands_in(small_tree, caplog):
-    assert held_out_words(None).source == "shipped speech, held-out voices"
-    words = held_out_words(small_tree)  # its word times lie elsewhere
-    assert "The words are those of the shipped speech: no word times" in caplog.text
+    assert or_shipped(load_words, "").source == "shipped speech, held-out voices"
+    words = or_shipped(load_words, small_tree)  # its word times lie elsewhere
+    assert "The shipped speech is drawn instead: no word times" in caplog.text
     assert len({token.label for token in words.tokens}) == 8
     assert len({token.speaker for token in words.tokens}) == 6
-    assert held_out_pair(None, SpeedPitch(), DRAWN).utterance.startswith("v17-")
-    assert held_out_pair(small_tree, SpeedPitch(), DRAWN).source == small_tree.name
+    how = {"perturbation": PERTURBATION, "name": None, "splits": None}
+    assert or_shipped(load_pair, "", **how).utterance.startswith("v17-")
+    assert or_shipped(load_pair, small_tree, **how).source == small_tree.name
     caplog.clear()
-    assert held_out_pair(small_tree, SpeedPitch(), DRAWN, utterance="v18-s1-0033").source == source_name(DEMO)
+    assert or_shipped(load_pair, small_tree, utterance="v18-s1-0033", **how).source == source_name(DEMO)
     assert "no utterance 'v18-s1-0033'" in caplog.text
-    assert held_out_pair(str(small_tree) + "-gone", SpeedPitch(), DRAWN).utterance.startswith("v17-")
+    assert or_shipped(load_pair, str(small_tree) + "-gone", **how).utterance.startswith("v17-")
 
 
 def test_real_speech_has_words_of_its_speakers(shared_speech):
     data = shared_speech / "heldout-clean-5"
-    if find_word_times(data) is None or not data.is_dir():
-        pytest.skip(f"no word times near {data}")
-    speech = load_words(data)
+    if not data.is_dir():
+        pytest.skip(f"no speech in {data}")
+    try:
+        speech = load_words(data)
+    except LaserError as error:
+        pytest.skip(str(error))
     assert len({token.label for token in speech.tokens}) == 8
     for label in {token.label for token in speech.tokens}:
         assert len({token.speaker for token in speech.tokens if token.label == label}) > 1
-    assert all(token.end < len(speech.waveforms[token.utterance]) / 16_000 + 0.03 for token in speech.tokens)

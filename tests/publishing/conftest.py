@@ -5,22 +5,27 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from conftest import REPOSITORY, make_model
+import transformers
+from conftest import make_model
+from hub_server import HubServer
 from safetensors.torch import save
 
-from laser_hf.publishing import export_encoder, find_facts, render_card, sample_features, weights
-from laser_hf.publishing.evaluation import Identity, read_results
-from laser_hf.publishing.facts import find_speech
+from laser_hf import records
+from laser_hf.publishing import export_encoder, push, sample_features
+from laser_hf.publishing.card import render_card
+from laser_hf.publishing.export import load_frames
+from laser_hf.publishing.facts import find_facts
+from laser_hf.publishing.repository import without_private
+from laser_hf.publishing.results import read_results
 from laser_hf.records import tensors_digest
-from laser_hf.superb import results as superb_results
 
-CARDS = REPOSITORY / "model_cards"
 CONFIG = {**make_model().config.to_dict()}
 PREPROCESSOR = {"do_normalize": False, "sampling_rate": 16000}
 DIGEST, BASE_DIGEST = "a" * 64, "b" * 64
@@ -49,6 +54,8 @@ def make_record(kind: str = "hubert") -> dict:
     """`laser_config.json` as `train.py` writes it, for a run of the preset on the Hub's base model."""
     weights = ("attention.k_proj.weight", "attention.k_proj.bias", "final_layer_norm.weight", "final_layer_norm.bias")
     return {
+        "schema_version": records.SCHEMA_VERSION,
+        "task": "training",
         "method": "laser",
         "preset": f"{kind}-base",
         "base_model": {
@@ -74,16 +81,17 @@ def make_record(kind: str = "hubert") -> dict:
                 "sigma": 1,
                 "margin": 1.1,
                 "distance": "euclidean",
+                "reference_frames": None,
+            },
+            "perturbations": {
+                "name": ["speed_pitch"],
+                "speed_factors": [0.9, 1.0, 1.1],
+                "pitch_steps": [-2.0, 2.0],
             },
             "data": {
                 "train_data": "openslr/librispeech_asr",
                 "train_name": "clean",
                 "train_split": "train.100",
-                "perturbations": ["speed_pitch"],
-                "speed_factors": [0.9, 1.0, 1.1],
-                "pitch_steps": [-2.0, 2.0],
-                "noise_dir": None,
-                "noise_snrs": [20.0, 10.0, 5.0],
                 "crop_seconds": None,
             },
             "training": {
@@ -91,9 +99,11 @@ def make_record(kind: str = "hubert") -> dict:
                 "seconds_per_update": None,
                 "max_steps": 3600,
                 "learning_rate": 2e-5,
-                "lr_scheduler_type": "SchedulerType.LINEAR",
+                "lr_scheduler_type": "linear",
+                "lr_scheduler_kwargs": None,
                 "warmup_steps": 1000,
-                "optim": "OptimizerNames.ADAMW_TORCH_FUSED",
+                "optim": "adamw_torch_fused",
+                "coupled_weight_decay": False,
                 "seed": 1337,
             },
         },
@@ -108,7 +118,7 @@ def make_record(kind: str = "hubert") -> dict:
         "seed": 1337,
         "updates": 3600,
         "processed_hours": 100.27,
-        "wall_time_seconds": 5580.4,
+        "wall_seconds": 5580.4,
         "processes": 1,
         "precision": "fp32",
         "collapse": {"fired_at": None, "start": {"step": 0, "frame_cosine": 0.27, "effective_rank": 85.5}},
@@ -124,19 +134,19 @@ def make_record(kind: str = "hubert") -> dict:
 
 
 def make_result(folder: Path, model: str, digest: str | None, task: str = "qbe", **changes) -> Path:
-    """An evaluation record, written by what all tasks write theirs with."""
+    """An evaluation record in the frame of all records."""
     metrics = {
         "asr": [{"metric": "wer", "value": 6.1839, "unit": "percent", "split": "test-clean"}],
         "pr": [{"metric": "per", "value": 4.9688, "unit": "percent", "split": "test-clean"}],
         "qbe": [
             {"metric": "mean_average_precision", "value": 0.43219, "unit": "fraction", "split": "test", "layer": 3}
         ],
-    }[task]
+    }.get(task)
     values = {
-        "protocol": "quick" if task == "qbe" else "superb",
+        "protocol": "superb" if task in ("asr", "pr") else "quick",
         "metrics": metrics,
         "data": {"source": "openslr/librispeech_asr", "revision": "71cacbfb7e2354c4226d01e70d77d5fca3d04ba1"},
-        "hyper_parameters": {"learning_rate": 1e-4},
+        "recipe": {"learning_rate": 1e-4},
         "seed": 1337,
         "wall_seconds": 61.24,
         **changes,
@@ -144,21 +154,19 @@ def make_result(folder: Path, model: str, digest: str | None, task: str = "qbe",
     written = {"command": f"python -m laser_hf.superb {task}", "written": "2026-11-21T07:00:00+00:00"}
     named = {"model": model, "model_revision": None, "weights_sha256": digest}
     # Asking git and the processor takes longer than all the rest.
-    with mock.patch.object(superb_results, "provenance", return_value=written):
-        superb_results.write_results(folder, task=task, model=named, **values)
+    with mock.patch.object(records, "provenance", return_value=written):
+        records.write_json(folder / "results.json", records.new_record(task, model=named, **values))
     return folder / "results.json"
 
 
 def render(record: dict, results=(), **values) -> str:
     """The card of a run, without a run."""
     return render_card(
-        record,
-        find_facts(record, CARDS),
-        CARDS / "model_card.md.jinja",
+        without_private(record),
+        find_facts(record),
         repo_id="org/hubert-laser",
         config=CONFIG,
         preprocessor=PREPROCESSOR,
-        speech=find_speech(record, CARDS),
         results=results,
         **values,
     )
@@ -167,7 +175,7 @@ def render(record: dict, results=(), **values) -> str:
 def read(folder: Path, *paths: Path, base: str = "facebook/hubert-base-ls960"):
     """Results of records in `folder`, by their names there."""
     files = {f"results/{path.parent.name}.json": path for path in paths}
-    return read_results(files, Identity(DIGEST, BASE_DIGEST, base, ["org/hubert-laser"], make_record()["written"]))
+    return read_results(files, DIGEST, BASE_DIGEST, base, ["org/hubert-laser"])
 
 
 @dataclass
@@ -177,7 +185,7 @@ class Run:
     folder: Path
     digest: str
     base_digest: str
-    base_file: Path
+    base_folder: Path
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -214,14 +222,16 @@ def make_run(tmp_path):
         for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
             found = next(n for n in base if n.endswith(f"parametrizations.weight.{new}"))
             base[found.replace(f"parametrizations.weight.{new}", old)] = base.pop(found)
-        base_file = tmp_path / f"{name}-base.safetensors"
-        base_file.write_bytes(save({**base, "lm_head.weight": torch.ones(3)}))
+        base_folder = tmp_path / f"{name}-base"
+        model.config.save_pretrained(base_folder)
+        (base_folder / "model.safetensors").write_bytes(save({**base, "lm_head.weight": torch.ones(3)}))
         config = copy.deepcopy(model.config)
         torch.nn.init.normal_(model.encoder.layers[-1].attention.k_proj.weight)
         export_encoder(model, config, folder)
         record = {**make_record(kind), "sample_features": sample_features(model), **changes}
         if hub is not None:
-            commit = hub.create(record["base_model"]["name"], {"model.safetensors": base_file.read_bytes()}).at("main")
+            files = {path.name: path.read_bytes() for path in base_folder.iterdir()}
+            commit = hub.create(record["base_model"]["name"], files).at("main")
             record["base_model"]["revision"] = commit.oid
         (folder / "laser_config.json").write_text(json.dumps(record))
         (folder / "training_log.json").write_text(json.dumps({"log": [{"loss": 11259.978, "step": 1}]}))
@@ -234,7 +244,7 @@ def make_run(tmp_path):
         torch.save({"state": 1}, checkpoint / "optimizer.pt")
         torch.save({"state": 1}, folder / "training_args.bin")
         (folder / "results").mkdir()
-        run = Run(folder, tensors_digest(model.state_dict()), base_digest, base_file)
+        run = Run(folder, tensors_digest(model.state_dict()), base_digest, base_folder)
         if evaluated:
             run.add_result("qbe", run.digest)
         return run
@@ -246,7 +256,32 @@ def make_run(tmp_path):
 def base_at_hand(monkeypatch):
     """Makes the base model of a `Run` what a download gives."""
 
+    load = transformers.AutoModel.from_pretrained
+
     def use(run: Run) -> None:
-        monkeypatch.setattr(weights, "hf_hub_download", lambda name, file, **_: str(run.base_file))
+        def load_base(name, **options):
+            return load(run.base_folder if name == run.record()["base_model"]["name"] else name, **options)
+
+        monkeypatch.setattr(transformers.AutoModel, "from_pretrained", load_base)
 
     return use
+
+
+@pytest.fixture
+def publish(capsys):
+    """Runs `push_to_hub.py` in this process, with the reload in this process; returns what it printed."""
+
+    def run(folder, *options: str, repo_id: str = "org/hubert-laser", load=load_frames) -> str:
+        push.main([str(folder), "--repo_id", repo_id, *options], load=load)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on 127.0.0.1 that the client in this process uses; nobody waits for its retries."""
+    with HubServer() as server, warnings.catch_warnings():
+        server.attach(monkeypatch, tmp_path / "hub-home")
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # of the client, about itself
+        yield server

@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 
+from laser_hf.errors import LaserError
+from laser_hf.objectives import OBJECTIVES
 from laser_hf.publishing import card as card_module
-from laser_hf.publishing.card import CardError, placeholders
-from laser_hf.publishing.evaluation import number
-from laser_hf.publishing.facts import PUBLISHED
+from laser_hf.publishing.card import number, placeholders
 
-from .conftest import BASE_DIGEST, CARDS, CONFIG, DIGEST, make_record, make_result, read, render
+from .conftest import BASE_DIGEST, CONFIG, DIGEST, make_record, make_result, read, render
 
 GOLDEN = Path(__file__).parent / "golden_card.md"
 PLOTS = ["plots/alignment.png", "plots/loss_terms.png"]
@@ -41,11 +42,10 @@ def sample_results(folder: Path) -> list[Path]:
         make_result(folder / "qbe", "outputs/one", DIGEST),
         make_result(folder / "qbe_mfcc", "mfcc", None),
     ]
-    (folder / "words").mkdir(parents=True)
-    report = {"task": "word discrimination", "written": "2026-11-21T07:00:00+00:00",
-              "before": {"ratio": 0.75, "words": 9}, "after": {"ratio": 0.6875, "words": 9}}  # fmt: skip
-    (folder / "words" / "results.json").write_text(json.dumps(report))
-    return [*paths, folder / "words" / "results.json"]
+    ratio = {"metric": "ratio", "unit": "", "split": "heldout", "layer": 12}
+    base = {"model": "some/where", "weights_sha256": BASE_DIGEST, "metrics": [{**ratio, "value": 0.75}]}
+    words = {"task": "discrimination", "metrics": [{**ratio, "value": 0.6875}], "base": base}
+    return [*paths, make_result(folder / "words", "outputs/one", DIGEST, **words)]
 
 
 def demo_record() -> dict:
@@ -60,19 +60,20 @@ def demo_record() -> dict:
 def other_record(method: str) -> dict:
     """Made up: no run of this method stands behind it."""
     record = make_record("wavlm" if method == "spin" else "hubert")
-    objective = {"gamma": 0.1}
+    terms = OBJECTIVES[method].term_names[1:]
     if method == "spin":
-        objective = {"codes": 256, "temperature": 0.1, "epsilon": 0.02, "iterations": 3}
-        record["recipe"]["data"].update(perturbations=["voice", "equalizer"], crop_seconds=17.0)
-        record["recipe"]["training"].update(pairs_per_update=None, seconds_per_update=256.0)
-        record["recipe"]["training"].update(coupled_weight_decay=True, min_learning_rate=1e-6)
-        for when in ("first", "last"):
-            logged = record[when]
-            logged["eval_swapped_x"], logged["eval_code_perplexity"] = (
-                logged.pop("eval_soft_dtw"),
-                logged.pop("eval_idm"),
-            )
-    record["recipe"]["objective"] = {"name": method, **objective}
+        record["recipe"]["perturbations"] = {"name": ["voice", "equalizer"], "speaker_f0": None}
+        record["recipe"]["data"].update(crop_seconds=17.0)
+        record["recipe"]["training"].update(seconds_per_update=256.0, coupled_weight_decay=True)
+        record["recipe"]["training"].update(
+            lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"min_lr_ratio": 0.01}
+        )
+    for when in ("first", "last"):
+        logged = record[when]
+        values = [logged.pop("eval_soft_dtw"), logged.pop("eval_idm")]
+        logged.update({f"eval_{term}": value for term, value in zip(terms, values, strict=False)})
+    options = {option.dest: option.default for option in OBJECTIVES[method].options}
+    record["recipe"]["objective"] = {"name": method, **options}
     return {**record, "method": method, "preset": f"constructed for a test of the {method} card"}
 
 
@@ -80,7 +81,7 @@ KINDS = {
     "hubert-laser": make_record,
     "wavlm-laser": lambda: make_record("wavlm"),
     "demo": demo_record,
-    **{method: partial(other_record, method) for method in ("soft_dtw", "score", "spin")},
+    **{method: partial(other_record, method) for method in OBJECTIVES if method != "laser"},
 }
 
 
@@ -125,7 +126,7 @@ def numbers_without_record(card: str, *records) -> list[str]:
     for record in records:
         visit(record)
     known.update(str(len(record["runs"])) for record in records if "runs" in record)
-    known.add(card_module._duration(records[0]["wall_time_seconds"]).split()[0])
+    known.add(card_module._duration(records[0]["wall_seconds"]).split()[0])
     cells = [cell for table in tables(card) for row in table[2:] for cell in row]
     cells += re.findall(r"^In .* updates.*\n.*hours of it", card, flags=re.MULTILINE)
     unknown = []
@@ -160,7 +161,7 @@ def test_cards_of_all_kinds_are_whole(kind, evaluated, tmp_path):
     records = [
         record,
         CONFIG,
-        json.loads(PUBLISHED.read_text()),
+        json.loads((REPOSITORY / "laser_hf" / "superb" / "published.json").read_text()),
         *(json.loads(p.read_text()) for p in paths),
     ]
     assert numbers_without_record(card, *records) == []
@@ -170,17 +171,54 @@ def test_cards_of_all_kinds_are_whole(kind, evaluated, tmp_path):
     assert "CC BY 4.0" in card
 
 
-def test_kinds_have_facts_files():
-    assert {path.stem for path in CARDS.glob("*.json")} == {*KINDS, "bases", "speech"}
-    keys = set(json.loads((CARDS / "hubert-laser.json").read_text()))
-    for name in KINDS:
-        facts = json.loads((CARDS / f"{name}.json").read_text())
-        assert set(facts) == keys, name
-    for base in json.loads((CARDS / "bases.json").read_text())["bases"]:
-        assert re.fullmatch(r"[a-z0-9.-]+", base["licence"])
-        assert base["licence_text"]
-    for entry in json.loads((CARDS / "speech.json").read_text())["sources"]:
-        assert set(entry) == {"match", "title", "attribution", "limits"}
+FOREIGN = """
+import torch
+from laser_hf.data import Perturbation
+from laser_hf.objectives import Objective
+from laser_hf.plugins import Option
+
+class Pull(Objective):
+    title, summary = "Pull", "Pulls the means of the two views together."
+    options = (Option("strength", 1.0, "how hard it pulls", above=0),)
+    term_labels = {"total": "total loss", "far": "distance of the means"}
+
+    def terms(self, x, m, y, n):
+        far = (x.mean(1) - y.mean(1)).norm(dim=-1)
+        return {"total": self.strength * far, "far": far}
+
+class Louder(Perturbation):
+    changes = ("loudness",)
+    options = (Option("decibels", [6.0], "gains in dB", many=True),)
+
+    def __init__(self, decibels):
+        self.decibels = decibels
+
+    def draw(self, rng):
+        return {"gain": self.decibels[0]}
+
+    def apply(self, waveform, *, gain):
+        return waveform * 10 ** (gain / 20)
+"""
+
+
+def test_own_objectives_and_perturbations_describe_themselves(tmp_path, monkeypatch):
+    (tmp_path / "own_methods.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    record = make_record()
+    record["recipe"]["objective"] = {"name": "own_methods:Pull", "strength": 2.5}
+    record["recipe"]["perturbations"] = {"name": ["own_methods:Louder"], "decibels": [3.0, 6.0]}
+    for when, value in (("first", 4.5), ("last", 1.25)):
+        record[when]["eval_far"] = {"step": 1, "value": value}
+    card = render({**record, "method": "own_methods:Pull"})
+    assert placeholders(card) == []
+    assert "# HuBERT base, fine-tuned with Pull" in card
+    assert "one that differs in loudness" in card
+    assert "Pulls the means of the two views together." in card
+    assert settings(card)["how hard it pulls (`strength`)"] == "2.5"
+    assert settings(card)["gains in dB (`decibels`)"] == "3, 6"
+    assert "| distance of the means | 4.5 | 1.25 |" in card
+    assert "## Citation" not in card
+    assert parse(card).data.tags[0] == "Pull"
 
 
 # ---------------------------------------------------------------------------------------------------- its parts
@@ -252,7 +290,7 @@ def test_no_held_out_speech():
 def test_incomplete_records_are_refused():
     record = make_record()
     del record["recipe"]["training"]["learning_rate"]
-    with pytest.raises(CardError, match="learning_rate"):
+    with pytest.raises(LaserError, match="learning_rate"):
         render(record)
 
 
@@ -269,7 +307,8 @@ def test_methods_without_a_regularisation_say_nothing_about_it():
     for method in ("soft_dtw", "score", "spin"):
         card = render(other_record(method))
         assert "IDM" not in card.split("| setting |")[1].split("Terms of the loss")[0], method
-    assert "| swapped prediction, from the first version | 224.5 | 198.8 |" in render(other_record("spin"))
+    swapped = "cross-entropy: clean frames, codes of the perturbed view"
+    assert f"| {swapped} | 224.5 | 198.8 |" in render(other_record("spin"))
 
 
 def settings(card: str) -> dict[str, str]:
@@ -278,35 +317,36 @@ def settings(card: str) -> dict[str, str]:
 
 def test_the_size_of_an_update_and_the_perturbation_are_the_runs():
     found = settings(render(make_record()))
-    assert found["pairs an update"] == "8"
+    assert found["pairs of an update"] == "8"
     assert found["perturbation"] == "`speed_pitch`"
-    assert (found["speed factors"], found["pitch shifts in semitones"]) == ("0.9, 1, 1.1", "-2, 2")
-    assert not {"source speech an update, at most", "longest excerpt of an utterance", "noise"} & set(found)
-    record = other_record("spin")
-    record["recipe"]["training"]["pairs_per_update"] = 8  # a default that had no effect
-    card = render(record)
+    assert found["speed factors, one drawn per pair (`speed_factors`)"] == "0.9, 1, 1.1"
+    assert found["pitch shifts in semitones, one drawn per pair (`pitch_steps`)"] == "-2, 2"
+    assert found["schedule of the learning rate"] == "linear"
+    seconds, piece = "source speech of an update, at most, seconds", "longest piece of an utterance, seconds"
+    assert not {seconds, piece} & set(found)
+    card = render(other_record("spin"))
     found = settings(card)
-    assert found["source speech an update, at most"] == "256 seconds"
-    assert found["longest excerpt of an utterance"] == "17 seconds"
-    assert found["optimiser"] == "Adam (L2)"
-    assert found["schedule"].endswith(" updates of warm-up, from and to 1e-06")
+    assert (found[seconds], found[piece]) == ("256", "17")
+    assert found["Adam with L2 regularisation in its place"] == "True"
+    assert found["schedule of the learning rate"] == "warmup_stable_decay"
     assert found["perturbation"] == "`voice`, `equalizer`"
-    assert found["entries of the codebook (codes)"] == "256"
-    assert not {"pairs an update", "speed factors", "pitch shifts in semitones", "signal-to-noise ratios in dB"} & set(
-        found
-    )
-    assert "speed and pitch" not in card
+    assert found["size of the codebook (`codes`)"] == "256"
+    assert "pairs of an update" not in found
+    assert "speed" not in card
 
 
 def test_noise_is_named_and_its_licence_not_invented():
     record = make_record()
-    record["recipe"]["data"].update(perturbations=["noise"], noise_dir="/data/demand")
+    record["recipe"]["perturbations"] = {
+        "name": ["noise"],
+        "noise_dir": "/data/demand",
+        "noise_snrs": [20.0, 10.0, 5.0],
+    }
     card = render(record)
-    assert settings(card)["noise"] == "the local folder `demand`"
-    assert settings(card)["signal-to-noise ratios in dB"] == "20, 10, 5"
+    assert settings(card)["folder of noise recordings (`noise_dir`)"] == "demand"
+    assert settings(card)["signal-to-noise ratios in dB, one drawn per pair (`noise_snrs`)"] == "20, 10, 5"
     assert (
-        "Noise from the local folder `demand` was added in training; its origin and licence are not recorded." in card
+        "Noise from the local folder `demand` was added in training; its origin and licence\nare not recorded." in card
     )
     assert "/data/" not in card
-    record["recipe"]["data"]["perturbations"] = ["speed_pitch"]
-    assert "demand" not in render(record)
+    assert "demand" not in render(make_record())

@@ -17,11 +17,10 @@ import torch
 from conftest import make_model
 from transformers import AutoFeatureExtractor, AutoModel
 
-from laser_hf.publishing.__main__ import main
-from laser_hf.publishing.convert import convert_checkpoint
-from laser_hf.publishing.errors import ConversionError
+from laser_hf.errors import LaserError
+from laser_hf.publishing.convert import convert_checkpoint, main
 from laser_hf.publishing.fairseq import rename
-from laser_hf.records import tensors_digest
+from laser_hf.records import read_record, tensors_digest
 
 STRIDES = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
 
@@ -108,7 +107,7 @@ def test_computes_what_s3prl_computes(kind, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(wave).last_hidden_state, expected, rtol=1e-5, atol=3e-6)
     assert record["weights_sha256"] == tensors_digest(model.state_dict())
-    assert (record["config_from"], record["notes"], record["changed_since_base"]) == ("checkpoint", [], None)
+    assert (record["recipe"]["config_from"], record["notes"], record["changed_since_base"]) == ("checkpoint", [], None)
     heads = ["final_proj.bias", "final_proj.weight", "label_embs_concat"] if kind.startswith("hubert") else []
     assert record["dropped"] == heads
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
@@ -150,7 +149,7 @@ def test_round_trip_is_bit_equal(kind, layout, tmp_path):
                  "num_conv_pos_embedding_groups", "feat_extract_norm", "do_stable_layer_norm"):  # fmt: skip
         found, expected = getattr(converted.config, name), getattr(model.config, name)
         assert found == (list(expected) if isinstance(expected, tuple) else expected), name
-    assert record["config_from"] == "shapes of the weights"
+    assert record["recipe"]["config_from"] == "shapes of the weights"
     assert any("do_normalize is false" in note for note in record["notes"])
 
 
@@ -162,17 +161,17 @@ def test_with_a_base_model_by_the_command(base, tmp_path, capsys):
     weights["label_embs_concat"] = torch.zeros(5, 4)
     torch.save(states(weights), tmp_path / "states-3600.ckpt")
     command = ["convert", str(tmp_path / "states-3600.ckpt"), "--base", folder, "--output_dir", str(tmp_path / "out")]
-    assert main(command) == 0
+    main(command)
     out = capsys.readouterr().out
     assert "left out: label_embs_concat" in out
     assert "Differs from" in out
     assert "encoder.layer_norm.bias, encoder.layers.2" in out
-    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert record["source"] == "states-3600.ckpt"
+    record = read_record(tmp_path / "out" / "conversion.json")
+    assert record["data"]["source"] == "states-3600.ckpt"
     assert record["step"] == 3600
     assert record["changed_since_base"] == ["encoder.layer_norm.bias", "encoder.layers.2"]
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert len(record["source_sha256"]) == 64
+    assert len(record["data"]["sha256"]) == 64
     converted = AutoModel.from_pretrained(tmp_path / "out")
     assert converted.config.layerdrop == 0.07
     assert torch.equal(
@@ -181,9 +180,9 @@ def test_with_a_base_model_by_the_command(base, tmp_path, capsys):
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json", "conversion.json"}
     # A second time only when asked to.
-    assert main(command) == 1
-    assert "already holds a model" in capsys.readouterr().err
-    assert main([*command, "--overwrite_output_dir"]) == 0
+    with pytest.raises(LaserError, match="already holds a model"):
+        main(command)
+    main([*command, "--overwrite_output_dir"])
 
 
 def test_every_misfit_is_named(base, tmp_path):
@@ -193,7 +192,7 @@ def test_every_misfit_is_named(base, tmp_path):
     weights["encoder.layers.0.adapter.weight"] = torch.zeros(2)
     weights["layer_norm.weight"] = torch.zeros(7)
     torch.save(states(weights), tmp_path / "c.ckpt")
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(LaserError) as caught:
         convert_checkpoint(tmp_path / "c.ckpt", tmp_path / "out", base=folder)
     message = str(caught.value)
     assert "missing: encoder.layers.1.feed_forward.output_dense.bias" in message
@@ -202,12 +201,12 @@ def test_every_misfit_is_named(base, tmp_path):
     assert not (tmp_path / "out").exists()
     # WavLM's own weights in what is said to be a HuBERT, and the other way round.
     torch.save(fairseq_names(make_model("wavlm")), tmp_path / "w.pt")
-    with pytest.raises(ConversionError, match=r"unexpected: .*gru_rel_pos_const"):
+    with pytest.raises(LaserError, match=r"unexpected: .*gru_rel_pos_const"):
         convert_checkpoint(tmp_path / "w.pt", tmp_path / "out", model_type="hubert", num_attention_heads=4)
     torch.save(fairseq_names(model), tmp_path / "h.pt")
-    with pytest.raises(ConversionError, match=r"no wavlm encoder: it lacks .*rel_attn_embed"):
+    with pytest.raises(LaserError, match=r"no wavlm encoder: it lacks .*rel_attn_embed"):
         convert_checkpoint(tmp_path / "h.pt", tmp_path / "out", model_type="wavlm")
-    with pytest.raises(ConversionError, match="--num_attention_heads"):
+    with pytest.raises(LaserError, match="--num_attention_heads"):
         convert_checkpoint(tmp_path / "h.pt", tmp_path / "out", model_type="hubert")
 
 
@@ -234,7 +233,7 @@ def test_files_that_are_refused(content, said, tmp_path):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(ConversionError, match=said):
+    with pytest.raises(LaserError, match=said):
         convert_checkpoint(path, tmp_path / "out", model_type="hubert")
     assert not (tmp_path / "out").exists()
 
@@ -243,7 +242,7 @@ def test_a_file_that_was_cut_off(base, tmp_path):
     torch.save(states(fairseq_names(base[0])), tmp_path / "c.ckpt")
     data = (tmp_path / "c.ckpt").read_bytes()
     (tmp_path / "c.ckpt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ConversionError, match="damaged"):
+    with pytest.raises(LaserError, match="damaged"):
         convert_checkpoint(tmp_path / "c.ckpt", tmp_path / "out", base=base[1])
 
 
@@ -254,7 +253,7 @@ def test_weights_that_are_not_finite_and_half_precision(base, tmp_path):
     assert any("float32" in note for note in record["notes"])
     weights["mask_emb"][0] = float("nan")
     torch.save(weights, tmp_path / "nan.pt")
-    with pytest.raises(ConversionError, match="not finite: masked_spec_embed"):
+    with pytest.raises(LaserError, match="not finite: masked_spec_embed"):
         convert_checkpoint(tmp_path / "nan.pt", tmp_path / "nan", base=base[1])
 
 
@@ -264,7 +263,7 @@ def test_strides_come_from_the_checkpoint(tmp_path):
     for layers, said in ((STRIDES, None), (STRIDES.replace("10,5", "8,4"), "does not fit the kernels")):
         torch.save({"model_cfg": {**config, "conv_feature_layers": layers}, "model_weight": weights}, tmp_path / "c.pt")
         if said:
-            with pytest.raises(ConversionError, match=said):
+            with pytest.raises(LaserError, match=said):
                 convert_checkpoint(tmp_path / "c.pt", tmp_path / "no", model_type="hubert")
         else:
             convert_checkpoint(tmp_path / "c.pt", tmp_path / "out", model_type="hubert")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import csv
 import json
-import random
 import sys
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -19,7 +20,7 @@ from conftest import REPOSITORY, make_model, make_waveform
 from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from laser_hf.publishing import eval_ctc
-from laser_hf.records import tensors_digest
+from laser_hf.records import read_record, tensors_digest
 
 TEXTS = {"1-2-0000": "THE CAT SAT", "1-2-0001": "A BAD ACT", "1-2-0002": "SEED", "3-4-0000": "EAST BEACH"}
 LETTERS = ["[PAD]", "[UNK]", "|", *"ABCDEHST"]
@@ -123,24 +124,10 @@ def test_rates_are_those_computed_by_hand(letters, speech, tmp_path):
     assert values(record) == pytest.approx(expected)
     assert record["reference_units"] == 9
     assert record["weights_sha256"] == tensors_digest(HubertForCTC.from_pretrained(letters).state_dict())
-    assert {"command", "versions", "hardware", "written", "wall_seconds", "protocol"} <= record.keys()
+    assert {"command", "versions", "hardware", "written", "wall_seconds", "recipe"} <= record.keys()
     written = [line.split("\t") for line in (tmp_path / "said.tsv").read_text().splitlines()]
     assert [row[0] for row in written] == list(TEXTS)
     assert [row[2].replace("\ufffd", "?") for row in written] == said
-
-
-def test_batches_hold_one_length_and_change_nothing(letters, speech, monkeypatch):
-    alone, shapes, transcribe = run(letters, speech), [], eval_ctc.CtcModel.transcribe
-
-    def spy(model, samples):
-        shapes.append([len(s) for s in samples])
-        return transcribe(model, samples)
-
-    monkeypatch.setattr(eval_ctc.CtcModel, "transcribe", spy)
-    together = run(letters, speech, "--batch_size", "4")
-    assert together["metrics"] == alone["metrics"]
-    assert sorted(map(len, shapes)) == [1, 1, 2]
-    assert all(len(set(batch)) == 1 for batch in shapes)
 
 
 def test_every_source_gives_the_same(letters, speech, tmp_path):
@@ -165,7 +152,7 @@ def test_every_source_gives_the_same(letters, speech, tmp_path):
     data_set = datasets.Dataset(pa.table(columns), info=datasets.DatasetInfo(features=features))
     (tmp_path / "parquet").mkdir()
     data_set.to_parquet(tmp_path / "parquet" / "test-00000-of-00001.parquet")
-    found = run(letters, tmp_path / "parquet", "--batch_size", "2")
+    found = run(letters, tmp_path / "parquet")
     assert found["metrics"] == expected["metrics"]
     assert found["data"]["utterances"] == 4
 
@@ -179,13 +166,12 @@ def test_librispeech_on_the_hub_by_its_own_split_names(letters, speech, monkeypa
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     hub = "openslr/librispeech_asr"
-    for split in ("test-clean", "dev-other", "train-clean-100", "validation"):
+    for split in ("test-clean", "dev-other", "train-clean-100", "validation", None):
         assert "no network" in refused(letters, hub, "--data_revision", "abc", split=split)
     assert [(config, split) for _, config, split, *_ in asked] == [
-        ("clean", "test"), ("other", "validation"), ("clean", "train.100"), (None, "validation"),
+        ("clean", "test"), ("other", "validation"), ("clean", "train.100"), (None, "validation"), (None, "test"),
     ]  # fmt: skip
     assert {entry[3:] for entry in asked} == {("abc", True)}
-    assert "Give --split" in refused(letters, hub, split=None)
 
 
 def test_bad_utterances_are_skipped_and_counted(letters, speech, tmp_path):
@@ -203,13 +189,10 @@ def test_bad_utterances_are_skipped_and_counted(letters, speech, tmp_path):
     (folder / "5-6.trans.txt").write_text("".join(f"{name} A BAD ACT\n" for name in names) + "empty\n")
     record = run(letters, tmp_path)
     assert record["metrics"] == good["metrics"]
-    assert {reason: entry["first"] for reason, entry in record["data"]["skipped"].items()} == {
-        "samples that are NaN or infinite": ["nan"],
-        "digital silence": ["silent"],
-        "no samples": ["none"],
+    assert record["data"]["skipped"] == {
+        "no samples, digital silence, NaN or infinite samples": ["nan", "none", "silent"],
         "less than one frame of speech": ["short"],
-        "cannot be decoded": ["broken"],
-        "no audio file": ["lost"],
+        "no audio, or it cannot be decoded": ["broken", "lost"],
         "no transcript": ["empty", "unwritten"],
     }
     assert "no utterance" in refused(letters, tmp_path, split="test/5")
@@ -236,13 +219,13 @@ def test_other_rates_and_channels(letters, tmp_path):
 def test_phone_error_rate_and_unknown_words(phones, speech, tmp_path):
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("CAT K AE1 T\nCAT K AH0 T\nTHE\tAH0\nSAT S AE1 T\nSEED S IY1 D\nA AH0\nBAD B AE1 D\n\n")
-    record = run(phones, speech, "--metric", "per", "--lexicon", str(lexicon), "--batch_size", "3")
+    record = run(phones, speech, "--metric", "per", "--lexicon", str(lexicon))
     said = greedy(phones, PHONES, speech, [name for name in TEXTS if name in ("1-2-0000", "1-2-0002")])
     references = [["AH", "K", "AE", "T", "S", "AE", "T"], ["S", "IY", "D"]]
     assert values(record) == pytest.approx({"per": rate(references, said)})
     data = record["data"]
-    assert (record["task"], data["utterances"], record["reference_units"]) == ("pr", 2, 10)
-    assert data["skipped"]["a word that the lexicon lacks"] == {"utterances": 2, "first": ["1-2-0001", "3-4-0000"]}
+    assert (record["metric"], data["utterances"], record["reference_units"]) == ("per", 2, 10)
+    assert data["skipped"]["a word that the lexicon lacks"] == ["1-2-0001", "3-4-0000"]
     assert data["words_not_in_lexicon"] == {"ACT": 1, "EAST": 1, "BEACH": 1}
     with_cmudict = run(phones, speech, "--metric", "per")
     assert with_cmudict["data"]["utterances"] == 4
@@ -253,16 +236,16 @@ def test_phone_error_rate_and_unknown_words(phones, speech, tmp_path):
 
 def test_stress_is_compared_where_the_model_tells_it_apart(tmp_path):
     model = save_ctc_model(tmp_path, ["[PAD]", "[UNK]", "AE1", "AE0", "K", "T"])
-    loaded = eval_ctc.CtcModel(
-        eval_ctc.parse(["--model", model, "--data", "x"]), HubertForCTC.from_pretrained(model).config
-    )
+    loaded = eval_ctc.Recogniser(eval_ctc.parse(["--model", model, "--data", "x", "--metric", "per"]))
     assert (loaded.phones, loaded.stress) == (True, True)
-    assert eval_ctc.Phones("none", stress=True)("k ae1 SIL t") == "K AE1 T"
-    assert eval_ctc.Phones("none", stress=False)("k ae1 SIL t") == "K AE T"
+    assert eval_ctc.Transcripts(True, True, "none").reference("k ae1 SIL t") == "K AE1 T"
+    assert eval_ctc.Transcripts(True, False, "none").reference("k ae1 SIL t") == "K AE T"
 
 
 def test_a_head_trained_on_a_bare_encoder(speech, tiny_encoder, tmp_path):
-    assert "encoder without a CTC head (HubertModel)" in refused(str(tiny_encoder), speech)
+    assert "lacks lm_head.bias, lm_head.weight. For a bare encoder add --train_head" in refused(
+        str(tiny_encoder), speech
+    )
     texts = {"7-8-0000": "ACE", "7-8-0001": "BED", "7-8-0002": "HAT"}
     for split in ("train", "test"):  # the same speech in both, to see that the head learns
         write_tree(tmp_path / split, texts, 0.5)
@@ -273,43 +256,50 @@ def test_a_head_trained_on_a_bare_encoder(speech, tiny_encoder, tmp_path):
     assert values(run(encoder, tmp_path, *options, "1"))["wer"] == 100
     record = run(encoder, tmp_path, *options, "100")
     assert values(record) == {"wer": 0, "cer": 0}
-    assert "not SUPERB" in record["protocol"]
-    assert (record["seed"], record["hyper_parameters"]["head_steps"]) == (1337, 100)
+    assert (record["protocol"], record["seed"], record["recipe"]["head_steps"]) == ("quick", 1337, 100)
     head = record["data"]["head_training"]
     assert (head["split"], head["utterances"]) == ("train", 3)
-    assert list(head["skipped"]) == ["cannot be decoded"]
+    assert head["skipped"] == {"no audio, or it cannot be decoded": ["7-8-0003"]}
     # The same seed, the same head; and phones instead of characters.
     halfway = [run(encoder, tmp_path, *options, "8")["metrics"] for _ in range(2)]
     assert halfway[0] == halfway[1]
     per = run(encoder, tmp_path, *options, "100", "--metric", "per")
-    assert per["task"] == "pr"
     assert values(per)["per"] < 60
 
 
-def test_utterances_for_the_head_are_drawn_alike():
+def test_utterances_for_the_head_are_drawn_alike(speech, tiny_encoder, monkeypatch):
     """Not the first ones, which would be one speaker."""
-    assert sorted(eval_ctc.sample(range(5), 9, random.Random(0))) == [0, 1, 2, 3, 4]
-    drawn = [eval_ctc.sample(range(20), 5, random.Random(seed)) for seed in range(2000)]
-    assert all(len(set(rows)) == 5 for rows in drawn)
-    shares = np.bincount(np.concatenate(drawn), minlength=20) / 2000
+    drawn = Counter()
+
+    def stop(rows, *_):
+        drawn.update(name for name, _, _ in rows)
+        return ()
+
+    monkeypatch.setattr(eval_ctc, "read_data", lambda *_: ((index, None, None) for index in range(20)))
+    monkeypatch.setattr(eval_ctc, "usable", stop)
+    options = ["--model", "x", "--data", "x", "--train_head", "train", "--head_utterances", "5", "--seed"]
+    for seed in range(2000):
+        with pytest.raises(KeyError):  # nothing is left to train on
+            eval_ctc.Recogniser.train(mock.Mock(), eval_ctc.parse([*options, str(seed)]), None)
+    assert drawn.total() == 5 * 2000
+    shares = np.array([drawn[index] for index in range(20)]) / 2000
     assert np.abs(shares - 0.25).max() < 0.05  # five standard deviations
 
 
 def test_what_cannot_be_evaluated_is_said(letters, phones, speech, tmp_path):
-    assert "has no split 'dev'; its folders are test" in refused(letters, speech, split="dev")
-    assert "no such folder" in refused(letters, speech / "no" / "where")
-    assert "writes phones; give --metric per" in refused(phones, speech)
-    assert "writes characters; give --metric wer" in refused(letters, speech, "--metric", "per")
-    assert "of its own; leave out --train_head" in refused(letters, speech, "--train_head", "train")
-    assert "--lexicon nothing.txt: no such file" in refused(
+    assert "dev has neither *.trans.txt (LibriSpeech) nor metadata.csv nor" in refused(letters, speech, split="dev")
+    assert "taken for a data set" in refused(letters, speech / "no" / "where")
+    assert "writes phones; give the other --metric" in refused(phones, speech)
+    assert "writes characters; give the other --metric" in refused(letters, speech, "--metric", "per")
+    assert "No such file or directory: 'nothing.txt'" in refused(
         phones, speech, "--metric", "per", "--lexicon", "nothing.txt"
     )
-    assert "cannot be loaded" in refused(str(tmp_path / "model"), speech)
+    assert "cannot be evaluated" in refused(str(tmp_path / "model"), speech)
     (tmp_path / "test").mkdir()
     soundfile.write(tmp_path / "test" / "a.wav", make_waveform(0.3), 16_000)
-    assert "no transcripts: neither *.trans.txt" in refused(letters, tmp_path)
+    assert "test has neither *.trans.txt" in refused(letters, tmp_path)
     (tmp_path / "test" / "metadata.csv").write_text("file_name,words\na.wav,A CAT\n")
-    assert "--text_column names another" in refused(letters, tmp_path)
+    assert "or what --text_column names" in refused(letters, tmp_path)
     assert run(letters, tmp_path, "--text_column", "words")["data"]["utterances"] == 1
 
 
@@ -317,15 +307,15 @@ def test_command_line(letters, speech, tmp_path, monkeypatch, capsys):
     argv = ["--model", letters, "--data", str(speech), "--split", "test", "--max_utterances", "2"]
     monkeypatch.setattr(sys, "argv", ["/some/where/eval_ctc.py", *argv])
     eval_ctc.main([*argv, "--output", str(tmp_path / "new" / "results.json")])
-    record = json.loads((tmp_path / "new" / "results.json").read_text())
+    record = read_record(tmp_path / "new" / "results.json")
+    assert (record["task"], record["protocol"]) == ("ctc", "quick")
     assert record["command"].startswith("python eval_ctc.py --model")
-    assert "on 2 utterances of test (greedy CTC" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"eval_ctc\.py: .* has no split"):
+    assert "on 2 utterances of test (quick, not SUPERB)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"none has neither"):
         eval_ctc.main([*argv, "--split", "none"])
-    for wrong, said in ((["--batch_size", "0"], "at least 1"), (["--train_head", "test"], "are the same")):
-        with pytest.raises(SystemExit):
-            eval_ctc.main([*argv, *wrong])
-        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        eval_ctc.main([*argv, "--train_head", "test"])
+    assert "are the same" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         eval_ctc.main(["--help"])
     assert "--train_head" in capsys.readouterr().out

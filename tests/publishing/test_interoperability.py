@@ -21,7 +21,7 @@ from hub_server import HubServer
 from safetensors.torch import load as load_safetensors
 
 from laser_hf.publishing import export_encoder
-from laser_hf.publishing.collect import EVALUATION_SCRIPTS
+from laser_hf.publishing.upload import EVALUATION_SCRIPTS
 
 KINDS = ("hubert", "wavlm")
 SPEECH = REPOSITORY / "laser_hf" / "demo" / "speech" / "heldout"
@@ -285,7 +285,7 @@ def test_published_script_evaluates_the_published_ctc_model(published):
         errors = sum(edit_distance(cut(r), cut(h)) for r, h in zip(references, said, strict=True))
         value = next(entry["value"] for entry in record["metrics"] if entry["metric"] == metric)
         assert value == pytest.approx(100 * errors / sum(len(cut(r)) for r in references))
-    assert (record["task"], record["model"], record["split"]) == ("asr", "org/wavlm-laser-ctc", "v17")
+    assert (record["task"], record["model"], record["split"]) == ("ctc", "org/wavlm-laser-ctc", "v17")
     assert record["model_revision"] == hub.repositories["org/wavlm-laser-ctc"].at("main").oid
     assert record["data"]["utterances"] == 4
     assert record["hardware"]["cores"]

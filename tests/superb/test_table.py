@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from laser_hf.errors import LaserError
+from laser_hf.objectives import OBJECTIVES
+from laser_hf.records import describe_model, new_record
 from laser_hf.superb import table
 from laser_hf.superb.__main__ import main
-from laser_hf.superb.table_records import RecordError, Row, find_records, read_records
+from laser_hf.superb.table import parse_row, row_name
+from laser_hf.superb.table_records import Row, find_records, read_numbers
 
 GOLDEN = Path(__file__).with_name("golden_table.md")
 HUBERT = "facebook/hubert-base-ls960"
@@ -21,19 +25,24 @@ def write(path: Path, record) -> Path:
     return path
 
 
+FRAME = {"schema_version": 2, "recipe": {}, "data": {}, "seed": None, "wall_seconds": 1.0}
+
+
 def result(task: str, metric: str, value: float | None, protocol="superb", split="test-clean", **more) -> dict:
     model, unit, runs = more.pop("model", HUBERT), more.pop("unit", "percent"), more.pop("runs", [])
     first = {"metric": metric, "value": value, "unit": unit, "split": split, **more}
-    return {"task": task, "protocol": protocol, "model": model, "metrics": [first], "runs": runs}
+    return {**FRAME, "task": task, "protocol": protocol, "model": model, "metrics": [first], "runs": runs}
 
 
 def trained(base: str = HUBERT, method: str = "laser", alpha: float = 0.4) -> dict:
     return {
+        **FRAME,
+        "task": "training",
         "method": method,
         "base_model": {"name": base},
         "recipe": {"objective": {"alpha": alpha}},
         "processed_hours": 101.4,
-        "wall_time_seconds": 5400.0,
+        "wall_seconds": 5400.0,
     }
 
 
@@ -55,7 +64,7 @@ def records(tmp_path, monkeypatch) -> Path:
     # Beside the model it was made from, not in the current folder.
     write(Path("laser/results/per/results.json"), result("pr", "per", 31.4, "quick", "heldout", model="laser"))
     ap = {"unit": "fraction", "layer": 4, "model": "mfcc"}
-    write(Path("evals/mfcc/results.json"), result("probe", "word_ap_across", 0.0301, "quick", "heldout", **ap))
+    write(Path("evals/mfcc/results.json"), result("discrimination", "word_ap_across", 0.0301, "quick", "heldout", **ap))
     return tmp_path
 
 
@@ -83,8 +92,8 @@ def test_files_say_the_same(records, capsys):
 
 
 def test_quick_numbers_stay_out_of_the_columns_of_superb(records):
-    evaluated, runs = read_records([(file, None) for file in find_records(records)])
-    for entry in table.build_tables(evaluated, runs, table.published_values()):
+    numbers = read_numbers([(file, None) for file in find_records(records)])
+    for entry in table.build_tables(numbers, table.published_values()):
         for (_, _, origin), cell in entry.cells.items():
             assert (cell.get("protocol") == "quick") == (entry.number == "quick") == (origin == "quick")
 
@@ -103,7 +112,7 @@ def test_every_published_value_has_a_source():
         assert set(entry) == {"table", "base", "method", "column", "value", "unit", "source", "place", "evidence"}
         assert published["sources"][entry["source"]]["url"].startswith("https://")
         assert entry["evidence"] in ("read", "second-hand")
-    tables = table.build_tables([], [], published)
+    tables = table.build_tables([], published)
     shown = {(t.number, column.key, column.origin) for t in tables for column in t.columns}
     assert {(str(v["table"]), v["column"], "published") for v in published["values"]} <= shown
 
@@ -134,45 +143,84 @@ def test_numbers_that_are_not_superb_s_stay_out(records, capsys, caplog):
     [
         ("{", "cannot read bad.json"),
         ("[]", "expected a JSON object, got list"),
-        ('{"systems": []}', "bad.json is no result record: it lacks 'protocol'"),
-        ('{"protocol": "slow", "metrics": []}', "unknown protocol 'slow'"),
-        ('{"protocol": "quick", "metrics": []}', "bad.json: no metrics"),
-        ('{"protocol": "quick", "metrics": [{"metric": "wer"}]}', "lacks split, unit, value"),
-        ('{"base_model": {"name": "x"}, "method": "laser"}', "it lacks 'recipe'"),
+        ('{"systems": []}', "bad.json is no record of laser_hf: it lacks data, recipe"),
+        (json.dumps({**FRAME, "schema_version": 1, "task": "asr"}), "bad.json has schema version 1"),
+        (json.dumps(result("asr", "wer", 1.0, "slow")), "bad.json: unknown protocol 'slow'"),
+        (json.dumps({**FRAME, "task": "search"}), "bad.json has no metrics: its task is search"),
+        (json.dumps({**FRAME, "task": "asr", "metrics": [{"metric": "wer"}]}), "bad.json: a metric lacks split, unit"),
+        (json.dumps({**FRAME, "task": "training", "method": "laser"}), "bad.json is no record of its task: it lacks"),
     ],
 )
 def test_unreadable_records_are_named(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     Path("bad.json").write_text(content)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(LaserError) as stopped:
         main(["table", "bad.json"])
     assert message in str(stopped.value)
-    assert "bad.json" in str(stopped.value)
 
 
 def test_places_without_records_and_double_cells_are_refused(records):
-    with pytest.raises(RecordError, match="does not exist"):
+    with pytest.raises(LaserError, match="does not exist"):
         find_records(Path("nowhere"))
     Path("empty").mkdir()
-    with pytest.raises(RecordError, match=r"holds neither results\.json nor laser_config\.json"):
+    with pytest.raises(LaserError, match=r"holds neither results\.json nor laser_config\.json"):
         find_records(Path("empty"))
     write(Path("again/results.json"), result("asr", "wer", 6.5))
-    with pytest.raises(SystemExit, match=r"two records for HuBERT base, wer: .*--row NAME=PATH"):
+    with pytest.raises(LaserError, match=r"two records for HuBERT base, wer: .*--row NAME=PATH"):
         main(["table", "evals", "again"])
-    with pytest.raises(SystemExit, match="--row expects NAME=PATH"):
+    with pytest.raises(LaserError, match="--row expects NAME=PATH"):
         main(["table", "--row", "evals"])
     main(["table", "evals/base", "evals/base/asr/results.json", "--output", "t.md"])  # one file, given twice
 
 
+def test_every_record_of_the_project_is_read(tmp_path, monkeypatch):
+    """A record in the common frame, the word report with the base encoder in it, and eval_ctc.py's."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("run/laser_config.json"), trained("encoder"))
+    words = [{"metric": "word_ap_across", "value": 0.918, "unit": "fraction", "split": "heldout", "layer": 4}]
+    before = {"model": "x/encoder", "metrics": [{**words[0], "value": 0.896}]}
+    made = {"recipe": {}, "data": {}, "seed": None, "wall_seconds": 1.0, "protocol": "quick"}
+    report = new_record("discrimination", model=describe_model("run"), metrics=words, base=before, **made)
+    write(Path("run/results/words.json"), report)
+    write(Path("run/results/table.json"), {"tables": []})  # no record: passed over
+    write(Path("ctc.json"), result("ctc", "wer", 31.5, "quick", "test-clean", model="me/encoder-ctc"))
+    own = [{"metric": "accuracy", "value": 0.5, "unit": "fraction", "split": "mine"}]
+    write(Path("own.json"), new_record("my_pkg.task", model=describe_model("me/x"), metrics=own, **made))
+    data = main(["table", "run", "ctc.json", "own.json", "--output", "t.md"])
+    quick = data["tables"][-1]
+    columns = [column["title"] for column in quick["columns"]]
+    assert columns == [
+        "word discrimination AP, across speakers, heldout (quick)",
+        "ctc: WER, %, test-clean (quick)",
+        "my_pkg.task: accuracy, mine (quick)",
+    ]
+    values = {row["encoder"]: [cell and cell["value"] for cell in row["cells"]] for row in quick["rows"]}
+    assert values == {
+        "encoder + LASER": [0.918, None, None],
+        "me/encoder-ctc": [None, 31.5, None],
+        "me/x": [None, None, 0.5],
+        "x/encoder": [0.896, None, None],
+    }
+    # The same base encoder in a second report is no conflict, another value is.
+    write(Path("other/words.json"), report | {"model": "me/other"})
+    main(["table", "run", "other/words.json", "--output", "t.md"])
+    write(Path("other/words.json"), report | {"model": "me/other", "base": {**before, "metrics": words}})
+    with pytest.raises(LaserError, match="two records for x/encoder"):
+        main(["table", "run", "other/words.json"])
+
+
 def test_row_names():
     for row in (Row("HuBERT base", "base"), Row("WavLM base", "soft_dtw"), Row("x/y", "laser")):
-        assert Row.parse(row.name) == row
-    assert Row.parse("a + b").name == "a + b"
+        assert parse_row(row_name(row)) == row
+    assert row_name(parse_row("a + b")) == "a + b"
+    for name, objective in OBJECTIVES.items():
+        assert row_name(Row("a", name)) == f"a + {objective.title}"
+    assert row_name(Row("a", "my_pkg.losses:MyLoss")) == "a + MyLoss"
 
 
 def test_contentvec_is_a_baseline_by_its_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("cv/results.json"), result("pr", "per", 4.54, model="lengyue233/content-vec-best"))
-    (found,), _ = read_records([(Path("cv/results.json"), None)])
+    (found,) = read_numbers([(Path("cv/results.json"), None)])
     assert found.row == Row("HuBERT base", "contentvec")
-    assert found.row.name == "HuBERT base + ContentVec"
+    assert row_name(found.row) == "HuBERT base + ContentVec"

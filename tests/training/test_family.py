@@ -11,22 +11,25 @@ import soundfile
 import torch
 from conftest import make_model
 from safetensors.torch import load_file
-from training_runs import NO_DROPOUT, arguments, assert_same_weights, kill_in_step_4, launch_two, losses, start
+from training_runs import NO_DROPOUT, arguments, assert_same_weights, fork_two, history, kill_in_step_4, losses, start
 
 from laser_hf.encoders import SpeechEncoder
-from laser_hf.objectives import Objective, SpinLoss
-from laser_hf.training import AlignmentModel, DataArguments, LaserTrainer, LaserTrainingArguments
-from laser_hf.training.output_folder import RECORD_NAME, RunError
-from laser_hf.training.speech_pairs import perturbation_of
+from laser_hf.errors import LaserError
+from laser_hf.objectives import OBJECTIVES, Objective, SpinLoss
+from laser_hf.records import TRAINING_RECORD
+from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
+from laser_hf.training import model as model_module
 
 SPIN = (
     "--objective", "spin", "--codes", "6", "--perturbations", "equalizer", "--seconds_per_update", "5",
-    "--coupled_weight_decay", "true", "--weight_decay", "1e-6", "--min_learning_rate", "1e-5",
+    "--coupled_weight_decay", "true", "--weight_decay", "1e-6", "--lr_scheduler_type", "warmup_stable_decay",
+    "--lr_scheduler_kwargs", '{"decay_type": "linear", "min_lr_ratio": 0.01}',
 )  # fmt: skip
 FAMILY = {
     "soft_dtw": ("--objective", "soft_dtw"),
     "score": ("--objective", "score", "--projection_layers", "2"),
     "spin": SPIN,
+    "mse_idm": ("--objective", "mse_idm", "--perturbations", "equalizer"),
 }
 
 
@@ -72,6 +75,7 @@ def test_only_what_an_objective_reads_is_in_its_recipe(run):
         "soft_dtw": {"name", "gamma"},
         "score": {"name", "gamma", "twin_dropout"},
         "spin": {"name", "codes", "temperature", "epsilon", "iterations"},
+        "mse_idm": {"name", "alpha", "sigma", "margin", "distance", "reference_frames"},
     }
     assert set(record["recipe"]["objective"]) == read[name]
 
@@ -82,9 +86,9 @@ def test_two_processes_equal_one(name, tiny_encoder, small_tree, tmp_path):
     options = (*FAMILY[name], *NO_DROPOUT, "--per_device_train_batch_size", "8", "--eval_data", str(small_tree))
     options += ("--eval_steps", "4", "--max_eval_samples", "5")
     _, alone, alone_weights = start(tiny_encoder, small_tree, tmp_path / "one", *options)
-    launch_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options), tmp_path)
+    fork_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options))
     together = losses(tmp_path / "two")
-    assert json.loads((tmp_path / "two" / RECORD_NAME).read_text())["processes"] == 2
+    assert json.loads((tmp_path / "two" / TRAINING_RECORD).read_text())["processes"] == 2
     for step, loss in alone.items():
         assert together[step] == pytest.approx(loss, rel=1e-4)
     assert_same_weights(load_file(tmp_path / "two" / "model.safetensors"), alone_weights, rtol=1e-3, atol=1e-5)
@@ -101,8 +105,9 @@ def test_soft_dtw_is_laser_without_its_regulariser(tiny_encoder, small_tree, tmp
 
 
 def twin_model(**options):
-    encoders = [SpeechEncoder(make_model(hidden_dropout=0.5, layerdrop=0.0, apply_spec_augment=False)) for _ in "ab"]
-    return AlignmentModel(encoders[0], 8, twin=encoders[1], **options)
+    model = AlignmentModel(SpeechEncoder(make_model(hidden_dropout=0.5, layerdrop=0.0, apply_spec_augment=False)), 8)
+    model.add_twin(**options)
+    return model
 
 
 def test_the_twin_encodes_the_second_half_and_belongs_to_nothing_that_is_saved():
@@ -125,7 +130,7 @@ def test_the_twin_encodes_the_second_half_and_belongs_to_nothing_that_is_saved()
 
 @pytest.mark.parametrize("dropout", [True, False])
 def test_dropout_of_the_twin(dropout):
-    model = twin_model(twin_dropout=dropout).train()
+    model = twin_model(dropout=dropout).train()
     assert model.twin.training == dropout
     waveforms = 0.1 * torch.randn(2, 4000)
     first, second = (model(waveforms, [4000, 4000])["frames"][1] for _ in range(2))
@@ -134,21 +139,27 @@ def test_dropout_of_the_twin(dropout):
 
 
 def test_each_side_hears_the_perturbed_view_half_the_time(tiny_encoder, small_tree, tmp_path, monkeypatch):
-    heard = {}
-    original = LaserTrainer._both_views
+    heard, step = {}, 0
+    original, original_step = model_module.stack_views, LaserTrainer.training_step
 
-    def spy(self, inputs):
-        waveforms, lengths = original(self, inputs)
-        count = len(inputs["ids"])
-        for row, name in enumerate(inputs["ids"]):
-            clean = inputs["clean"][row, : inputs["clean_lengths"][row]]
+    def spy(batch, swap):
+        waveforms, lengths = original(batch, swap)
+        count = len(batch["ids"])
+        for row, name in enumerate(batch["ids"]):
+            clean = batch["clean"][row, : batch["clean_lengths"][row]]
             found = [waveforms[r, : lengths[r]] for r in (row, count + row)]
             side = [len(one) == len(clean) and torch.equal(one, clean) for one in found]
             assert sum(side) == 1
-            heard[self.state.global_step, name] = side[0]
+            heard[step, name] = side[0]
         return waveforms, lengths
 
-    monkeypatch.setattr(LaserTrainer, "_both_views", spy)
+    def count_steps(self, *given, **named):
+        nonlocal step
+        step = self.state.global_step
+        return original_step(self, *given, **named)
+
+    monkeypatch.setattr(model_module, "stack_views", spy)
+    monkeypatch.setattr(LaserTrainer, "training_step", count_steps)
     start(tiny_encoder, small_tree, tmp_path, *FAMILY["score"], "--max_steps", "9", "--speed_factors", "0.9")
     share = np.mean(list(heard.values()))
     assert len(heard) == 54
@@ -165,20 +176,19 @@ class PerFrame(Objective):
 
     unit = "frames"
 
-    def forward(self, x, lengths_x, y, lengths_y):
-        valid = torch.arange(x.shape[1], device=x.device) < lengths_x.unsqueeze(1)
+    def terms(self, x, m, y, n):
+        valid = torch.arange(x.shape[1], device=x.device) < m.unsqueeze(1)
         return {"total": (x[..., 0] * valid).sum(dim=1)}
 
 
 def test_a_loss_per_frame_is_a_mean_over_the_frames_of_the_update(tiny_encoder, small_tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("laser_hf.training.run.LaserLoss", lambda **options: PerFrame())
+    monkeypatch.setitem(OBJECTIVES, "per_frame", PerFrame)
     found = {}
     for size in ("8", "3"):
-        options = (*NO_DROPOUT, "--per_device_train_batch_size", size, "--eval_data", str(small_tree))
-        options += ("--eval_steps", "4", "--per_device_eval_batch_size", size)
+        options = (*NO_DROPOUT, "--objective", "per_frame", "--per_device_train_batch_size", size)
+        options += ("--eval_data", str(small_tree), "--eval_steps", "4", "--per_device_eval_batch_size", size)
         _, by_step, weights = start(tiny_encoder, small_tree, tmp_path / size, *options)
-        log = json.loads((tmp_path / size / "training_log.json").read_text())["log"]
-        held_out = next(entry["eval_loss"] for entry in log if "eval_loss" in entry)
+        held_out = next(entry["eval_loss"] for entry in history(tmp_path / size) if "eval_loss" in entry)
         found[size] = {**by_step, "held_out": held_out}, weights
     assert found["3"][0] == pytest.approx(found["8"][0], rel=1e-4)
     assert all(abs(loss) <= 1 for loss in found["8"][0].values())
@@ -189,11 +199,12 @@ def test_spin_schedule_and_optimiser(tiny_encoder, small_tree, tmp_path, monkeyp
     """Linear from the smallest rate to the peak and back; Adam with L2 on everything that is trained."""
     args = LaserTrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=10, warmup_steps=4, learning_rate=1e-4,
-        min_learning_rate=1e-6, coupled_weight_decay=True, weight_decay=1e-6, adam_epsilon=1e-8,
+        lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"decay_type": "linear", "min_lr_ratio": 0.01},
+        coupled_weight_decay=True, weight_decay=1e-6, adam_epsilon=1e-8,
     )  # fmt: skip
     encoder = SpeechEncoder(make_model())
     encoder.freeze_except(1)
-    trainer = LaserTrainer(AlignmentModel(encoder, 8), args, SpinLoss(8, codes=4), train_dataset=[])
+    trainer = LaserTrainer(AlignmentModel(encoder, 8), args, objective=SpinLoss(8, codes=4))
     trainer.create_optimizer_and_scheduler(10)
     assert type(trainer.optimizer) is torch.optim.Adam
     (group,) = trainer.optimizer.param_groups
@@ -227,12 +238,12 @@ def test_codes_are_unit_vectors_at_every_update(tiny_encoder, small_tree, tmp_pa
     ("options", "message"),
     [
         (("--perturbations", "speed_pitch"), "keep the duration"),
-        (("--perturbations", "equalizer", "--streaming", "true"), "does not know lengths|not know lengths"),
+        (("--perturbations", "equalizer", "--streaming", "true"), "does not know lengths"),
         (("--perturbations", "equalizer", "--seconds_per_update", "500"), "do not fill one update"),
     ],
 )
 def test_what_spin_cannot_do(options, message, tiny_encoder, small_tree, tmp_path):
-    with pytest.raises((ValueError, RunError), match=message):
+    with pytest.raises(LaserError, match=message):
         start(tiny_encoder, small_tree, tmp_path, *SPIN, *options)
 
 
@@ -257,7 +268,7 @@ def test_noise_instead_of_speed_and_pitch(tiny_encoder, small_tree, tmp_path):
     soundfile.write(noise / "hum.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
     options = ("--perturbations", "noise", "--noise_snrs", "5", "--noise_dir", str(noise))
     record, by_step, _ = start(tiny_encoder, small_tree, tmp_path / "run", *options, "--plots", "true")
-    assert record["recipe"]["data"]["perturbations"] == ["noise"]
+    assert record["recipe"]["perturbations"]["name"] == ["noise"]
     assert all(np.isfinite(loss) for loss in by_step.values())
     assert (tmp_path / "run" / "plots" / "alignment.png").is_file()
     _, both, _ = start(tiny_encoder, small_tree, tmp_path / "both", *options, "--perturbations", "speed_pitch", "noise")
@@ -272,15 +283,16 @@ def test_noise_instead_of_speed_and_pitch(tiny_encoder, small_tree, tmp_path):
         (("--perturbations", "noise", "--noise_dir", "nowhere"), "nowhere"),
     ],
 )
-def test_perturbations_that_are_refused(options, message, tiny_encoder, small_tree, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_perturbations_that_are_refused(options, message, tiny_encoder, small_tree, tmp_path, capsys):
+    with pytest.raises((LaserError, SystemExit)) as stopped:
         start(tiny_encoder, small_tree, tmp_path, *options)
+    assert message in f"{stopped.value} {capsys.readouterr().err}"
 
 
-def test_voices_without_praat(monkeypatch):
+def test_voices_without_praat(tiny_encoder, small_tree, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install praat-parselmouth"):
-        perturbation_of(DataArguments(perturbations=["voice"]))
+    with pytest.raises(LaserError, match="pip install praat-parselmouth"):
+        start(tiny_encoder, small_tree, tmp_path, "--perturbations", "voice")
 
 
 def test_the_shipped_speech_trains_with_voices(tmp_path, tiny_encoder):

@@ -6,8 +6,12 @@ import json
 
 import pytest
 
-from laser_hf.training import PresetError, load_preset, parse_options, preset_names
-from laser_hf.training.options import option_names
+from laser_hf.data import PERTURBATIONS, Perturbation
+from laser_hf.errors import LaserError
+from laser_hf.objectives import OBJECTIVES, Objective
+from laser_hf.plugins import Option
+from laser_hf.training import load_preset, parse_options, preset_names
+from laser_hf.training.options import build_parser, option_names
 
 
 def parse(*argv, output):
@@ -34,16 +38,20 @@ def test_paper_presets(name, tmp_path):
         "activation_dropout": 0.0,
         "feat_proj_dropout": 0.1,
     }
-    objective = options.objective
-    assert (objective.gamma, objective.alpha, objective.sigma, objective.margin) == (0.1, alpha, 1, margin)
-    assert objective.distance == "euclidean"
+    assert options.objective.name == "laser"
+    values = options.objective.values
+    assert (values["gamma"], values["alpha"], values["sigma"], values["margin"]) == (0.1, alpha, 1, margin)
+    assert values["distance"] == "euclidean"
     data = options.data
     assert (data.train_data, data.train_name, data.train_split) == (
         "openslr/librispeech_asr",
         "clean",
         "train.100",
     )
-    assert (data.speed_factors, data.pitch_steps, data.max_seconds) == (speeds, [-2.0, 2.0], None)
+    (perturbation,) = options.perturbations
+    assert perturbation.name == "speed_pitch"
+    assert perturbation.values == {"speed_factors": speeds, "pitch_steps": [-2.0, 2.0]}
+    assert data.max_seconds is None
     args = options.training
     assert (args.pairs_per_update, args.max_steps, args.warmup_steps) == (8, 3600, 1000)
     assert (args.learning_rate, args.adam_epsilon, args.weight_decay, args.max_grad_norm) == (
@@ -67,7 +75,7 @@ def test_presets_of_the_family(name, tmp_path):
         ours, theirs = laser.recipe(), other.recipe()
         return {
             option: value
-            for group in ("model", "data", "training")
+            for group in ("model", "perturbations", "data", "training")
             for option, value in theirs[group].items()
             if ours[group].get(option) != value
         }
@@ -79,13 +87,13 @@ def test_presets_of_the_family(name, tmp_path):
     wavlm = {"projection_layers": 2, "speed_factors": [0.85, 0.9, 1.0, 1.1, 1.15]}
     assert differing(score) == ({} if name == "hubert-base" else wavlm)
     assert noise.recipe()["objective"] == laser.recipe()["objective"]
-    assert {"perturbations": ["noise"]}.items() <= differing(noise).items()
-    assert noise.data.noise_snrs == [20.0, 10.0, 5.0]
+    assert noise.recipe()["perturbations"]["name"] == ["noise"]
+    assert noise.value("noise_snrs") == [20.0, 10.0, 5.0]
     assert spin.recipe()["objective"] == {
         "name": "spin", "codes": 256, "temperature": 0.1, "epsilon": 0.02, "iterations": 3,
     }  # fmt: skip
     assert differing(spin) == {
-        "perturbations": ["voice", "equalizer"],
+        "name": ["voice", "equalizer"],
         "streaming": False,
         "min_seconds": 40_000 / 16_000,
         "crop_seconds": 272_000 / 16_000,
@@ -93,13 +101,15 @@ def test_presets_of_the_family(name, tmp_path):
         "max_steps": 5000,
         "warmup_steps": 2500,
         "learning_rate": 1e-4,
-        "min_learning_rate": 1e-6,
+        "lr_scheduler_type": "warmup_stable_decay",
+        # From and to a hundredth of the peak.
+        "lr_scheduler_kwargs": {"num_decay_steps": 2500, "decay_type": "linear", "min_lr_ratio": 0.01},
         "coupled_weight_decay": True,
         "weight_decay": 1e-6,
         "adam_epsilon": 1e-8,
         "max_grad_norm": 10.0,
         "seed": 7122,
-    } | ({} if name == "hubert-base" else {"speed_factors": [0.9, 1.0, 1.1]})
+    }
     for options in (alone, score, noise, spin):
         assert options.model.model_name_or_path == laser.model.model_name_or_path
         assert (options.model.trainable_layers, options.model.train_encoder_layer_norm) == (2, False)
@@ -114,18 +124,18 @@ def test_arguments_override_the_preset(tmp_path):
         "--preset", "hubert-base", "--alpha", "0", "--speed_factors", "0.8", "1.2", "--max_steps", "7",
         "--train_encoder_layer_norm", "true", output=tmp_path,
     )  # fmt: skip
-    assert options.objective.alpha == 0
-    assert options.data.speed_factors == [0.8, 1.2]
+    assert options.value("alpha") == 0
+    assert options.value("speed_factors") == [0.8, 1.2]
     assert options.training.max_steps == 7
     assert options.model.train_encoder_layer_norm is True
-    assert options.objective.margin == 1.1
+    assert options.value("margin") == 1.1
 
 
 def test_a_preset_of_ones_own(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"alpha": 0.7, "train_data": "{laser_hf}/demo"}))
     options = parse("--preset", str(path), output=tmp_path)
-    assert options.objective.alpha == 0.7
+    assert options.value("alpha") == 0.7
     assert options.data.train_data.endswith("laser_hf/demo")
 
 
@@ -138,9 +148,13 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--gradient_accumulation_steps", "8"], "pairs_per_update"),
         (["--alpha", "lots"], "invalid float"),
         (["--push_to_hub"], "push_to_hub.py"),
-        (["--objective", "contentvec"], "invalid choice"),
-        (["--min_learning_rate", "1"], "below --learning_rate"),
-        (["--min_learning_rate", "1e-6", "--lr_scheduler_type", "cosine"], "not for"),
+        (["--objective", "contentvec"], "unknown objective 'contentvec'"),
+        (["--objective", "nowhere:Loss"], "cannot import"),
+        (["--perturbations", "echo"], "unknown perturbation 'echo'"),
+        (["--gamma", "0"], "gamma must be above 0"),
+        (["--speed_factors", "0.9", "-1"], "speed_factors must be"),
+        (["--objective_options", "beta=1"], "has no option beta"),
+        (["--objective_options", "alpha"], "expected name=value"),
         (["--seconds_per_update", "0"], "--seconds_per_update must be positive"),
         (["--per_device_train_seconds", "9"], "goes with --seconds_per_update"),
     ],
@@ -155,13 +169,13 @@ def test_refused(argv, message, tmp_path, capsys):
 def test_unknown_preset_keys_are_refused(tmp_path, capsys):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"alpha": 0.7, "marginn": 1.0}))
-    with pytest.raises(PresetError, match="marginn"):
+    with pytest.raises(LaserError, match="marginn"):
         load_preset(str(path), option_names())
     with pytest.raises(SystemExit):
         parse("--preset", str(path), output=tmp_path)
     assert "marginn" in capsys.readouterr().err
     path.write_text("{")
-    with pytest.raises(PresetError, match="not valid JSON"):
+    with pytest.raises(LaserError, match="not valid JSON"):
         load_preset(str(path), option_names())
 
 
@@ -188,3 +202,86 @@ def test_a_cpu_launch_that_lost_its_processes_is_refused(tmp_path, capsys, monke
     with pytest.raises(SystemExit):
         parse(output=tmp_path)
     assert "--multi_gpu --num_processes 2" in capsys.readouterr().err
+
+
+def test_common_names_are_accepted(tmp_path):
+    ours = ["--model", "m", "--revision", "r", "--data", "d", "--split", "s"]
+    names = ["--model_name_or_path", "m", "--model_revision", "r", "--train_data", "d", "--train_split", "s"]
+    options = parse_options([*ours, "--device", "cpu", "--output_dir", str(tmp_path)])
+    assert options.training.use_cpu
+    assert options.recipe() == parse(*names, output=tmp_path).recipe()
+
+
+def test_the_decay_follows_the_length_of_the_run(tmp_path):
+    options = parse("--preset", "demo-spin", "--max_steps", "50", output=tmp_path)
+    assert options.value("lr_scheduler_kwargs") == {
+        "num_decay_steps": 30, "decay_type": "linear", "min_lr_ratio": 0.01,
+    }  # fmt: skip
+    given = parse("--preset", "demo-spin", "--lr_scheduler_kwargs", '{"num_decay_steps": 7}', output=tmp_path)
+    assert given.value("lr_scheduler_kwargs") == {"num_decay_steps": 7}
+
+
+class Stretched(Objective):
+    """With an option of another default than LASER's of the same name."""
+
+    name, title, summary = "stretched", "Stretched", "for this test."
+    options = (
+        Option("alpha", 3.0, "weight of something else", low=0),
+        Option("power", 2, "an exponent", flag="stretch_power"),
+        Option("shapes", ["a"], "some words", many=True),
+    )
+
+
+class Echo(Perturbation):
+    name, title, summary = "echo", "Echo", "for this test."
+    options = (Option("delay", 0.1, "seconds", above=0, flag="echo_delay"),)
+
+    def draw(self, rng):
+        return {}
+
+    def apply(self, waveform):
+        return waveform
+
+
+def test_options_of_shipped_classes_are_flags_and_each_has_its_own_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(OBJECTIVES, "stretched", Stretched)
+    monkeypatch.setitem(PERTURBATIONS, "echo", Echo)
+    found = parse("--preset", "demo-score", "--objective", "stretched", "--perturbations", "echo", output=tmp_path)
+    assert found.objective.values == {"alpha": 3.0, "stretch_power": 2, "shapes": ["a"]}
+    assert found.recipe()["objective"] == {"name": "stretched", **found.objective.values}
+    assert found.recipe()["perturbations"] == {"name": ["echo"], "echo_delay": 0.1}
+    more = ["--stretch_power", "5", "--shapes", "b", "c", "--alpha", "1", "--echo_delay", "2"]
+    found = parse("--objective", "stretched", "--perturbations", "echo", "speed_pitch", *more, output=tmp_path)
+    assert found.objective.values == {"alpha": 1.0, "stretch_power": 5, "shapes": ["b", "c"]}
+    assert found.value("echo_delay") == 2
+    assert found.value("speed_factors") == [0.9, 1.0, 1.1]
+    with pytest.raises(KeyError):
+        found.value("codes")
+    text = " ".join(build_parser().format_help().split())
+    assert "stretched: weight of something else (default: 3.0)" in text
+    assert {"stretch_power", "shapes", "echo_delay"} <= option_names()
+
+
+def test_options_of_own_classes_are_assignments(tmp_path, monkeypatch, capsys):
+    own = ["--objective", f"{__name__}:Stretched", "--perturbations", "speed_pitch", f"{__name__}:Echo"]
+    values = ["--objective_options", "alpha=0", "shapes=x,y", "--perturbation_options", "echo_delay=0.5"]
+    found = parse(*own, *values, output=tmp_path)
+    assert found.objective.values == {"alpha": 0.0, "stretch_power": 2, "shapes": ["x", "y"]}
+    assert found.perturbations[1].values == {"echo_delay": 0.5}
+    assert found.recipe()["objective"]["name"] == f"{__name__}:Stretched"
+    with pytest.raises(SystemExit):
+        parse(*own, "--objective_options", "alpha=-1", output=tmp_path)
+    assert "alpha must be at least 0" in capsys.readouterr().err
+
+
+def test_what_belongs_to_the_recipe(tmp_path):
+    """Everything that decides the result, and nothing that says where it goes or how it is watched."""
+    recipe = parse(output=tmp_path).recipe()
+    assert set(recipe) == {"model", "objective", "perturbations", "data", "training"}
+    assert set(recipe["training"]) == {
+        "pairs_per_update", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+        "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "seed", "data_seed",
+        "bf16", "fp16", "seconds_per_update", "per_device_train_seconds", "coupled_weight_decay",
+    }  # fmt: skip
+    assert {"train_data", "streaming", "min_seconds", "perturb_on"} <= set(recipe["data"])
+    assert not [name for name in recipe["data"] if name.startswith(("eval_", "max_eval", "cache_"))]

@@ -11,13 +11,24 @@ import soundfile
 import torch
 from conftest import make_waveform
 from safetensors.torch import load_file
-from training_runs import NO_DROPOUT, arguments, assert_same_weights, kill_in_step_4, launch_two, losses, start
+from training_runs import (
+    NO_DROPOUT,
+    arguments,
+    assert_same_weights,
+    history,
+    kill_in_step_4,
+    launch_two,
+    losses,
+    start,
+)
 
-from laser_hf.objectives import LaserLoss
-from laser_hf.training import NonFiniteLossError, parse_options
-from laser_hf.training.output_folder import RECORD_NAME, RunError, last_complete_checkpoint, prepare_output_dir
-from laser_hf.training.sampling import PairBatchSampler
-from laser_hf.training.trainer import LaserTrainer
+from laser_hf.errors import LaserError
+from laser_hf.objectives import OBJECTIVES, LaserLoss
+from laser_hf.records import TRAINING_RECORD, read_record
+from laser_hf.runs import RunFolder
+from laser_hf.training import LaserTrainer, NonFiniteLossError, main, parse_options
+from laser_hf.training.run import _OWNED, find_start
+from laser_hf.training.sampling import PairSampler
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +42,13 @@ def test_what_a_run_leaves(straight, small_tree):
     output, record, by_step, _ = straight
     assert {p.name for p in output.iterdir()} == {
         "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
-        RECORD_NAME, "training_log.json", "recipe.json",
+        TRAINING_RECORD, "training_log.json", "recipe.json",
     }  # fmt: skip
-    assert json.loads((output / RECORD_NAME).read_text())["updates"] == 4
+    assert json.loads((output / TRAINING_RECORD).read_text())["updates"] == 4
     assert sorted(by_step) == [1, 2, 3, 4]
     # The paper's unit: source speech of every pair of every update. 18 utterances make updates of 8, 8 and 2 pairs.
     files = sorted(small_tree.rglob("*.flac"))
-    sampler = PairBatchSampler(18, 8, seed=1337)
+    sampler = PairSampler(18, 8, seed=1337)
     first_epoch = [i for update in sampler for i in update]
     sampler.set_epoch(1)
     drawn = first_epoch + next(iter(sampler))
@@ -51,8 +62,8 @@ def test_what_a_run_leaves(straight, small_tree):
     for term in ("loss", "soft_dtw", "idm", "grad_norm", "frame_cosine", "effective_rank", "processed_hours"):
         assert np.isfinite(record["last"][term]["value"])
     assert record["first"]["loss"]["step"] == 1
-    log = json.loads((output / "training_log.json").read_text())["log"]
-    entry = next(e for e in log if e["step"] == 3)
+    assert read_record(output / TRAINING_RECORD)["task"] == "training"
+    entry = next(e for e in history(output) if e["step"] == 3)
     assert entry["loss"] == pytest.approx(entry["soft_dtw"] + 0.15 * entry["idm"], rel=1e-5)
 
 
@@ -70,7 +81,7 @@ def test_resumed_equals_uninterrupted(straight, tiny_encoder, small_tree, tmp_pa
     kill_in_step_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         start(tiny_encoder, small_tree, tmp_path)
-    assert not (tmp_path / RECORD_NAME).exists()
+    assert not (tmp_path / TRAINING_RECORD).exists()
     monkeypatch.undo()
     torch.manual_seed(99)  # whatever happened in between
     resumed, resumed_losses, resumed_weights = start(tiny_encoder, small_tree, tmp_path)
@@ -103,13 +114,13 @@ def test_perturbing_on_the_device_is_the_same_run(tiny_encoder, small_tree, tmp_
     with pytest.raises(KeyboardInterrupt):
         start(tiny_encoder, small_tree, tmp_path / "device", *how)
     monkeypatch.undo()
-    with pytest.raises(RunError, match="--perturb_on device -> worker"):
+    with pytest.raises(LaserError, match="--perturb_on device -> worker"):
         start(tiny_encoder, small_tree, tmp_path / "device")
     record, on_device, device_weights = start(tiny_encoder, small_tree, tmp_path / "device", *how, "--plots", "true")
     assert record["recipe"]["data"]["perturb_on"] == "device"
     assert on_device == by_step
     assert_same_weights(device_weights, weights)
-    logs = [json.loads((tmp_path / run / "training_log.json").read_text())["log"] for run in ("worker", "device")]
+    logs = [history(tmp_path / run) for run in ("worker", "device")]
     held_out = [[entry["eval_loss"] for entry in log if "eval_loss" in entry] for log in logs]
     assert held_out[0] == held_out[1]
     assert len(held_out[0]) == 2
@@ -120,32 +131,26 @@ def test_decoding_once_changes_nothing(straight, tiny_encoder, small_tree, tmp_p
     _, _, by_step, weights = straight
     extra = ("--cache_decoded", str(tmp_path / "kept"))
     _, losses_first, _ = start(tiny_encoder, small_tree, tmp_path / "first", *extra)
-    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 18
-    monkeypatch.setattr("laser_hf.data.cache.decode_audio", None)  # nothing is left to decode
+    for file in small_tree.rglob("*.flac"):
+        assert file.is_file()
     record, losses_second, weights_second = start(tiny_encoder, small_tree, tmp_path / "second", *extra)
     assert losses_first == losses_second == by_step
     assert_same_weights(weights_second, weights)
     assert "cache_decoded" not in record["recipe"]["data"]
-    with pytest.raises(RunError, match="a stream is not"):
+    with pytest.raises(LaserError, match="a stream is not"):
         start(tiny_encoder, small_tree, tmp_path / "stream", *extra, "--streaming", "true")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, workers, caplog):
-    extra = ("--profile_updates", "2", "--per_device_train_batch_size", "3", "--dataloader_num_workers", str(workers))
+def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, caplog):
+    extra = ("--profile_updates", "2", "--per_device_train_batch_size", "3", "--perturb_on", "device")
     with caplog.at_level("INFO", logger="laser_hf"):
         start(tiny_encoder, small_tree, tmp_path, *extra)
     profile = json.loads((tmp_path / "profile.json").read_text())
     assert profile["updates"] == 2
-    assert profile["workers"] == workers
-    assert profile["pairs_per_update"] == 5  # 2 at the end of the first epoch, then 8
-    assert profile["overlapped"] == (["decode", "perturb"] if workers else [])
-    assert all(seconds > 0 for part, seconds in profile["seconds"].items() if part not in ("wait", "other"))
-    assert sum(share for part, share in profile["shares"].items() if part not in profile["overlapped"]) == (
-        pytest.approx(1.0)
-    )
-    assert 0 < profile["padding"] < 0.5
-    assert "Profile of 2 updates" in caplog.text
+    assert all(seconds > 0 for seconds in profile["seconds"].values())
+    assert sum(profile["seconds"].values()) <= profile["seconds_per_update"]
+    assert (tmp_path / "profile_trace.json.gz").stat().st_size > 1000
+    assert "2 updates of" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
@@ -186,13 +191,13 @@ def test_two_processes_equal_twice_the_accumulation(tiny_encoder, small_tree, tm
     _, alone, alone_weights = start(tiny_encoder, small_tree, tmp_path / "one", *options)
     launch_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options), tmp_path)
     together = losses(tmp_path / "two")
-    record = json.loads((tmp_path / "two" / RECORD_NAME).read_text())
+    record = json.loads((tmp_path / "two" / TRAINING_RECORD).read_text())
     assert record["processes"] == 2
     assert together.keys() == alone.keys()
     for step, loss in alone.items():
         assert together[step] == pytest.approx(loss, rel=1e-4)
     assert_same_weights(load_file(tmp_path / "two" / "model.safetensors"), alone_weights, rtol=1e-3, atol=1e-5)
-    alone_record = json.loads((tmp_path / "one" / RECORD_NAME).read_text())
+    alone_record = json.loads((tmp_path / "one" / TRAINING_RECORD).read_text())
     assert record["processed_hours"] == pytest.approx(alone_record["processed_hours"])
 
 
@@ -242,7 +247,7 @@ def test_utterances_that_are_too_long_leave_updates_full(tiny_encoder, small_tre
     assert limited[0]["last"]["eval_loss"] == linked[0]["last"]["eval_loss"]
     assert limited[1] == linked[1]
     assert_same_weights(limited[2], linked[2])
-    with pytest.raises(RunError, match=r"no utterance of .* at most --max_seconds 0.2; left out: .*'too_long': 18"):
+    with pytest.raises(LaserError, match=r"no utterance .* at most max_seconds 0.2 .*'too_long': 18"):
         start(tiny_encoder, small_tree, tmp_path / "c", "--max_seconds", "0.2")
 
 
@@ -279,13 +284,13 @@ class _BadGradient(LaserLoss):
 
 
 def test_the_pair_with_the_bad_loss_is_named_and_a_bad_gradient_too(tiny_encoder, small_tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("laser_hf.training.run.LaserLoss", _OneBad)
+    monkeypatch.setitem(OBJECTIVES, "laser", _OneBad)
     with pytest.raises(NonFiniteLossError, match=r"non-finite loss at step 2 on the utterances \d-10-\d{4}; the state"):
         start(tiny_encoder, small_tree, tmp_path / "a", "--per_device_train_batch_size", "3")
     assert (tmp_path / "a" / "checkpoint-1" / "trainer_state.json").is_file()
     stopped = json.loads((tmp_path / "a" / "non_finite.json").read_text())
     assert list(stopped["losses"].values()) == ["inf"]
-    monkeypatch.setattr("laser_hf.training.run.LaserLoss", _BadGradient)
+    monkeypatch.setitem(OBJECTIVES, "laser", _BadGradient)
     for clipping in ("1", "0"):
         with pytest.raises(NonFiniteLossError, match="non-finite gradient at step 1"):
             start(tiny_encoder, small_tree, tmp_path / clipping, "--max_grad_norm", clipping)
@@ -304,7 +309,7 @@ class _Exploding(LaserLoss):
 
 
 def test_a_non_finite_loss_stops_with_ids_and_a_saved_state(tiny_encoder, small_tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("laser_hf.training.run.LaserLoss", _Exploding)
+    monkeypatch.setitem(OBJECTIVES, "laser", _Exploding)
     with pytest.raises(NonFiniteLossError, match=r"step 4 on the utterances \d-10-\d{4}, "):
         start(tiny_encoder, small_tree, tmp_path)
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
@@ -350,8 +355,7 @@ def test_held_out_terms_do_not_depend_on_the_batch(tiny_encoder, small_tree, tmp
         output = tmp_path / size
         extra = ("--eval_data", str(small_tree), "--eval_steps", "2", "--per_device_eval_batch_size", size)
         record, _, _ = start(tiny_encoder, small_tree, output, *NO_DROPOUT, *extra)
-        log = json.loads((output / "training_log.json").read_text())["log"]
-        found.append([entry for entry in log if "eval_loss" in entry])
+        found.append([entry for entry in history(output) if "eval_loss" in entry])
         assert [entry["step"] for entry in found[-1]] == [2, 4]
         assert record["collapse"]["start"]["step"] == 2
     for one, five in zip(*found, strict=True):
@@ -376,7 +380,7 @@ def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path, monke
         half.add(result.dtype)
         return result
 
-    monkeypatch.setattr("laser_hf.training.run.LaserLoss", Watched)
+    monkeypatch.setitem(OBJECTIVES, "laser", Watched)
     monkeypatch.setattr(torch.nn.Linear, "forward", linear)
     record, by_step, _ = start(
         tiny_encoder, small_tree, tmp_path, "--bf16", "true", "--train_encoder_layer_norm", "true", "--plots", "true",
@@ -392,45 +396,71 @@ def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path, monke
     assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))
 
 
+def folder_of(options):
+    return RunFolder(options.training.output_dir, TRAINING_RECORD, owned=_OWNED)
+
+
+def begin(encoder, speech, output, *extra):
+    options = parse_options(arguments(encoder, speech, output, *extra))
+    return find_start(folder_of(options), options)
+
+
 def test_a_finished_run_is_not_overwritten_by_accident(straight, tiny_encoder, small_tree):
-    output = straight[0]
-    options = parse_options(arguments(tiny_encoder, small_tree, output))
-    with pytest.raises(RunError, match="--overwrite_output_dir"):
-        prepare_output_dir(options)
+    with pytest.raises(LaserError, match="--overwrite_output_dir"):
+        begin(tiny_encoder, small_tree, straight[0])
 
 
 def test_overwriting_deletes_our_files_only(straight, tiny_encoder, small_tree, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(straight[0], output)
     (output / "notes.txt").write_text("mine")
-    options = parse_options(arguments(tiny_encoder, small_tree, output, "--overwrite_output_dir"))
-    assert prepare_output_dir(options) is None
+    assert begin(tiny_encoder, small_tree, output, "--overwrite_output_dir") is None
     assert {p.name for p in output.iterdir()} == {"notes.txt", "recipe.json"}
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_resumed(straight, tiny_encoder, small_tree, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(straight[0], output)
-    (output / RECORD_NAME).unlink()
-    same = parse_options(arguments(tiny_encoder, small_tree, output))
-    assert prepare_output_dir(same) == str(output / "checkpoint-4")
-    other = parse_options(arguments(tiny_encoder, small_tree, output, "--alpha", "0.9"))
-    with pytest.raises(RunError, match=r"--alpha 0.15 -> 0.9"):
-        prepare_output_dir(other)
+    (output / TRAINING_RECORD).unlink()
+    assert begin(tiny_encoder, small_tree, output) == str(output / "checkpoint-4")
+    with pytest.raises(LaserError, match=r"--alpha 0.15 -> 0.9"):
+        begin(tiny_encoder, small_tree, output, "--alpha", "0.9")
 
 
-def test_a_half_written_checkpoint_is_left_aside(straight, tmp_path):
+def test_which_checkpoint_is_resumed(straight, tiny_encoder, small_tree, tmp_path):
+    """Sealed ones only; by name, too."""
     output = tmp_path / "copy"
     shutil.copytree(straight[0], output)
-    (output / "checkpoint-4" / "trainer_state.json").unlink()
-    assert last_complete_checkpoint(output) == str(output / "checkpoint-2")
-    assert (output / "broken-checkpoint-4").is_dir()
+    (output / TRAINING_RECORD).unlink()
+    asked = ("--resume_from_checkpoint", str(output / "checkpoint-2"))
+    assert begin(tiny_encoder, small_tree, output, *asked) == asked[1]
+    (output / "checkpoint-2" / "laser_state.json").write_text("{}")
+    with pytest.raises(LaserError, match=r"checkpoint-2 cannot be resumed: laser_state.json has 2 bytes"):
+        begin(tiny_encoder, small_tree, output, *asked)
+    (output / "checkpoint-4" / "files.json").unlink()
+    assert begin(tiny_encoder, small_tree, output) is None
+    assert {p.name for p in output.glob("broken-*")} == {"broken-checkpoint-2", "broken-checkpoint-4"}
+    with pytest.raises(LaserError, match="nothing to resume"):
+        begin(tiny_encoder, small_tree, output, "--resume_from_checkpoint", "true")
+
+
+def test_an_older_checkpoint_goes_only_after_the_new_one_is_sealed(tiny_encoder, small_tree, tmp_path, monkeypatch):
+    def interrupted(folder):
+        assert not (folder / "files.json").exists()
+        assert (folder / "laser_state.json").is_file()
+        if folder.name == "checkpoint-4":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("laser_hf.training.trainer.seal_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny_encoder, small_tree, tmp_path, "--save_total_limit", "1")
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
 
 def test_a_folder_that_cannot_be_written(tiny_encoder, small_tree, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write"):
-        prepare_output_dir(parse_options(arguments(tiny_encoder, small_tree, tmp_path / "file" / "out")))
+    with pytest.raises(LaserError, match="cannot write"):
+        begin(tiny_encoder, small_tree, tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(
@@ -443,13 +473,11 @@ def test_a_folder_that_cannot_be_written(tiny_encoder, small_tree, tmp_path):
         (("--speed_factors", "-1"), "speed"),
     ],
 )
-def test_clear_errors_end_train_py(extra, message, tiny_encoder, small_tree, tmp_path, caplog):
-    from laser_hf.training import run_training
-
-    with pytest.raises(SystemExit) as stopped:
-        run_training(parse_options(arguments(tiny_encoder, small_tree, tmp_path, *extra)))
-    assert stopped.value.code == 1
-    assert message in caplog.text
+def test_clear_errors_end_train_py(extra, message, tiny_encoder, small_tree, tmp_path, capsys):
+    """As an error for `cli.run`, or by argparse."""
+    with pytest.raises((LaserError, SystemExit)) as stopped:
+        main(arguments(tiny_encoder, small_tree, tmp_path, *extra))
+    assert message in f"{stopped.value} {capsys.readouterr().err}"
 
 
 def test_real_speech(tiny_encoder, shared_speech, tmp_path):

@@ -1,43 +1,41 @@
-"""Which pairs make an update must not depend on processes or micro-batches."""
+"""Which pairs make an update must not depend on processes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from laser_hf.data import PairTransform, SpeedPitch, load_speech
-from laser_hf.training.sampling import EpochStream, PairBatchSampler, SecondsBatchSampler, micro_batches_per_update
+from laser_hf.data import PairDataset, PairStream, PairTransform, SpeedPitch, load_speech
+from laser_hf.errors import LaserError
+from laser_hf.training import LaserTrainingArguments
+from laser_hf.training.sampling import PairSampler, SecondsSampler, micro_batches, train_loader
 
 
-def updates(count, pairs, micro, world, epoch=0, **options):
-    """Pairs of each update over all processes, and the sizes of the micro-batches."""
-    samplers = [PairBatchSampler(count, pairs, micro, world, rank, seed=5, **options) for rank in range(world)]
+def updates(count, pairs, world, epoch=0, **options):
+    """Pairs of each update over all processes, and the sizes of the shares."""
+    samplers = [PairSampler(count, pairs, world, rank, seed=5, **options) for rank in range(world)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
-    per_rank = [list(sampler) for sampler in samplers]
-    assert {len(batches) for batches in per_rank} == {len(samplers[0])}
-    steps = len(samplers[0]) // micro
-    sizes = [[len(batch) for batch in batches] for batches in per_rank]
-    return [
-        sorted(i for batches in per_rank for batch in batches[s * micro : (s + 1) * micro] for i in batch)
-        for s in range(steps)
-    ], sizes
+    shares = [list(sampler) for sampler in samplers]
+    assert {len(share) for share in shares} == {len(samplers[0])}
+    together = [sorted(i for share in update for i in share) for update in zip(*shares, strict=True)]
+    return together, [[len(share) for share in update] for update in zip(*shares, strict=True)]
 
 
-@pytest.mark.parametrize(("micro", "world"), [(1, 1), (8, 1), (2, 1), (4, 2), (1, 2), (3, 2), (1, 8)])
-def test_same_updates_whatever_the_split(micro, world):
-    expected, _ = updates(43, 8, 1, 1)
-    found, sizes = updates(43, 8, micro, world)
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_same_updates_whatever_the_number_of_processes(world):
+    expected, _ = updates(43, 8, 1)
+    found, sizes = updates(43, 8, world)
     assert found == expected
     assert sorted(i for update in found for i in update) == list(range(43))
-    assert max(max(s) for s in sizes) == -(-8 // (micro * world))
+    assert all(max(shares) - min(shares) <= 1 for shares in sizes)
 
 
 def test_epochs_differ_and_repeat():
-    first, second = updates(20, 8, 1, 1, epoch=0)[0], updates(20, 8, 1, 1, epoch=1)[0]
+    first, second = updates(20, 8, 1, epoch=0)[0], updates(20, 8, 1, epoch=1)[0]
     assert first != second
-    assert second == updates(20, 8, 1, 1, epoch=1)[0]
-    assert updates(20, 8, 1, 1, epoch=1, shuffle=False)[0] == [
+    assert second == updates(20, 8, 1, epoch=1)[0]
+    assert updates(20, 8, 1, epoch=1, shuffle=False)[0] == [
         list(range(8)),
         list(range(8, 16)),
         list(range(16, 20)),
@@ -45,49 +43,61 @@ def test_epochs_differ_and_repeat():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "device", "world", "expected"), [(8, 4, 1, 2), (8, 3, 1, 3), (8, 8, 2, 1), (8, 1, 4, 2)]
+    ("pairs", "device", "world", "expected"), [(8, 4, 1, 2), (8, 3, 1, 3), (8, 8, 2, 1), (8, 1, 4, 2), (7, 2, 2, 2)]
 )
 def test_micro_batches(pairs, device, world, expected):
-    assert micro_batches_per_update(pairs, device, world) == expected
+    assert micro_batches(arguments(world, pairs_per_update=pairs, per_device_train_batch_size=device)) == expected
+
+
+def test_micro_batches_of_seconds():
+    assert micro_batches(arguments(2, seconds_per_update=256.0)) == 1
+    assert micro_batches(arguments(2, seconds_per_update=256.0, per_device_train_seconds=50.0)) == 3
+
+
+class Several(LaserTrainingArguments):
+    """Of one process of several that are not there."""
+
+    world_size = property(lambda self: self.__dict__.get("_world", 1))
+    process_index = property(lambda self: self.__dict__.get("_rank", 0))
+
+
+def arguments(world, rank=0, **options):
+    args = Several(output_dir="unused", use_cpu=True, report_to="none", dataloader_num_workers=0, **options)
+    args.__dict__.update(_world=world, _rank=rank)
+    return args
 
 
 def test_more_processes_than_pairs():
-    with pytest.raises(ValueError, match="cannot be shared by 16"):
-        micro_batches_per_update(8, 1, 16)
+    with pytest.raises(LaserError, match="cannot be shared by 16"):
+        micro_batches(arguments(16))
     with pytest.raises(ValueError, match="must be positive"):
-        micro_batches_per_update(0, 1, 1)
+        arguments(1, pairs_per_update=0)
 
 
-def test_stream_goes_on_with_a_new_epoch(small_tree):
-    speech = load_speech(small_tree, streaming=True)
-    stream = EpochStream(speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=100)
-    items = iter(stream)
-    first, second = ([next(items) for _ in range(18)] for _ in range(2))
-    ids = [[pair["id"] for pair in epoch] for epoch in (first, second)]
-    assert len(set(ids[0])) == 18
-    assert sorted(ids[0]) == sorted(ids[1])
-    assert ids[0] != ids[1]
-    drawn = [{pair["id"]: tuple(pair["drawn"].values()) for pair in epoch} for epoch in (first, second)]
-    assert drawn[0] != drawn[1]
-    again = iter(EpochStream(speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=100))
-    assert [next(again)["id"] for _ in range(36)] == ids[0] + ids[1]
+@pytest.mark.parametrize(("world", "expected"), [(1, [7]), (2, [4, 3]), (3, [3, 2, 2])])
+def test_a_streamed_update_is_shared_by_any_number_of_processes(small_tree, world, expected):
+    speech, seen = load_speech(small_tree, streaming=True), []
+    for rank, size in enumerate(expected):
+        stream = PairStream(speech, PairTransform(SpeedPitch()), rank=rank, world_size=world)
+        loader, sampler = train_loader(stream, arguments(world, rank, pairs_per_update=7))
+        assert sampler is None
+        update = next(iter(loader))
+        assert len(update) == size
+        seen += [pair["id"] for pair in update]
+    assert len(set(seen)) == 7
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_workers_and_processes_share_a_stream(small_tree, world_size):
-    speech = load_speech(small_tree, streaming=True)
-    seen = []
-    for rank in range(world_size):
-        stream = EpochStream(
-            speech, PairTransform(SpeedPitch(), seed=1), seed=1, buffer_size=5, rank=rank, world_size=world_size
-        )
-        assert stream.num_shards >= 2
-        loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
-        pairs = iter(loader)
-        seen += [next(pairs)["id"] for _ in range(18 // world_size)]
-        del pairs
-    # Workers take turns, so that the first epoch is through when every share has been read once.
-    assert sorted(seen) == sorted(item["id"] for item in speech)
+def test_an_item_of_the_loader_is_an_update(small_tree):
+    data = PairDataset(load_speech(small_tree), PairTransform(SpeedPitch()))
+    loader, sampler = train_loader(data, arguments(1))
+    items = list(loader)
+    assert [len(item) for item in items] == [8, 8, 2]
+    assert {pair["id"] for item in items for pair in item} == {row["id"] for row in load_speech(small_tree)}
+    assert {len(pair["clean"]) for pair in items[0]} != {len(items[0][0]["clean"])}  # not padded
+    loader, sampler = train_loader(data, arguments(1, seconds_per_update=4.0))
+    assert len(loader) == len(sampler) == len(list(sampler.updates()))
+    with pytest.raises(LaserError, match="needs a training set with `seconds`"):
+        train_loader(items[0], arguments(1, seconds_per_update=4.0))
 
 
 LENGTHS = [3.0, 9.0, 1.5, 7.0, 7.0, 2.0, 4.5, 6.0, 0.0, 12.0]
@@ -95,33 +105,28 @@ LENGTHS = [3.0, 9.0, 1.5, 7.0, 7.0, 2.0, 4.5, 6.0, 0.0, 12.0]
 
 def test_updates_filled_with_seconds():
     """By hand: sorted 12 9 7 7 6 4.5 3 2 1.5 0, at most 16 seconds each; the last, unfinished one is dropped."""
-    assert SecondsBatchSampler(LENGTHS, 16.0).updates == [[9], [1, 3], [4, 7]]
+    assert SecondsSampler(LENGTHS, 16.0).filled == [[9], [1, 3], [4, 7]]
     # A single utterance above the limit still makes an update of its own.
-    assert SecondsBatchSampler(LENGTHS, 5.0).updates == [[9], [1], [3], [4], [7], [6], [0, 5]]
-    with pytest.raises(ValueError, match="52 seconds of speech in 10 utterances do not fill one update of 100"):
-        SecondsBatchSampler(LENGTHS, 100.0)
+    assert SecondsSampler(LENGTHS, 5.0).filled == [[9], [1], [3], [4], [7], [6], [0, 5]]
+    with pytest.raises(LaserError, match="52 seconds of speech in 10 utterances do not fill one update of 100"):
+        SecondsSampler(LENGTHS, 100.0)
 
 
-@pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (1, 2), (3, 2)])
-def test_updates_of_seconds_whatever_the_split(micro, world):
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_updates_of_seconds_whatever_the_number_of_processes(world):
     generator = torch.Generator().manual_seed(0)
     lengths = (20 * torch.rand(200, generator=generator)).tolist()
 
-    def dealt(micro, world, epoch):
-        samplers = [SecondsBatchSampler(lengths, 64.0, micro, world, rank, seed=3) for rank in range(world)]
+    def dealt(world, epoch):
+        samplers = [SecondsSampler(lengths, 64.0, world, rank, seed=3) for rank in range(world)]
         for sampler in samplers:
             sampler.set_epoch(epoch)
-        per_rank = [list(sampler) for sampler in samplers]
-        assert {len(batches) for batches in per_rank} == {len(samplers[0])}
-        return [
-            sorted(i for batches in per_rank for batch in batches[start : start + micro] for i in batch)
-            for start in range(0, len(samplers[0]), micro)
-        ]
+        return [sorted(i for share in update for i in share) for update in zip(*samplers, strict=True)]
 
-    first = dealt(micro, world, 0)
-    assert first == dealt(1, 1, 0)
-    assert first != dealt(1, 1, 1)
-    assert sorted(map(tuple, first)) == sorted(map(tuple, dealt(1, 1, 1)))
+    first = dealt(world, 0)
+    assert first == dealt(1, 0)
+    assert first != dealt(1, 1)
+    assert sorted(map(tuple, first)) == sorted(map(tuple, dealt(1, 1)))
     for update in first:
         assert sum(lengths[i] for i in update) <= 64.0
     used = [i for update in first for i in update]

@@ -5,7 +5,7 @@ The file is tab-separated with a header line and one word a line: `utterance`, `
 column whose name starts with `phones`. That one holds `NAME:START:DURATION` in centiseconds for every phone of the
 word, separated by spaces. Words in angle brackets (`<sil>`, `</s>`) are markers, not tokens.
 
-Rows that cannot be used are left out, counted and named.
+Words and phones without a name or valid times are left out, counted and named.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tsv import read_table
+from ...data import read_table
 
 COLUMNS = ("utterance", "word", "start_seconds", "duration_seconds")
 NO_PHONES = ("SIL", "SPN", "NSN")
@@ -83,22 +83,22 @@ def read_alignments(
         utterances: keep only these.
 
     Raises:
-        LaserError: a file that cannot be read, a missing column, or `split` is given and there is no such column.
+        LaserError: a file that cannot be read, a missing column (`split` too, if it is given), or a row cut short.
     """
     found = Alignments()
     wanted = None if utterances is None else set(utterances)
-    for number, row in read_table(path, COLUMNS if split is None else (*COLUMNS, "split")):
-        utterance, word = row["utterance"], row.get("word")
-        if (split is not None and row.get("split") != split) or (wanted is not None and utterance not in wanted):
+    for place, row in read_table(path, COLUMNS if split is None else (*COLUMNS, "split")):
+        utterance, word, line = row["utterance"], row["word"], place.rpartition(", ")[2]
+        if (split is not None and row["split"] != split) or (wanted is not None and utterance not in wanted):
             continue
         speaker = row.get("speaker") or utterance.split("-")[0]
         if not utterance or not speaker or not word:
-            found.skipped.add("rows without utterance or word", f"line {number}")
+            found.skipped.add("rows without utterance or word", line)
             continue
         if not word.startswith("<"):
-            times = _times(row.get("start_seconds"), row.get("duration_seconds"))
+            times = _times(row["start_seconds"], row["duration_seconds"])
             if times is None:
-                found.skipped.add("words without valid times", f"{utterance} {word}, line {number}")
+                found.skipped.add("words without valid times", f"{utterance} {word}, {line}")
             else:
                 found.words.append(Token(utterance, *times, word.lower(), speaker))
         phones = next((cell for column, cell in row.items() if column.startswith("phones")), "")
@@ -106,7 +106,7 @@ def read_alignments(
             name, _, rest = entry.partition(":")
             times = _times(*rest.split(":"), scale=100)
             if not name or times is None:
-                found.skipped.add("phones without name or valid times", f"{utterance} {entry!r}, line {number}")
+                found.skipped.add("phones without name or valid times", f"{utterance} {entry!r}, {line}")
             elif name not in NO_PHONES:
                 found.phones.append(Token(utterance, *times, name, speaker))
     found.words.sort()
@@ -114,11 +114,11 @@ def read_alignments(
     return found
 
 
-def _times(*values: str | None, scale: float = 1.0) -> tuple[float, float] | None:
+def _times(*values: str, scale: float = 1.0) -> tuple[float, float] | None:
     """Start and duration in seconds, or `None` where they are no valid times."""
     try:
         start, duration = (float(value) / scale for value in values)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return (start, duration) if math.isfinite(start + duration) and start >= 0 and duration > 0 else None
 

@@ -11,7 +11,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data import BadAudio, decode_audio
-from ...data.local_speech import find_audio_files
+from ...data import BadAudio, decode_audio, find_audio_files
 from ...encoders import SAMPLE_RATE, SpeechEncoder
 from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
@@ -37,26 +36,25 @@ SLACK = 0.03
 """Seconds that an alignment may reach beyond the end of its audio: it counts in whole frames."""
 
 
+def _setting(default: float, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class DiscriminationSettings:
-    """How much speech is measured. The defaults take seconds for a small encoder on one core."""
+    """How much speech is measured. The defaults take seconds for a small encoder on one core.
 
-    max_utterances: int = 60
-    """Utterances encoded, the speakers in turn, those rich in words that several speakers say first."""
-    min_letters: int = 5
-    """Letters of the shortest word compared (Carlin et al., 2011)."""
-    min_seconds: float = 0.5
-    """Duration of the shortest word compared (Carlin et al., 2011)."""
-    max_words: int = 400
-    """Word tokens compared; words said by several speakers first."""
-    max_pairs: int = 100_000
-    """Pairs of word tokens compared."""
-    phones_per_speaker: int = 4
-    """Tokens of each phone of each speaker in the ABX error."""
-    max_speakers: int = 8
-    """Speakers in the ABX error."""
-    seed: int = 0
-    """Of every selection above."""
+    The shortest word compared is that of Carlin et al. (2011).
+    """
+
+    max_utterances: int = _setting(60, "utterances encoded, the speakers in turn, those rich in shared words first")
+    min_letters: int = _setting(5, "letters of the shortest word compared")
+    min_seconds: float = _setting(0.5, "duration of the shortest word compared")
+    max_words: int = _setting(400, "word tokens compared, words said by several speakers first")
+    max_pairs: int = _setting(100_000, "pairs of word tokens compared")
+    phones_per_speaker: int = _setting(4, "tokens of each phone of each speaker in the ABX error")
+    max_speakers: int = _setting(8, "speakers in the ABX error")
+    seed: int = _setting(0, "of every selection")
 
 
 # ---------------------------------------------------------------------------------------------------------- selecting

@@ -20,16 +20,6 @@ HELP = "diagnostics in seconds: same-different word discrimination, ABX-like pho
 PLOT = "discrimination.png"
 FEW_PAIRS = 100  # below this many same-word pairs average precision is a rough number
 
-_SETTINGS_HELP = {
-    "max_utterances": "utterances encoded, the speakers in turn",
-    "min_letters": "letters of the shortest word compared",
-    "min_seconds": "duration of the shortest word compared",
-    "max_words": "word tokens compared, words said by several speakers first",
-    "max_pairs": "pairs of word tokens compared",
-    "phones_per_speaker": "tokens of each phone of each speaker in the ABX error",
-    "max_speakers": "speakers in the ABX error",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
@@ -38,12 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="LibriSpeech tree or folder of audio; files are found by name")
     add("--split", nargs="+", help="sub-folders of --data to use; default: all")
     add("--alignments", type=Path, required=True, help="tab-separated words (and phones) with times")
-    add("--output_dir", type=Path, required=True, help=f"{RESULTS} and, for several layers, {PLOT} go here")
-    add("--overwrite_output_dir", action="store_true", help="delete what an earlier run left there")
-    for field in fields(DiscriminationSettings):
-        if field.name in _SETTINGS_HELP:
-            default = field.default
-            add(f"--{field.name}", type=type(default), default=default, help=_SETTINGS_HELP[field.name])
+    for setting in fields(DiscriminationSettings):
+        if setting.name != "seed":
+            default = setting.default
+            add(f"--{setting.name}", type=type(default), default=default, help=setting.metadata["help"])
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

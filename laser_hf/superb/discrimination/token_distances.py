@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...errors import LaserError
 from .alignments import Token
 
 
@@ -38,7 +39,8 @@ def token_frames(
         first_seconds: time of frame 0; by default the middle of its period.
 
     Raises:
-        ValueError: no frames for an utterance, frames of a wrong shape or not finite, or a token beyond their end.
+        LaserError: frames that are not finite, or a token beyond their end.
+        ValueError: no frames for an utterance, or frames of a wrong shape.
     """
     if not frame_rate > 0:
         raise ValueError(f"frame_rate must be positive, got {frame_rate}")
@@ -53,7 +55,7 @@ def token_frames(
             if matrix.ndim != 2:
                 raise ValueError(f"the frames of {token.utterance!r} must be (frames, dim), got {tuple(matrix.shape)}")
             if not torch.isfinite(matrix).all():
-                raise ValueError(f"the frames of {token.utterance!r} are not all finite")
+                raise LaserError(f"the frames of {token.utterance!r} are not all finite")
             utterances[token.utterance] = torch.nn.functional.normalize(matrix, dim=1)
         matrix = utterances[token.utterance]
         begin = max(0, math.ceil(token.start * frame_rate - offset))
@@ -63,7 +65,7 @@ def token_frames(
             end = begin + 1
         # Encoders drop a frame or so at the end, but the rest of the token must be there.
         if end > len(matrix) + 2 or begin >= len(matrix):
-            raise ValueError(
+            raise LaserError(
                 f"{token.utterance!r} has {len(matrix)} frames, but its {token.label!r} ends at frame {end} for a "
                 f"frame rate of {frame_rate:g} Hz: the frames and the times do not fit"
             )
@@ -102,26 +104,17 @@ def dtw_distances(
     lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() == 0:
         raise ValueError("every stretch needs at least one frame")
-    stacked = torch.cat([segment.float() for segment in segments])
-    starts = np.cumsum(lengths) - lengths
-    order = np.lexsort((second, first))
+    segments = [segment.float() for segment in segments]
     distances = np.empty(len(first), dtype=np.float64)
-    heads = np.flatnonzero(np.diff(first[order], prepend=-1))
+    order = np.argsort(first, kind="stable")
+    rows, heads = np.unique(first[order], return_index=True)
+    groups = zip(rows, np.split(order, heads[1:]), strict=False)
     # One matrix product serves all pairs with the same first stretch.
-    for begin, end in tqdm(
-        list(zip(heads, [*heads[1:], len(order)], strict=True)), desc=progress, disable=not progress, mininterval=2
-    ):
-        pairs = order[begin:end]
+    for row, pairs in tqdm(groups, total=len(rows), desc=progress, disable=not progress, mininterval=2):
         partners, place = np.unique(second[pairs], return_inverse=True)
-        sizes = lengths[partners]
-        low, high = partners[0], partners[-1]
-        if high - low + 1 == len(partners):
-            columns = stacked[starts[low] : starts[high] + lengths[high]]
-        else:
-            columns = torch.cat([stacked[starts[p] : starts[p] + lengths[p]] for p in partners.tolist()])
-        row = first[pairs[0]]
-        similarity = (stacked[starts[row] : starts[row] + lengths[row]] @ columns.T).numpy()
-        distances[pairs] = _symmetric_dtw(similarity, sizes)[place]
+        columns = torch.cat([segments[partner] for partner in partners])
+        similarity = (segments[row] @ columns.T).numpy()
+        distances[pairs] = _symmetric_dtw(similarity, lengths[partners])[place]
     return distances
 
 

@@ -107,56 +107,36 @@ def word_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of tokens, all or `max_pairs` of them; with `across` only those of different speakers.
 
+    Memory grows with the square of the tokens.
+
     Returns:
         Indices `first < second`, and whether the word is the same; each `(pairs,)`.
 
     Raises:
         NoComparison: no pair of the same word, or none of different words.
     """
-    _, word = np.unique([token.label for token in tokens], return_inverse=True)
-    _, speaker = np.unique([token.speaker for token in tokens], return_inverse=True)
-    # Without `across` every token counts as a speaker of its own: then all pairs cross.
-    voice = speaker if across else np.arange(len(tokens))
-    both = word.astype(np.int64) * (voice.max() + 1) + voice
-    crossing = _equal_pairs(np.zeros_like(word)) - _equal_pairs(voice)
-    totals = {True: _equal_pairs(word) - _equal_pairs(both)}
-    totals[False] = crossing - totals[True]
-    if totals[True] == 0:
+    word = np.unique([token.label for token in tokens], return_inverse=True)[1]
+    speaker = np.unique([token.speaker for token in tokens], return_inverse=True)[1]
+    first, second = np.triu_indices(len(tokens), k=1)
+    if across:
+        crossing = speaker[first] != speaker[second]
+        first, second = first[crossing], second[crossing]
+    same = word[first] == word[second]
+    if not same.any():
         said = "by two different speakers" if across else "twice"
         raise NoComparison(
             f"no word is said {said}, so there is no same-word pair to compare "
             f"({len(tokens)} word tokens of {speaker.max() + 1} speaker(s))"
         )
-    if totals[False] == 0:
+    if same.all():
         raise NoComparison("there is no different-word pair to compare: only one word, or one speaker for each word")
-    # Ranks of the pairs to keep, in the order in which the loop below meets them.
-    if crossing <= max_pairs:
-        ranks = {kind: np.arange(total) for kind, total in totals.items()}
-    else:
+    if len(same) > max_pairs:
         generator = np.random.default_rng(seed)
-        wanted = {True: min(max(round(max_pairs * totals[True] / crossing), 1), max_pairs - 1)}
-        wanted[False] = max_pairs - wanted[True]
-        ranks = {
-            kind: np.sort(generator.choice(total, min(wanted[kind], total), replace=False))
-            for kind, total in totals.items()
-        }
-    # Token by token: the full list of pairs of a large corpus does not fit into memory.
-    met = {True: 0, False: 0}
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for index in range(len(tokens) - 1):
-        other_voice = voice[index + 1 :] != voice[index]
-        same_word = word[index + 1 :] == word[index]
-        for kind in (True, False):
-            partners = np.flatnonzero(other_voice & (same_word if kind else ~same_word)) + index + 1
-            low, high = np.searchsorted(ranks[kind], (met[kind], met[kind] + len(partners)))
-            kept = partners[ranks[kind][low:high] - met[kind]]
-            met[kind] += len(partners)
-            parts.append((np.full(len(kept), index), kept, np.full(len(kept), kind)))
-    first, second, same = (np.concatenate(column) for column in zip(*parts, strict=True))
+        wanted = min(max(round(max_pairs * int(same.sum()) / len(same)), 1), max_pairs - 1)
+        kept = []
+        for kind, count in ((same, wanted), (~same, max_pairs - wanted)):
+            pairs = np.flatnonzero(kind)
+            kept.append(pairs[generator.choice(len(pairs), min(count, len(pairs)), replace=False)])
+        chosen = np.sort(np.concatenate(kept))
+        first, second, same = first[chosen], second[chosen], same[chosen]
     return first, second, same
-
-
-def _equal_pairs(labels: np.ndarray) -> int:
-    """How many unordered pairs of entries are equal."""
-    counts = np.unique(labels, return_counts=True)[1].astype(np.int64)
-    return int((counts * (counts - 1) // 2).sum())

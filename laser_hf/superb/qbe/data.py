@@ -1,7 +1,6 @@
 """What is searched for and in what: queries, documents, and which pairs are trials and targets.
 
-Two layouts are read. QUESST 2014's own is described in `quesst`. The other is a folder with three tab-separated
-tables, each with a header line:
+Two layouts are read. One is a folder with three tab-separated tables, each with a header line:
 
 * `queries.tsv`: query, audio, start_seconds, duration_seconds, speaker (and any other column, such as word)
 * `documents.tsv`: document, audio, speaker
@@ -9,46 +8,42 @@ tables, each with a header line:
 
 Audio paths are relative to the folder. Documents of the query's own speaker are no trials, so that only matches across
 speakers count.
+
+The other is QUESST 2014 as it is distributed (Anguera et al., MediaEval 2014), of which SUPERB searches the English
+part:
+
+    quesst14Database/Audio, dev_queries, eval_queries
+    quesst14Database/scoring/language_key_utterances.lst, language_key_dev.lst, language_key_eval.lst
+    quesst14Database/scoring/groundtruth_quesst14_{dev,eval}/*.rttm, *.ecf.xml, *.tlist.xml
+
+The `.lst` files hold `PATH LANGUAGE` lines, PATH beginning with the database's own folder. The term list names all
+queries, the experiment control file (ecf) all documents, and the RTTM file which document holds which query.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ...data import read_lines, read_table
+from ...errors import LaserError
+from ..features import Utterance
+from .scoring import Collection
+
+logger = logging.getLogger(__name__)
+
 TABLES = ("queries.tsv", "documents.tsv", "targets.tsv")
 LAYOUTS = ("tsv", "quesst2014")
-
-
-class QbeDataError(ValueError):
-    """Data that cannot be read as a query-by-example task; the message says what is missing and where."""
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A query or a document: `duration` seconds from `start` of the file `audio`, the whole file without them."""
-
-    name: str
-    audio: Path
-    start: float = 0.0
-    duration: float | None = None
-    speaker: str = ""
-
-
-@dataclass(frozen=True)
-class Collection:
-    """The full term list and collection of an evaluation, of which only a part may be searched.
-
-    `targets` is bool (queries, documents).
-    """
-
-    queries: list[str]
-    documents: list[str]
-    targets: np.ndarray
+LANGUAGE = "nnenglish"  # as the lists of QUESST write non-native English
+GAIN_DB = -3.0  # SUPERB's sox chain ends with `gain -3`
+SPLITS = ("dev", "eval")  # of QUESST
+_NO_QUERY = "NO_KEYWORD"  # the RTTM's entry for a document that holds none
 
 
 @dataclass(frozen=True)
@@ -83,70 +78,6 @@ class QbeData:
         return digest.hexdigest()
 
 
-def read_tables(folder: Path, split: str = "test") -> QbeData:
-    """Read the three tables of `folder`.
-
-    Raises:
-        QbeDataError: a table or a column is missing, a time is no number, a name comes twice, or `targets.tsv` names
-            an unknown query or document.
-    """
-    folder = Path(folder)
-    missing = [name for name in TABLES if not (folder / name).is_file()]
-    if missing:
-        raise QbeDataError(f"{folder} lacks {', '.join(missing)}")
-    queries = []
-    for row in _read_table(folder / "queries.tsv", ("query", "audio", "start_seconds", "duration_seconds", "speaker")):
-        try:
-            start, duration = float(row["start_seconds"]), float(row["duration_seconds"])
-        except ValueError as error:
-            raise QbeDataError(f"{folder / 'queries.tsv'}, query {row['query']}: {error}") from error
-        queries.append(Utterance(row["query"], folder / row["audio"], start, duration, row["speaker"]))
-    documents = [
-        Utterance(row["document"], folder / row["audio"], speaker=row["speaker"])
-        for row in _read_table(folder / "documents.tsv", ("document", "audio", "speaker"))
-    ]
-    rows, columns = index_names(queries, folder / "queries.tsv"), index_names(documents, folder / "documents.tsv")
-    targets = np.zeros((len(queries), len(documents)), dtype=bool)
-    for entry in _read_table(folder / "targets.tsv", ("query", "document")):
-        if entry["query"] not in rows or entry["document"] not in columns:
-            raise QbeDataError(
-                f"{folder / 'targets.tsv'} names an unknown query or document: {entry['query']}, {entry['document']}"
-            )
-        targets[rows[entry["query"]], columns[entry["document"]]] = True
-    speakers = np.array([query.speaker for query in queries])[:, None]
-    trials = speakers != np.array([document.speaker for document in documents])[None, :]
-    return QbeData(split, queries, documents, targets, trials)
-
-
-def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise QbeDataError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them")
-        table = list(reader)
-    for number, row in enumerate(table, start=2):
-        if any(row[column] is None for column in columns):
-            raise QbeDataError(f"{path}, line {number}: expected the columns {', '.join(columns)}")
-    if not table:
-        raise QbeDataError(f"{path} has no line below its header")
-    return table
-
-
-def index_names(utterances: list[Utterance], where: Path) -> dict[str, int]:
-    """Position of each name.
-
-    Raises:
-        QbeDataError: a name comes twice.
-    """
-    index: dict[str, int] = {}
-    for position, utterance in enumerate(utterances):
-        if utterance.name in index:
-            raise QbeDataError(f"{where} names {utterance.name} twice")
-        index[utterance.name] = position
-    return index
-
-
 def read_data(folder: str | Path, split: str = "eval") -> QbeData:
     """Read a folder of either layout, told apart by what lies in it.
 
@@ -155,19 +86,165 @@ def read_data(folder: str | Path, split: str = "eval") -> QbeData:
         split: "eval" or "dev" of QUESST 2014; without meaning for tables.
 
     Raises:
-        QbeDataError: neither layout, or something in it is missing.
+        LaserError: neither layout, or something in it is missing.
     """
-    from .quesst import find_root, read_quesst
-
     folder = Path(folder)
     if not folder.is_dir():
-        raise QbeDataError(f"there is no folder {folder}")
+        raise LaserError(f"there is no folder {folder}")
     if any((folder / name).is_file() for name in TABLES):
         return read_tables(folder)
-    root = find_root(folder)
-    if root is None:
-        raise QbeDataError(
-            f"{folder} is no query-by-example task: expected {', '.join(TABLES)}, or QUESST 2014 with its folders "
-            "Audio, dev_queries, eval_queries and scoring"
-        )
-    return read_quesst(root, split)
+    for root in (folder, folder / "quesst14Database"):
+        if (root / "scoring").is_dir():
+            return read_quesst(root, split)
+    raise LaserError(
+        f"{folder} is no query-by-example task: expected {', '.join(TABLES)}, or QUESST 2014 with its folders "
+        "Audio, dev_queries, eval_queries and scoring"
+    )
+
+
+def read_tables(folder: Path) -> QbeData:
+    """Read the three tables of `folder`, as the split "test".
+
+    Raises:
+        LaserError: a table or a column is missing, a time is no number, a name comes twice, or `targets.tsv` names
+            an unknown query or document.
+    """
+    missing = [name for name in TABLES if not (folder / name).is_file()]
+    if missing:
+        raise LaserError(f"{folder} lacks {', '.join(missing)}")
+    paths = [folder / name for name in TABLES]
+    queries = []
+    for place, row in _rows(paths[0], "query", "audio", "start_seconds", "duration_seconds", "speaker"):
+        try:
+            start, duration = float(row["start_seconds"]), float(row["duration_seconds"])
+        except ValueError as error:
+            raise LaserError(f"{place}: {error}") from error
+        queries.append(Utterance(row["query"], folder / row["audio"], start, duration, row["speaker"]))
+    documents = [
+        Utterance(row["document"], folder / row["audio"], speaker=row["speaker"])
+        for _, row in _rows(paths[1], "document", "audio", "speaker")
+    ]
+    rows, columns = _positions(queries, paths[0]), _positions(documents, paths[1])
+    targets = np.zeros((len(queries), len(documents)), dtype=bool)
+    for place, row in _rows(paths[2], "query", "document"):
+        if row["query"] not in rows or row["document"] not in columns:
+            raise LaserError(f"{place}: unknown query or document: {row['query']}, {row['document']}")
+        targets[rows[row["query"]], columns[row["document"]]] = True
+    speakers = np.array([query.speaker for query in queries])[:, None]
+    trials = speakers != np.array([document.speaker for document in documents])[None, :]
+    return QbeData("test", queries, documents, targets, trials)
+
+
+def _rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
+    table = read_table(path, columns)
+    if not table:
+        raise LaserError(f"{path} has no line below its header")
+    return table
+
+
+def _positions(utterances: Sequence[Utterance], where: Path) -> dict[str, int]:
+    """Position of each name."""
+    found: dict[str, int] = {}
+    for position, utterance in enumerate(utterances):
+        if found.setdefault(utterance.name, position) != position:
+            raise LaserError(f"{where} names {utterance.name} twice")
+    return found
+
+
+def read_quesst(root: Path, split: str = "eval") -> QbeData:
+    """Read the English queries of `split`, the English documents and the ground truth; every pair is a trial.
+
+    Args:
+        root: folder that holds `Audio`, `dev_queries`, `eval_queries` and `scoring`.
+        split: "dev" or "eval".
+
+    Raises:
+        LaserError: an unknown split, a list or ground-truth file is missing or cannot be read, or nothing English is
+            left. Audio files are not looked at here.
+    """
+    if split not in SPLITS:
+        raise LaserError(f"QUESST 2014 has the splits {', '.join(SPLITS)}, not {split!r}")
+    queries = _read_list(root, root / "scoring" / f"language_key_{split}.lst")
+    documents = _read_list(root, root / "scoring" / "language_key_utterances.lst")
+    truth = root / "scoring" / f"groundtruth_quesst14_{split}"
+    terms = _names(_only(truth, "*.tlist.xml"), "term", "termid")
+    files = _names(_only(truth, "*.ecf.xml"), "excerpt", "audio_filename")
+    rttm = _only(truth, "*.rttm")
+    collection = Collection(terms, files, _read_rttm(rttm, terms, files))
+    targets = collection.targets[np.ix_(_find(queries, terms, "term list"), _find(documents, files, "control file"))]
+    if not targets.any():
+        raise LaserError(f"{rttm} holds no target among the {LANGUAGE} queries and documents")
+    gain = 10 ** (GAIN_DB / 20)
+    return QbeData(split, queries, documents, targets, np.ones_like(targets), "quesst2014", collection, gain)
+
+
+def _stem(name: str) -> str:
+    """A recording's name without folder and extension; the files write it with and without."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in (".wav", ".sph", ".flac") else path.name
+
+
+def _read_list(root: Path, path: Path) -> list[Utterance]:
+    """English recordings of a `.lst` file; `root` replaces the first component of each path."""
+    if not path.is_file():
+        raise LaserError(f"QUESST 2014 lacks {path}")
+    found, languages = [], set()
+    for place, line in read_lines(path):
+        fields = line.split()
+        if len(fields) != 2:
+            raise LaserError(f"{place}: expected a path and a language, got {line!r}")
+        languages.add(fields[1])
+        if fields[1] == LANGUAGE:
+            found.append(Utterance(_stem(fields[0]), root.joinpath(*PurePosixPath(fields[0]).parts[1:])))
+    if not found:
+        raise LaserError(f"{path} lists nothing in {LANGUAGE!r}; it has {', '.join(sorted(languages)) or 'no line'}")
+    _positions(found, path)
+    return found
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise LaserError(f"expected one {pattern} in {folder}, found {len(files)}")
+    return files[0]
+
+
+def _names(path: Path, element: str, attribute: str) -> list[str]:
+    """Stems of an attribute of all elements of a kind, in order, each once."""
+    try:
+        tree = ElementTree.parse(path)
+    except ElementTree.ParseError as error:
+        raise LaserError(f"{path} is no well-formed XML: {error}") from error
+    names = dict.fromkeys(_stem(entry.attrib[attribute]) for entry in tree.iter(element) if attribute in entry.attrib)
+    if not names:
+        raise LaserError(f"{path} has no <{element} {attribute}=...>")
+    return list(names)
+
+
+def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarray:
+    """Targets, bool (queries, documents), from lines `LEXEME DOCUMENT 1 BEGIN DURATION QUERY ...`."""
+    rows, columns = ({name: i for i, name in enumerate(names)} for names in (queries, documents))
+    targets, unknown = np.zeros((len(queries), len(documents)), dtype=bool), 0
+    for place, line in read_lines(path):
+        fields = line.split()
+        if fields[0] != "LEXEME":
+            continue
+        if len(fields) < 6:
+            raise LaserError(f"{place}: expected LEXEME DOCUMENT 1 BEGIN DURATION QUERY, got {line!r}")
+        document, query = _stem(fields[1]), _stem(fields[5])
+        if query in rows and document in columns:
+            targets[rows[query], columns[document]] = True
+        else:
+            unknown += query != _NO_QUERY
+    if unknown:
+        logger.warning("%s: %d lines name a query or document of neither list; they are left out", path, unknown)
+    return targets
+
+
+def _find(utterances: Sequence[Utterance], among: list[str], where: str) -> list[int]:
+    """Positions of `utterances` in a list of the ground truth."""
+    index = {name: position for position, name in enumerate(among)}
+    unknown = [utterance.name for utterance in utterances if utterance.name not in index]
+    if unknown:
+        raise LaserError(f"{len(unknown)} recordings of the language lists are not in the {where}, as {unknown[0]}")
+    return [index[utterance.name] for utterance in utterances]

@@ -1,4 +1,4 @@
-"""The compiled alignment kernel: one pass over the distances, documents shared among threads."""
+"""The compiled alignment kernel: one pass over the distances; threads share the documents."""
 
 from __future__ import annotations
 
@@ -14,33 +14,19 @@ import torch
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@_compiled
+@numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 def _extremes(row):
-    """Least and greatest entry; eight running pairs, as a single one is a chain of dependent comparisons."""
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = row[0]
-    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = row[0]
-    whole = len(row) // 8 * 8
-    for j in range(0, whole, 8):
-        x = row[j]
-        a0, b0 = (x if x < a0 else a0), (x if x > b0 else b0)
-        x = row[j + 1]
-        a1, b1 = (x if x < a1 else a1), (x if x > b1 else b1)
-        x = row[j + 2]
-        a2, b2 = (x if x < a2 else a2), (x if x > b2 else b2)
-        x = row[j + 3]
-        a3, b3 = (x if x < a3 else a3), (x if x > b3 else b3)
-        x = row[j + 4]
-        a4, b4 = (x if x < a4 else a4), (x if x > b4 else b4)
-        x = row[j + 5]
-        a5, b5 = (x if x < a5 else a5), (x if x > b5 else b5)
-        x = row[j + 6]
-        a6, b6 = (x if x < a6 else a6), (x if x > b6 else b6)
-        x = row[j + 7]
-        a7, b7 = (x if x < a7 else a7), (x if x > b7 else b7)
-    for j in range(whole, len(row)):
-        x = row[j]
-        a0, b0 = (x if x < a0 else a0), (x if x > b0 else b0)
-    return min(a0, a1, a2, a3, a4, a5, a6, a7), max(b0, b1, b2, b3, b4, b5, b6, b7)
+    """Least and greatest entry, without NaN. Four quarters side by side: one alone is a chain of comparisons."""
+    quarter = len(row) // 4
+    a = b = c = d = low = row[0]
+    e = f = g = h = high = row[0]
+    for j in range(quarter):
+        w, x, y, z = row[j], row[quarter + j], row[2 * quarter + j], row[3 * quarter + j]
+        a, b, c, d = min(a, w), min(b, x), min(c, y), min(d, z)
+        e, f, g, h = max(e, w), max(f, x), max(g, y), max(h, z)
+    for j in range(4 * quarter, len(row)):
+        low, high = min(low, row[j]), max(high, row[j])
+    return min(a, b, c, d, low), max(e, f, g, h, high)
 
 
 @_compiled
@@ -75,7 +61,7 @@ def _costs(distance, query_ends, document_ends, first, last, scale, out):
                     low = np.float64(least)
                     factor = 1.0 / max(np.float64(most) - low, 1e-9)
                 if i == top:
-                    # Nothing comes before the first query frame: its own distances alone.
+                    # The first query frame has no predecessor.
                     for j in range(len(row)):
                         new[j + 2] = (row[j] - low) * factor
                 else:
@@ -102,7 +88,7 @@ def costs(
     if threads == 1:
         _costs(distance, rows, ends, 0, len(ends), scale, out)
         return out
-    # Equal shares of frames, not of documents.
+    # Each thread gets an equal share of frames.
     bounds = np.searchsorted(ends, np.linspace(0, ends[-1], threads + 1)[1:-1]).tolist()
     bounds = [0, *bounds, len(ends)]
     jobs = [

@@ -6,8 +6,8 @@ and zero, one or two document frames,
     g(0, j) = d(0, j),   g(i, j) = d(i, j) + min(g(i-1, j), g(i-1, j-1), g(i-1, j-2)),
 
 and the cost is the least g(n-1, j) divided by n, the frames of the query. It equals `normalizedDistance` of dtw-python
-with `step_pattern="asymmetric", open_begin=True, open_end=True`. A document frame may be used any number of times, so
-a query longer than the document still has an alignment.
+with `step_pattern="asymmetric", open_begin=True, open_end=True`. A document frame may be used any number of times, so a
+query longer than the document still has an alignment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 from torch.nn import functional as F
 
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
-DISTANCES = ("cosine_exp", "cosine")
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
 
 
@@ -30,25 +29,19 @@ def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: 
     return F.normalize(centred.float(), dim=1)
 
 
-def frame_distances(queries: torch.Tensor, documents: torch.Tensor, distance: str = "cosine_exp") -> torch.Tensor:
-    """Distances (n, m) of unit-norm frames (n, dim) and (m, dim): 1 - cosine, or exp(1 - cosine).
+def frame_distances(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """Distances exp(1 - cosine), (n, m), of unit-norm frames (n, dim) and (m, dim).
 
-    SUPERB subtracts 1 from the exponential, which the scaling of rows that follows undoes.
-
-    Raises:
-        ValueError: an unknown distance.
+    SUPERB subtracts 1 from the exponential; `scale_rows` undoes that, so it is left out.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"unknown distance {distance!r}; expected one of {', '.join(DISTANCES)}")
-    found = (queries @ documents.T).neg_().add_(1)
-    return found.exp_() if distance == "cosine_exp" else found
+    return (queries @ documents.T).neg_().add_(1).exp_()
 
 
 def scale_rows(distance: torch.Tensor) -> torch.Tensor:
     """Each row of (n, m), the distances of a query frame to one document, mapped to [0, 1].
 
-    A row of equal distances, and so every row of a document of one frame, becomes 0, the best there is: the
-    denominator is at least 1e-9, as in SUPERB.
+    The denominator is at least 1e-9, as in SUPERB: a row of equal distances becomes 0, the best value. Every row of a
+    document of one frame is such a row.
     """
     low, high = distance.amin(-1, keepdim=True), distance.amax(-1, keepdim=True)
     return (distance - low) / (high - low).clamp_min(1e-9)
@@ -96,7 +89,7 @@ def batched_costs(
         padded = scale_rows(padded)
     rows = torch.nn.utils.rnn.pad_sequence(padded.split(list(query_lengths)), batch_first=True)
     lengths = torch.tensor(query_lengths, device=device)[:, None, None]
-    # Padding lies behind a document's end and paths only move forward, so nothing comes back from it.
+    # Paths only move forward, so the padding behind a document's end does not reach its frames.
     cost = rows[:, 0]
     for i in range(1, rows.shape[1]):
         shifted = F.pad(cost, (2, 0), value=math.inf)
@@ -106,16 +99,12 @@ def batched_costs(
 
 
 def match(
-    queries: Sequence[torch.Tensor],
-    documents: Sequence[torch.Tensor],
-    distance: str = "cosine_exp",
-    device: torch.device | str = "cpu",
+    queries: Sequence[torch.Tensor], documents: Sequence[torch.Tensor], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Scores (queries, documents), float64: minus the alignment cost, 0 for queries of fewer than five frames.
 
     Args:
         queries, documents: unit-norm frames, each (frames, dim).
-        distance: one of `DISTANCES`.
         device: where to compute.
     """
     scores = torch.zeros(len(queries), len(documents), dtype=torch.float64)
@@ -125,8 +114,7 @@ def match(
     frames = torch.cat(list(documents)).to(device)
     width = max(lengths) * len(lengths) if frames.device.type != "cpu" else len(frames)
     for group in _groups([len(query) for query in queries], _CELLS.get(frames.device.type, _CELLS["cuda"]) // width):
-        rows = torch.cat([queries[index] for index in group]).to(device)
-        found = frame_distances(rows, frames, distance)
+        found = frame_distances(torch.cat([queries[index] for index in group]).to(device), frames)
         scores[group] = -alignment_costs(found, [len(queries[index]) for index in group], lengths)
     return scores
 

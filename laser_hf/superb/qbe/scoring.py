@@ -15,16 +15,29 @@ query cost as much as missing all its targets.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from ...errors import LaserError
 from ..ranking import average_precision
-from .data import Collection
 
 BETA = 12.49
 DECISION_THRESHOLD = 2.0  # SUPERB decides YES for scores above two standard deviations
 DEFAULT_SCORE = -10.0  # the official scorer's for trials that a system does not report
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The full term list and collection of an evaluation, of which only a part may be searched.
+
+    `targets` is bool (queries, documents).
+    """
+
+    queries: list[str]
+    documents: list[str]
+    targets: np.ndarray
 
 
 class TermWeightedValue(NamedTuple):
@@ -61,15 +74,8 @@ def _checked(scores, targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     targets = targets & trials
     kept = targets.any(1)
     if not kept.any():
-        raise ValueError("no query has a target among its trials")
+        raise LaserError("no query has a target among its trials")
     return scores[kept], targets[kept], trials[kept]
-
-
-def _weights(targets: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What one hit takes from the mean miss rate and one false alarm adds to the mean false-alarm rate, by query."""
-    others = (trials & ~targets).sum(1)
-    # Without other trials a query can have no false alarm.
-    return 1 / targets.sum(1) / len(targets), 1 / np.maximum(others, 1) / len(targets)
 
 
 def detection_curve(scores, targets) -> DetectionCurve:
@@ -83,7 +89,9 @@ def detection_curve(scores, targets) -> DetectionCurve:
         ValueError: shapes that do not fit, infinite scores, or no query with a target.
     """
     scores, targets, trials = _checked(scores, targets)
-    hit, alarm = _weights(targets, trials)
+    # What one hit takes from the mean miss rate and one false alarm adds to the mean false-alarm rate, by query.
+    hit = 1 / targets.sum(1) / len(targets)
+    alarm = 1 / np.maximum((trials & ~targets).sum(1), 1) / len(targets)
     flat = scores[trials]
     order = np.argsort(-flat, kind="stable")
     flat = flat[order]
@@ -125,11 +133,9 @@ def twv(scores, targets, threshold: float, beta: float = BETA) -> TermWeightedVa
     Raises:
         ValueError: as `detection_curve`.
     """
-    scores, targets, trials = _checked(scores, targets)
-    hit, alarm = _weights(targets, trials)
-    accepted = trials & (scores >= threshold)
-    hits, alarms = (accepted & targets).sum(1) @ hit, (accepted & ~targets).sum(1) @ alarm
-    return TermWeightedValue(float(hits - beta * alarms), float(threshold))
+    curve = detection_curve(scores, targets)
+    point = int(np.searchsorted(-curve.thresholds, -threshold, side="right")) - 1
+    return TermWeightedValue(float(1 - curve.miss[point] - beta * curve.false_alarm[point]), float(threshold))
 
 
 def normalise_scores(scores: np.ndarray) -> np.ndarray:
@@ -149,7 +155,7 @@ def on_collection(
     """Scores (queries, documents) of a part of `collection` among `default` for every other pair of it.
 
     This is SUPERB's definition of the trials: the official scorer takes the full term list and collection. NaN becomes
-    `default` as well: a pair that could not be scored is one that was not reported.
+    `default` as well.
     """
     full = np.full(collection.targets.shape, default)
     rows, columns = ({name: i for i, name in enumerate(names)} for names in (collection.queries, collection.documents))

@@ -1,9 +1,9 @@
-"""All queries against all documents of a store, a block of documents at a time, with the scores kept on disk."""
+"""Scores of all queries against all documents, layer by layer; an interrupted search goes on where it stopped."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ...errors import LaserError
+from ..features import Features, Utterance, read_waveform, sample_counts
+from ..frame_store import FrameStore, fill
+from .data import QbeData
 from .matching import match, unit_frames
-from .store import FrameStore
 
-_QUERY_FRAMES = 2**16  # frames of queries held at a time
+BLOCK_DOCUMENTS, BLOCK_QUERIES = 128, 512  # held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,46 @@ class Search:
     deviation: np.ndarray
 
 
-def load_search(path: Path) -> Search | None:
-    """A finished search, or `None`."""
-    if not path.is_file():
-        return None
-    with np.load(path) as content:
-        return Search(content["scores"], content["mean"], content["deviation"])
+def search_layers(
+    features: Features,
+    layers: Sequence[int],
+    sets: Sequence[QbeData],
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[tuple[str, int], Search], dict[Utterance, tuple[str, str]]]:
+    """Encode the recordings of `sets` once, and search each set at each layer.
+
+    Args:
+        features: what makes frames.
+        layers: numbers of the layers.
+        sets: evaluation sets, all with one gain.
+        folder: of everything that an interrupted run can go on from; memory holds few frames at a time.
+        device: where to align.
+
+    Returns:
+        Searches by split and layer, and kind and reason of each recording that could not be used.
+
+    Raises:
+        LaserError: no query or no document could be used, or the disk is too small for the frames.
+    """
+    utterances = list(dict.fromkeys(u for data in sets for u in (*data.queries, *data.documents)))
+    store = FrameStore(folder / "frames", layers, features.dim)
+    fill(
+        store,
+        features,
+        [utterance.name for utterance in utterances],
+        sample_counts(utterances),
+        lambda index: read_waveform(utterances[index], features.shortest, sets[0].gain),
+        advice="name fewer layers with --layer, or use another disk",
+    )
+    place = {utterance: index for index, utterance in enumerate(utterances)}
+    searches = {}
+    for layer in layers:
+        for data in sets:
+            queries, documents = ([place[u] for u in part] for part in (data.queries, data.documents))
+            path = folder / f"{data.split}_layer{layer:02d}.npy"
+            searches[data.split, layer] = search(store, layer, queries, documents, path, device)
+    return searches, {utterances[index]: why for index, why in store.skipped.items()}
 
 
 def search(
@@ -40,80 +77,68 @@ def search(
     queries: Sequence[int],
     documents: Sequence[int],
     path: Path,
-    *,
-    distance: str = "cosine_exp",
     device: torch.device | str = "cpu",
-    block_documents: int = 128,
-    progress: bool = True,
-    name: str = "",
 ) -> Search:
-    """Score every query against every document on frames of one layer, and leave the result in `path` (npz).
+    """Score every query against every document on frames of one layer.
 
-    Frames are normalised by their mean and deviation over all these queries and documents. A block's scores are on
-    disk once it is done, so an interrupted search goes on with the first block that is not.
+    Frames are normalised by their mean and deviation over all these queries and documents.
 
     Args:
-        store: frames on disk; memory holds those of a block of documents and of some queries only.
+        store: frames on disk.
         layer: which frames.
-        queries, documents: positions in the store; those that it skipped get NaN.
-        path: of the result; beside it lies the unfinished one.
-        distance, device: as in `matching.match`.
-        block_documents: documents at a time.
-        progress: show a bar, called `name`.
+        queries, documents: indices in the store; those that it skipped get NaN.
+        path: where the scores are kept (npy), a block of documents after the other.
+        device: where to align.
+
+    Raises:
+        LaserError: no query or no document could be used.
     """
-    done = load_search(path)
-    if done is not None:
-        return done
-    partial = path.with_suffix(".partial.npy")
-    if partial.exists():
-        scores = np.lib.format.open_memmap(partial, mode="r+")
-    else:
-        fresh = partial.with_suffix(".new")
-        with fresh.open("wb") as file:
-            np.save(file, np.full((len(queries), len(documents)), np.nan))
-        os.replace(fresh, partial)
-        scores = np.lib.format.open_memmap(partial, mode="r+")
     rows = [row for row, index in enumerate(queries) if index in store.places]
-    # In the order of the file: reads are sequential and the documents of a block are of similar length.
+    # In the order of encoding: the documents of a block are of similar length.
+    order = {index: position for position, index in enumerate(store.places)}
     columns = [column for column, index in enumerate(documents) if index in store.places]
-    columns.sort(key=lambda column: store.places[documents[column]])
+    columns.sort(key=lambda column: order[documents[column]])
     if not rows or not columns:
-        raise ValueError("no query or no document could be used; the list of skipped files says why")
-    used = [*(queries[row] for row in rows), *(documents[column] for column in columns)]
-    mean, deviation = store.statistics(layer, used)
+        kind, reason = next(iter(store.skipped.values()))
+        raise LaserError(f"no query or no document could be used; the first is {kind}: {reason}")
+    mean, deviation = statistics(store, layer, [queries[row] for row in rows] + [documents[c] for c in columns])
 
     def frames(index: int) -> torch.Tensor:
         return unit_frames(store.read(layer, index), mean, deviation)
 
-    with tqdm(
-        total=len(columns), desc=name or f"layer {layer}", unit="document", disable=not progress, mininterval=2
-    ) as bar:
-        for first in range(0, len(columns), block_documents):
-            block = columns[first : first + block_documents]
+    scores = _open_scores(path, (len(queries), len(documents)))
+    with tqdm(total=len(columns), desc=path.stem, unit="document", mininterval=2) as bar:
+        for first in range(0, len(columns), BLOCK_DOCUMENTS):
+            block = columns[first : first + BLOCK_DOCUMENTS]
             if np.isnan(scores[np.ix_(rows, block)]).any():
                 loaded = [frames(documents[column]) for column in block]
-                for part in _query_blocks(rows, [store.places[queries[row]][1] for row in rows]):
-                    found = match([frames(queries[row]) for row in part], loaded, distance, device)
-                    scores[np.ix_(part, block)] = found.numpy()
+                for part in (rows[start : start + BLOCK_QUERIES] for start in range(0, len(rows), BLOCK_QUERIES)):
+                    scores[np.ix_(part, block)] = match([frames(queries[row]) for row in part], loaded, device).numpy()
                 scores.flush()
             bar.update(len(block))
-    result = Search(np.array(scores), mean, deviation)
-    del scores
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        np.savez(file, scores=result.scores, mean=mean, deviation=deviation)
-    os.replace(fresh, path)
-    partial.unlink()
-    return result
+    return Search(np.array(scores), mean, deviation)
 
 
-def _query_blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    block: list[int] = []
-    held = 0
-    for row, length in zip(rows, lengths, strict=True):
-        if block and held + length > _QUERY_FRAMES:
-            yield block
-            block, held = [], 0
-        block.append(row)
-        held += length
-    yield block
+def _open_scores(path: Path, shape: tuple[int, int]) -> np.memmap:
+    """The scores of an interrupted search, or new ones, all NaN."""
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            np.save(file, np.full(shape, np.nan))
+        os.replace(fresh, path)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased standard deviation (at least 1e-9) of each dimension over all frames of `indices`.
+
+    In float64 and in two passes over the disk; one utterance at a time is in memory.
+    """
+    total, count, squares = np.zeros(store.dim), 0, np.zeros(store.dim)
+    for index in indices:
+        frames = store.read(layer, index)
+        total, count = total + frames.sum(0, dtype=np.float64), count + len(frames)
+    mean = total / count
+    for index in indices:
+        squares += np.square(store.read(layer, index) - mean).sum(0)
+    return mean, np.sqrt(squares / max(1, count - 1)).clip(1e-9)

@@ -50,7 +50,6 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path):
         "1-2-0000\tempty\t0.40\t0\t:40:5 EH:40:0 M:x:3 P:44 T:45:5",
         "1-2-0000\t\t0.5\t0.1\t",
         "\tword\t0.5\t0.1\t",
-        "1-2-0000\tcut",
     ]
     path.write_text(HEADER + "\n".join(rows) + "\n")
     found = read_alignments(path)
@@ -58,7 +57,7 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path):
     assert [phone.label for phone in found.phones] == ["G", "UH", "D", "N", "T"]
     counts = {reason: entry["count"] for reason, entry in found.skipped.reasons.items()}
     assert counts == {
-        "words without valid times": 4,
+        "words without valid times": 3,
         "phones without name or valid times": 4,
         "rows without utterance or word": 2,
     }
@@ -68,11 +67,14 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path):
 def test_files_that_are_no_alignments(tmp_path):
     path = tmp_path / "words.tsv"
     path.write_text("utterance\tword\n")
-    with pytest.raises(LaserError, match="lacks the columns start_seconds, duration_seconds"):
+    with pytest.raises(LaserError, match="no column start_seconds, duration_seconds"):
         read_alignments(path)
     path.write_text(HEADER)
-    with pytest.raises(LaserError, match="lacks the columns split"):
+    with pytest.raises(LaserError, match="no column split"):
         read_alignments(path, split="train")
+    path.write_text(HEADER + "1-2-0000\tcut\n")
+    with pytest.raises(LaserError, match="line 2: expected the fields"):
+        read_alignments(path)
     with pytest.raises(LaserError, match="nowhere"):
         read_alignments(tmp_path / "nowhere.tsv")
 

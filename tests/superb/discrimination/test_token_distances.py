@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from laser_hf.superb.discrimination.alignments import Token
 from laser_hf.superb.discrimination.token_distances import dtw_distances, mean_pooled, token_frames
@@ -39,11 +41,18 @@ def cheapest_path(cost: np.ndarray) -> float:
     return walk(0, 0, 2 * cost[0, 0])
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (1, 5), (4, 1), (2, 3), (4, 4), (5, 6), (7, 3)])
-def test_dtw_equals_walking_every_path(sizes):
-    a, b = unit_rows(sizes[0], 8, seed=1), unit_rows(sizes[1], 8, seed=2)
-    expected = cheapest_path(cosine_costs(a, b)) / sum(sizes)
-    assert dtw_distances([a, b], [0], [1])[0] == pytest.approx(expected, abs=1e-6)
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), data=st.data())
+def test_dtw_equals_walking_every_path(lengths, data):
+    segments = [unit_rows(length, 8, seed=number) for number, length in enumerate(lengths)]
+    index = st.integers(0, len(lengths) - 1)
+    pairs = data.draw(st.lists(st.tuples(index, index), max_size=8))
+    found = dtw_distances(segments, [first for first, _ in pairs], [second for _, second in pairs])
+    expected = [
+        cheapest_path(cosine_costs(segments[first], segments[second])) / (lengths[first] + lengths[second])
+        for first, second in pairs
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_dtw_of_many_pairs_equals_the_dtw_package(capsys):

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from laser_hf.superb.qbe import data, quesst
-from laser_hf.superb.qbe.data import QbeDataError, read_data
+from laser_hf.errors import LaserError
+from laser_hf.superb.features import Utterance
+from laser_hf.superb.qbe.data import read_data, read_quesst
 
 
 def test_tables(task_folder):
     found = read_data(task_folder)
     assert [query.name for query in found.queries] == ["q0", "q1"]
     assert (found.queries[0].start, found.queries[0].duration) == (0.3125, 0.375)
-    assert found.documents[1] == data.Utterance("b", task_folder / "b.wav", speaker="2")
+    assert found.documents[1] == Utterance("b", task_folder / "b.wav", speaker="2")
     np.testing.assert_array_equal(found.targets, [[True, True, False], [False, False, False]])
     np.testing.assert_array_equal(found.trials, [[False, True, True], [True, False, False]])
     assert (found.layout, found.collection, found.gain) == ("tsv", None, 1.0)
@@ -28,30 +29,30 @@ def test_revision_names_the_task(task_folder):
     ("table", "content", "message"),
     [
         ("targets.tsv", "query\tdocument\nq9\ta\n", "unknown query or document: q9, a"),
-        ("targets.tsv", "query\n", "lacks the columns document"),
+        ("targets.tsv", "query\n", "no column document"),
         ("targets.tsv", "query\tdocument\n", "no line below its header"),
-        ("targets.tsv", "query\tdocument\nq0\n", "line 2: expected the columns query, document"),
+        ("targets.tsv", "query\tdocument\nq0\n", "line 2: expected the fields query, document"),
         ("documents.tsv", "document\taudio\tspeaker\na\ta.wav\t1\na\tb.wav\t2\n", "names a twice"),
         (
             "queries.tsv",
             "query\taudio\tstart_seconds\tduration_seconds\tspeaker\nq0\ta.wav\tsoon\t1\t1\n",
-            "query q0: could not convert string to float: 'soon'",
+            "line 2: could not convert string to float: 'soon'",
         ),
     ],
 )
 def test_tables_are_checked(task_folder, table, content, message):
     (task_folder / table).write_text(content)
-    with pytest.raises(QbeDataError, match=message):
+    with pytest.raises(LaserError, match=message):
         read_data(task_folder)
 
 
 def test_folders_without_a_task_are_refused(task_folder, tmp_path):
     (task_folder / "documents.tsv").unlink()
-    with pytest.raises(QbeDataError, match=r"lacks documents\.tsv"):
+    with pytest.raises(LaserError, match=r"lacks documents\.tsv"):
         read_data(task_folder)
-    with pytest.raises(QbeDataError, match=r"expected queries\.tsv, documents\.tsv, targets\.tsv, or QUESST 2014"):
+    with pytest.raises(LaserError, match=r"expected queries\.tsv, documents\.tsv, targets\.tsv, or QUESST 2014"):
         read_data(tmp_path)
-    with pytest.raises(QbeDataError, match="there is no folder"):
+    with pytest.raises(LaserError, match="there is no folder"):
         read_data(tmp_path / "nowhere")
 
 
@@ -88,36 +89,43 @@ def test_quesst_says_which_file_is_missing(quesst_folder, missing):
     names = [path.name, str(path.parent)]
     if "groundtruth" in missing:
         names[0] = "*." + path.name.split(".", 1)[1]
-    with pytest.raises(QbeDataError) as error:
+    with pytest.raises(LaserError) as error:
         read_data(quesst_folder)
     assert all(name in str(error.value) for name in names)
 
 
 def test_quesst_is_checked(quesst_folder):
     truth = quesst_folder / "scoring" / "groundtruth_quesst14_eval"
-    with pytest.raises(QbeDataError, match="splits dev, eval, not 'test'"):
-        quesst.read_quesst(quesst_folder, "test")
-    with pytest.raises(QbeDataError, match="lists nothing in 'czech'; it has albanian, nnenglish"):
-        quesst.read_quesst(quesst_folder, "eval", "czech")
+    with pytest.raises(LaserError, match="splits dev, eval, not 'test'"):
+        read_quesst(quesst_folder, "test")
+    languages = quesst_folder / "scoring" / "language_key_eval.lst"
+    english = languages.read_text()
+    languages.write_text(english.replace("nnenglish", "czech"))
+    with pytest.raises(LaserError, match="lists nothing in 'nnenglish'; it has albanian, czech"):
+        read_quesst(quesst_folder, "eval")
+    languages.write_text(english + "quesst14Database/eval_queries/lost.wav\n")
+    with pytest.raises(LaserError, match="line 4: expected a path and a language"):
+        read_quesst(quesst_folder, "eval")
+    languages.write_text(english)
     rttm = truth / "quesst14_eval.rttm"
     whole = rttm.read_text()
     rttm.write_text(whole + "LEXEME quesst14_00001 1\n")
-    with pytest.raises(QbeDataError, match="line 11: expected LEXEME DOCUMENT"):
-        quesst.read_quesst(quesst_folder)
+    with pytest.raises(LaserError, match="line 11: expected LEXEME DOCUMENT"):
+        read_quesst(quesst_folder)
     rttm.write_text("LEXEME quesst14_00005 1 0.0 1.0 quesst14_eval_0003 lex SELF <NA>\n")
-    with pytest.raises(QbeDataError, match="no target among the nnenglish"):
-        quesst.read_quesst(quesst_folder)
+    with pytest.raises(LaserError, match="no target among the nnenglish"):
+        read_quesst(quesst_folder)
     rttm.write_text(whole)
     (truth / "quesst14_eval.tlist.xml").write_text("<termlist><term")
-    with pytest.raises(QbeDataError, match="no well-formed XML"):
-        quesst.read_quesst(quesst_folder)
+    with pytest.raises(LaserError, match="no well-formed XML"):
+        read_quesst(quesst_folder)
     (truth / "quesst14_eval.tlist.xml").write_text('<termlist><term termid="quesst14_eval_0001"/></termlist>')
-    with pytest.raises(QbeDataError, match="1 recordings of the language lists are not in the term list"):
-        quesst.read_quesst(quesst_folder)
+    with pytest.raises(LaserError, match="1 recordings of the language lists are not in the term list"):
+        read_quesst(quesst_folder)
 
 
 def test_unknown_names_in_the_ground_truth_are_counted(quesst_folder, caplog):
     rttm = quesst_folder / "scoring" / "groundtruth_quesst14_eval" / "quesst14_eval.rttm"
     rttm.write_text(rttm.read_text() + "LEXEME quesst14_99999 1 0.0 1.0 quesst14_eval_0001 lex SELF <NA>\n")
-    assert quesst.read_quesst(quesst_folder).targets.sum() == 2
+    assert read_quesst(quesst_folder).targets.sum() == 2
     assert "1 lines name a query or document of neither list" in caplog.text

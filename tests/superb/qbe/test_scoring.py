@@ -7,11 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import laser_hf.superb
+from laser_hf.errors import LaserError
 from laser_hf.superb import mtwv
 from laser_hf.superb.qbe import scoring
-from laser_hf.superb.qbe.data import Collection
+from laser_hf.superb.qbe.scoring import Collection
 
 
 def value_at(scores, targets, threshold, beta):
@@ -29,33 +33,27 @@ def value_at(scores, targets, threshold, beta):
     return 1 - sum(lost) / len(lost)
 
 
-def random_task(seed):
+SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8))
+
+
+@settings(max_examples=300, deadline=None)
+@given(shape=SHAPES, beta=st.sampled_from([0.1, 1.0, 12.49]), data=st.data())
+def test_mtwv_equals_brute_force_over_all_thresholds(shape, beta, data):
     """Few distinct scores, so that ties abound; missing trials; queries without targets or without others."""
-    random = np.random.default_rng(seed)
-    shape = tuple(random.integers(1, 9, size=2))
-    scores = random.integers(0, int(random.integers(2, 9)), size=shape).astype(float)
-    scores[random.random(shape) < 0.2] = np.nan
-    targets = random.random(shape) < random.choice([0.2, 0.6])
-    return scores, targets, float(random.choice([0.1, 1.0, 12.49]))
-
-
-def test_mtwv_equals_brute_force_over_all_thresholds():
-    tried = 0
-    for seed in range(400):
-        scores, targets, beta = random_task(seed)
-        if not (targets & ~np.isnan(scores)).any():
-            with pytest.raises(ValueError, match="no query has a target"):
-                mtwv(scores, targets, beta)
-            continue
-        thresholds = [math.inf, *np.unique(scores[~np.isnan(scores)])[::-1]]
-        values = [value_at(scores, targets, threshold, beta) for threshold in thresholds]
-        found = mtwv(scores, targets, beta)
-        assert found.value == pytest.approx(max(0, *values), abs=1e-12)
-        assert value_at(scores, targets, found.threshold, beta) == pytest.approx(found.value, abs=1e-12)
-        for threshold, value in zip(thresholds, values, strict=True):
-            assert scoring.twv(scores, targets, threshold, beta).value == pytest.approx(value, abs=1e-12)
-        tried += 1
-    assert tried > 200
+    scores = data.draw(arrays(float, shape, elements=st.sampled_from([0.0, 1.0, 2.0, 5.0, math.nan])))
+    targets = data.draw(arrays(bool, shape))
+    if not (targets & ~np.isnan(scores)).any():
+        with pytest.raises(LaserError, match="no query has a target"):
+            mtwv(scores, targets, beta)
+        return
+    thresholds = [math.inf, *np.unique(scores[~np.isnan(scores)])[::-1]]
+    values = [value_at(scores, targets, threshold, beta) for threshold in thresholds]
+    found = mtwv(scores, targets, beta)
+    assert found.value == pytest.approx(max(0, *values), abs=1e-12)
+    assert value_at(scores, targets, found.threshold, beta) == pytest.approx(found.value, abs=1e-12)
+    for threshold in [*thresholds, -1.0, 0.5, 3.0, 9.0]:
+        expected = value_at(scores, targets, threshold, beta)
+        assert scoring.twv(scores, targets, threshold, beta).value == pytest.approx(expected, abs=1e-12)
 
 
 def test_mtwv_by_hand():

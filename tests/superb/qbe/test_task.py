@@ -1,6 +1,5 @@
 """The command: files, records, protocols, resuming, bad input."""
 
-import json
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib.pyplot as plt
@@ -8,9 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from laser_hf.errors import LaserError
+from laser_hf.records import read_record
+from laser_hf.superb import frame_store
 from laser_hf.superb.__main__ import main
-from laser_hf.superb.qbe import figures, search, stdlist, store, sweep, task
-from laser_hf.superb.qbe.data import QbeDataError
+from laser_hf.superb.qbe import evaluation, report, search, task
 
 
 @pytest.fixture
@@ -22,13 +23,12 @@ def pictures():
 def _no_pictures(request, monkeypatch):
     """Drawing takes most of the time of a small run."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(figures, "plot_detection", lambda *_, **__: None)
-        monkeypatch.setattr(figures, "plot_matches", lambda *_, **__: None)
+        monkeypatch.setattr(report, "draw", lambda *_: None)
 
 
 def run(model, data, out, *options):
     main(["qbe", "--model", str(model), "--data", str(data), "--output_dir", str(out), *map(str, options)])
-    return json.loads((out / "results.json").read_text())
+    return read_record(out / "results.json")
 
 
 def metrics(record, **wanted):
@@ -77,14 +77,14 @@ def test_pictures_are_drawn(quesst_folder, tmp_path):
 
 def test_every_layer_is_in_the_record(task_folder, tmp_path, tiny_encoder):
     for model in (tiny_encoder, f"random:{tiny_encoder}"):
-        record = run(model, task_folder, tmp_path / "out", "--layer", "all")
+        record = run(model, task_folder, tmp_path / "out", "--layer", "all", "--overwrite_output_dir")
         assert list(record["layers"]) == ["0", "1", "2", "3"]
         assert record["layer"] == 3
         assert record["value"] == record["layers"]["3"]
         assert len(metrics(record, metric="mtwv")) == 4
         assert len(record["weights_sha256"]) == 64
     assert record["seed"] == 0
-    with pytest.raises(ValueError, match="layers 0 to 3, not 7"):
+    with pytest.raises(LaserError, match="layers 0 to 3, not 7"):
         run(tiny_encoder, task_folder, tmp_path / "out", "--layer", 7)
 
 
@@ -106,7 +106,7 @@ def test_quesst_gives_a_superb_record(quesst_folder, tmp_path):
     dev = metrics(record, metric="mtwv", split="dev", trials="superb")[0]
     assert actual["threshold"] == dev["threshold"]
     assert actual["threshold_from"] == "best on the development set"
-    assert record["hyper_parameters"]["gain_db"] == -3.0
+    assert (record["recipe"]["gain_db"], record["recipe"]["trials"]) == (-3.0, "superb")
     assert record["data"]["dev"]["split"] == "dev"
 
     root = ElementTree.parse(out / "benchmark.stdlist.xml").getroot()
@@ -124,13 +124,12 @@ def test_quesst_gives_a_superb_record(quesst_folder, tmp_path):
             assert (term.attrib["channel"], term.attrib["tbeg"], term.attrib["dur"]) == ("1", "0.000", "0.00")
 
 
-def test_quesst_options(quesst_folder, tmp_path):
-    record = run("mfcc", quesst_folder, tmp_path / "a", "--split", "dev", "--trials", "subset")
-    assert (record["split"], record["trials"], record["value"]) == ("dev", "subset", pytest.approx(1.0))
-    assert "dev" not in record["data"]
-    record = run("mfcc", quesst_folder, tmp_path / "b", "--protocol", "quick", "--skip_dev", "--distance", "cosine")
-    assert (record["protocol"], record["metric"], record["value"]) == ("quick", "mean_average_precision", 1.0)
-    assert not metrics(record, split="dev")
+def test_the_dev_queries_of_quesst_may_be_reported_or_left_out(quesst_folder, tmp_path):
+    for number, options in enumerate((("--split", "dev"), ("--skip_dev",))):
+        record = run("mfcc", quesst_folder, tmp_path / str(number), *options)
+        assert (record["split"], record["trials"], record["value"]) == (("dev", "eval")[number], "superb", 0.5)
+        assert "dev" not in record["data"]
+        assert len({metric["split"] for metric in record["metrics"]}) == 1
 
 
 def test_the_layer_is_chosen_on_dev(quesst_folder, tmp_path, tiny_encoder, monkeypatch):
@@ -160,13 +159,9 @@ def test_tables_may_have_a_development_set(task_folder, tmp_path):
 
 def test_options_that_do_not_fit_are_refused(task_folder, quesst_folder, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(QbeDataError, match="--protocol superb is defined on QUESST 2014 only"):
-        run("mfcc", task_folder, out, "--protocol", "superb")
-    with pytest.raises(QbeDataError, match="--trials superb is defined on QUESST 2014 only"):
-        run("mfcc", task_folder, out, "--trials", "superb")
-    with pytest.raises(QbeDataError, match="--select_layer dev needs a development set"):
+    with pytest.raises(LaserError, match="--select_layer dev needs a development set"):
         run("mfcc", task_folder, out, "--select_layer", "dev")
-    with pytest.raises(QbeDataError, match="--dev_data is laid out as quesst2014"):
+    with pytest.raises(LaserError, match="--dev_data is for tables"):
         run("mfcc", task_folder, out, "--dev_data", quesst_folder)
     assert not out.exists()
 
@@ -198,23 +193,29 @@ def test_unusable_recordings_are_counted_and_survived(task_folder, tmp_path):
 def test_nothing_usable_is_an_error(task_folder, tmp_path):
     for name in "abc":
         (task_folder / f"{name}.wav").write_text("this is no audio")
-    with pytest.raises(ValueError, match="no query or no document could be used"):
+    with pytest.raises(LaserError, match="no query or no document could be used; the first is undecodable"):
         run("mfcc", task_folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("where", "calls"), [("frontend", 3), ("match", 2), ("match", 7), ("evaluate", 1)])
+@pytest.mark.parametrize(("where", "calls"), [("frames", 3), ("match", 2), ("match", 7), ("evaluate", 1)])
 def test_an_interrupted_run_resumes_to_the_same_result(
     quesst_folder, tmp_path, tiny_encoder, monkeypatch, where, calls
 ):
-    # One layer's frames on disk at a time, two documents a block, and batches of one or two utterances.
-    options = ("--layer", "1,3", "--cache_gib", "1e-9", "--block_documents", 2, "--batch_seconds", 1)
-    whole = run(tiny_encoder, quesst_folder, tmp_path / "whole", *options)
+    # Two documents a block, and batches of one or two utterances.
+    monkeypatch.setattr(search, "BLOCK_DOCUMENTS", 2)
+    real_fill = frame_store.fill
+    monkeypatch.setattr(search, "fill", lambda *a, **k: real_fill(*a, **k, batch_seconds=1))
+    options = ("--layer", "1,3")
     target, name = {
-        "frontend": (store.FrameStore, "add"),
+        "frames": (frame_store.FrameStore, "add"),
         "match": (search, "match"),
         "evaluate": (task, "evaluate"),
     }[where]
     real, seen = getattr(target, name), []
+
+    def counted(*arguments, **named):
+        seen.append(1)
+        return real(*arguments, **named)
 
     def stops(*arguments, **named):
         seen.append(1)
@@ -222,18 +223,19 @@ def test_an_interrupted_run_resumes_to_the_same_result(
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, stops)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny_encoder, quesst_folder, tmp_path / "part", *options)
-    assert not (tmp_path / "part" / "results.json").exists()
-
+    monkeypatch.setattr(target, name, counted)
+    whole = run(tiny_encoder, quesst_folder, tmp_path / "whole", *options)
+    needed = len(seen)
     seen.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, lambda *a, **k: (seen.append(1), real(*a, **k))[1])
-        resumed = run(tiny_encoder, quesst_folder, tmp_path / "part", *options)
+    monkeypatch.setattr(target, name, stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_encoder, quesst_folder, tmp_path / "part", *options)
+    assert not (tmp_path / "part" / "results.json").exists()
+    seen.clear()
+    monkeypatch.setattr(target, name, counted)
+    resumed = run(tiny_encoder, quesst_folder, tmp_path / "part", *options)
     if where != "evaluate":
-        assert len(seen) <= {"frontend": 16 - 3, "match": 8 - calls}[where]  # nothing is done twice
+        assert len(seen) == needed - calls  # nothing is done twice
     assert resumed["resumed"]
     assert not whole["resumed"]
     assert resumed["metrics"] == whole["metrics"]
@@ -241,49 +243,27 @@ def test_an_interrupted_run_resumes_to_the_same_result(
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_kept_cache_serves_another_distance(task_folder, tmp_path, tiny_encoder, monkeypatch):
+def test_only_the_same_run_goes_on(task_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = run(tiny_encoder, task_folder, out, "--keep_cache")
     with monkeypatch.context() as patch:
-        patch.setattr(store.FrameStore, "add", lambda *_: pytest.fail("encoded again"))
-        second = run(tiny_encoder, task_folder, out, "--keep_cache", "--distance", "cosine")
-    assert first["hyper_parameters"]["distance"] == "cosine_exp"
-    assert second["hyper_parameters"]["distance"] == "cosine"
+        patch.setattr(search, "match", lambda *_: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception):
+            run("mfcc", task_folder, out)
+    with pytest.raises(LaserError, match=r"unfinished run of another recipe .*--model mfcc -> logmel"):
+        run("logmel", task_folder, out)
     soundfile.write(task_folder / "c.wav", np.random.default_rng(9).normal(0, 0.1, 16_000), 16_000)
-    assert not run(tiny_encoder, task_folder, out)["resumed"]  # other audio: the cache does not fit
-
-
-def test_blocks_do_not_change_scores(quesst_folder, tmp_path, tiny_encoder):
-    wide = run(tiny_encoder, quesst_folder, tmp_path / "wide")
-    narrow = run(tiny_encoder, quesst_folder, tmp_path / "narrow", "--block_documents", 1, "--batch_seconds", 0.1)
-    assert narrow["value"] == wide["value"]
-    scores = [[float(line[2]) for line in table(tmp_path / name)[1:]] for name in ("wide", "narrow")]
-    np.testing.assert_allclose(*scores, atol=1e-3)
-
-
-def test_layers_share_the_disk(tmp_path):
-    assert sweep.layer_groups([0, 1, 2, 3, 4], 2**29, 1.0, tmp_path) == [[0, 1], [2, 3], [4]]
-    assert sweep.layer_groups([0, 1], 2**30, 0.5, tmp_path) == [[0], [1]]
-    with pytest.raises(OSError, match="name fewer layers with --layer"):
-        sweep.layer_groups([0, 1], 2**50, 1.0, tmp_path)
-
-
-def test_summary_gathers_models(task_folder, tmp_path):
-    summary = tmp_path / "qbe.json"
-    for model in ("mfcc", "logmel", "mfcc"):
-        run(model, task_folder, tmp_path / "out", "--summary", summary)
-    systems = json.loads(summary.read_text())["systems"]
-    assert [(system["name"], system["value"], system["layer"]) for system in systems] == [
-        ("logmel", 1.0, 0),
-        ("mfcc", 1.0, 0),
-    ]
+    with pytest.raises(LaserError, match="--files"):  # other audio
+        run("mfcc", task_folder, out)
+    assert not run("mfcc", task_folder, out, "--overwrite_output_dir")["resumed"]
+    with pytest.raises(LaserError, match="holds a finished run"):
+        run("mfcc", task_folder, out)
 
 
 def test_scores_are_measured_as_they_are_written(tmp_path):
     scores = np.random.default_rng(0).normal(size=(3, 50))
     scores[1, 7] = np.nan
-    stdlist.write_scores(tmp_path / "scores.tsv", scores, list("abc"), list(map(str, range(50))), np.zeros((3, 50)))
-    written = stdlist.as_written(scores)
+    report.write_scores(tmp_path / "scores.tsv", scores, list("abc"), list(map(str, range(50))), np.zeros((3, 50)))
+    written = evaluation.as_written(scores)
     read = {(q, d): float(s) for q, d, s, _ in table(tmp_path)[1:]}
     assert len(read) == 149
     assert all(written["abc".index(query), int(document)] == score for (query, document), score in read.items())

@@ -1,0 +1,238 @@
+"""The trained part: weighted sum of hidden states, SpecAugment where the recipe has it, and a CTC head."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import LaserError
+from ...records import RESULTS, read_record
+from ..features import WeightedSum
+
+WEIGHTS_NAME = "ctc_head.safetensors"
+
+
+def ctc_losses(
+    log_probs: torch.Tensor, frames: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
+) -> torch.Tensor:
+    """Loss of each utterance divided by the length of its target, (batch,) float32.
+
+    Their mean is `torch.nn.CTCLoss(reduction="mean", zero_infinity=True)`: a target that does not fit into its frames
+    counts 0. Class 0 is the blank.
+
+    Args:
+        log_probs: (batch, frames, classes), normalised.
+        frames: frames in use, (batch,).
+        targets: (batch, labels), padded with anything.
+        target_lengths: labels in use, (batch,).
+    """
+    log_probs = log_probs.float().transpose(0, 1)
+    losses = F.ctc_loss(log_probs, targets, frames, target_lengths, reduction="none", zero_infinity=True)
+    return losses / target_lengths.clamp(min=1).to(losses)
+
+
+# ------------------------------------------------------------------------------------------------ SpecAugment
+
+
+def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
+    """Move a random moment of one utterance (frames, dim) by up to `window` frames; the length stays.
+
+    Of T frames the centre is drawn from {window, ..., T - window - 1} and its new place from
+    {centre - window + 1, ..., centre + window}; both sides are resized by bicubic interpolation. Utterances of at
+    most 2 * window frames stay as they are.
+    """
+    count, dim = features.shape
+    if count - window <= window:
+        return features
+    centre = int(torch.randint(window, count - window, ()))
+    place = int(torch.randint(centre - window, centre + window, ())) + 1
+    image = features[None, None]
+    sides = [
+        F.interpolate(side, (length, dim), mode="bicubic", align_corners=False)
+        for side, length in ((image[:, :, :centre], place), (image[:, :, centre:], count - place))
+    ]
+    return torch.cat(sides, dim=2)[0, 0]
+
+
+def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
+    """Positions to clear, (batch, size) bool: for each utterance `masks` runs of 0 to `width` - 1 positions.
+
+    A run starts in {0, ..., max(1, size - widest) - 1} where `widest` is the widest run of the whole batch.
+    """
+    widths = torch.randint(0, width, (batch, masks, 1))
+    starts = torch.randint(0, max(1, size - int(widths.max())), (batch, masks, 1))
+    position = torch.arange(size)
+    return ((position >= starts) & (position < starts + widths)).any(1)
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """SpecAugment (Park et al., 2019) with S3PRL's numbers: time warp, masks over dimensions, masks over time.
+
+    Masked values are 0. Random numbers come from torch's CPU generator on every device: a seed gives the same masks
+    everywhere, and a resumed run goes on with the same ones.
+
+    Attributes:
+        warp_window: frames by which a moment moves at most; 0 for no warp.
+        feature_masks, feature_mask_width: runs of dimensions an utterance, each narrower than the width.
+        time_masks, time_mask_width: likewise of frames; placed anywhere in the padded batch, as in S3PRL.
+    """
+
+    warp_window: int = 5
+    feature_masks: int = 4
+    feature_mask_width: int = 50
+    time_masks: int = 2
+    time_mask_width: int = 40
+
+    def __call__(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Augment a padded batch (batch, frames, dim) with `lengths` (batch,) frames in use."""
+        batch, frames, dim = features.shape
+        if self.warp_window:
+            warped = [
+                F.pad(time_warp(utterance[:length], self.warp_window), (0, 0, 0, frames - length))
+                for utterance, length in zip(features, lengths.tolist(), strict=True)
+            ]
+            features = torch.stack(warped)
+        if self.feature_masks:
+            mask = draw_mask(batch, dim, self.feature_masks, self.feature_mask_width)
+            features = features.masked_fill(mask.to(features.device).unsqueeze(1), 0.0)
+        if self.time_masks:
+            mask = draw_mask(batch, frames, self.time_masks, self.time_mask_width)
+            features = features.masked_fill(mask.to(features.device).unsqueeze(2), 0.0)
+        return features
+
+
+# ------------------------------------------------------------------------------------------------ heads
+
+
+def reverse_valid(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Reverse the first `lengths` (batch,) frames of each utterance of (batch, frames, dim); padding stays."""
+    position = torch.arange(features.shape[1], device=features.device)
+    lengths = lengths.to(features.device).unsqueeze(1)
+    source = torch.where(position < lengths, lengths - 1 - position, position)
+    return features.gather(1, source.unsqueeze(2).expand_as(features))
+
+
+class BiLstm(nn.Module):
+    """One bidirectional LSTM layer over a padded batch, exact for each utterance.
+
+    It computes what `nn.LSTM(bidirectional=True)` makes of packed sequences, as two LSTMs of which the second reads
+    each utterance backwards: on CPUs the backward pass of packed sequences takes time quadratic in the frames.
+
+    Args:
+        input_size: dimension of the input.
+        hidden_size: units per direction.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.forwards = nn.LSTM(input_size, hidden_size, batch_first=True)
+        self.backwards = nn.LSTM(input_size, hidden_size, batch_first=True)
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, input_size) -> (batch, frames, 2 * hidden_size); frames in the padding mean nothing."""
+        ahead = self.forwards(features)[0]
+        back = reverse_valid(self.backwards(reverse_valid(features, lengths))[0], lengths)
+        return torch.cat((ahead, back), dim=2)
+
+
+class LstmHead(nn.Module):
+    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR).
+
+    Args:
+        dim: of the features.
+        classes: of the output.
+        projection_size, lstm_size, lstm_layers, dropout: as in `AsrRecipe`.
+    """
+
+    def __init__(
+        self, dim: int, classes: int, projection_size: int, lstm_size: int, lstm_layers: int = 2, dropout: float = 0.2
+    ):
+        super().__init__()
+        self.projection = nn.Linear(dim, projection_size)
+        sizes = [projection_size] + [2 * lstm_size] * lstm_layers
+        self.lstms = nn.ModuleList(BiLstm(size, lstm_size) for size in sizes[:-1])
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(sizes[-1], classes)
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, dim) with `lengths` (batch,) -> logits (batch, frames, classes)."""
+        hidden = self.projection(features)
+        for lstm in self.lstms:
+            hidden = self.dropout(lstm(hidden, lengths))
+        return self.output(hidden)
+
+
+class LinearHead(nn.Module):
+    """Two linear maps and nothing between them (SUPERB's PR).
+
+    Args:
+        dim: of the features.
+        classes: of the output.
+        projection_size: dimension between the two.
+    """
+
+    def __init__(self, dim: int, classes: int, projection_size: int):
+        super().__init__()
+        self.projection = nn.Linear(dim, projection_size)
+        self.output = nn.Linear(projection_size, classes)
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, dim) -> logits (batch, frames, classes), each frame by itself."""
+        return self.output(self.projection(features))
+
+
+class CtcHead(nn.Module):
+    """Hidden states to frame-wise log probabilities.
+
+    Args:
+        layers: number of hidden states.
+        head: makes logits of features and lengths.
+        augment: applied to the weighted sum in training; `None` for none.
+    """
+
+    def __init__(self, layers: int, head: nn.Module, augment: SpecAugment | None = None):
+        super().__init__()
+        self.weighted_sum = WeightedSum(layers)
+        self.head = head
+        self.augment = augment
+
+    def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """States (layers, batch, frames, dim), frames in use (batch,) -> (batch, frames, classes) float32."""
+        features = self.weighted_sum(states)
+        if self.training and self.augment is not None:
+            features = self.augment(features, lengths)
+        return self.head(features, lengths).float().log_softmax(-1)
+
+
+def save_head(folder: Path, head: CtcHead) -> None:
+    """Write the weights of a head to `ctc_head.safetensors`."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_NAME)
+
+
+def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
+    """The head of a finished `asr` or `pr` run in evaluation mode, and the record of the run.
+
+    Raises:
+        LaserError: the folder holds no such run.
+    """
+    from .tasks import TASKS
+
+    folder = Path(folder)
+    record = read_record(folder / RESULTS)
+    if record["task"] not in TASKS or not (folder / WEIGHTS_NAME).is_file():
+        raise LaserError(f"{folder} holds no {WEIGHTS_NAME}; give the output folder of one asr or pr run")
+    task, head = TASKS[record["task"]], record["head"]
+    names = [entry.name for entry in dataclasses.fields(task.RECIPES["superb"])]
+    values = type(task.RECIPES["superb"])(**{name: record["recipe"][name] for name in names})
+    built = task.build_head(values, head["layers"], head["dim"])
+    built.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    return built.eval(), record

@@ -1,0 +1,162 @@
+"""What runs leave to read: records, recognised text with its worst utterances, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jiwer
+import numpy as np
+
+from ...records import new_record
+from .tasks import CtcTask, Decoded
+
+if TYPE_CHECKING:
+    from .run import Command
+
+WORST = 20
+"""Utterances shown in `worst.txt`."""
+
+
+def make_record(
+    command: Command, seed: int, seconds: float, metrics: Sequence[Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """The record of one run, or of several.
+
+    Args:
+        command: what all runs share.
+        seed: of the (first) run.
+        seconds: of the whole run.
+        metrics: the task's primary one on the first test split first.
+        more: further entries.
+    """
+    arguments, train = command.arguments, command.splits[0]
+    addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
+    commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
+    return new_record(
+        command.task.NAME,
+        recipe={
+            **dataclasses.asdict(command.recipe),
+            "optimizer": "Adam",
+            "frozen_encoder": True,
+            "do_normalize": arguments.do_normalize,
+            "cached_features": train.store is not None,
+            "micro_batch_size": arguments.micro_batch_size,
+            **command.task.describe(),
+        },
+        data={
+            "source": arguments.data,
+            "name": arguments.data_name,
+            "revision": commit[1] if commit else arguments.data_revision,
+            "train": train.counts(),
+            "dev": command.splits[1].counts(),
+            "test": [split.counts() for split in command.splits[2:]],
+        },
+        seed=seed,
+        wall_seconds=seconds,
+        protocol=command.protocol,
+        model=command.model,
+        metrics=metrics,
+        changed_from_superb=command.changed,
+        **more,
+    )
+
+
+def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Record with mean and standard deviation (of a sample: n - 1) over runs, all of which are kept."""
+    metrics = []
+    for entries in zip(*(record["metrics"] for record in records), strict=True):
+        values = [entry["value"] for entry in entries]
+        spread = {"value": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
+        metrics.append(entries[0] | spread)
+    weights = {f"seed {record['seed']}": record["layer_weights"] for record in records}
+    plot_layer_weights(weights, command.folder.path / "plots" / "layer_weights.png", command.title)
+    kept = ("seed", "metrics", "selected", "layer_weights", "wall_seconds")
+    return make_record(
+        command,
+        records[0]["seed"],
+        sum(record["wall_seconds"] for record in records),
+        metrics,
+        layer_weights=[statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)],
+        runs=[{name: record[name] for name in kept} for record in records],
+    )
+
+
+def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask) -> None:
+    """Write `hyp.txt` and `ref.txt` (a line `words (id)` for each utterance, the trn form) and `worst.txt`.
+
+    `worst.txt` aligns hypothesis and reference of the utterances with the highest error rates, worst first: `S` marks a
+    substitution, `D` a deletion, `I` an insertion.
+
+    Args:
+        folder: of the split; it is made here.
+        decoded: utterances.
+        task: writes units as words or phones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hypotheses = [task.written(item.hypothesis) for item in decoded]
+    references = [task.written(item.reference) for item in decoded]
+    for name, lines in (("hyp", hypotheses), ("ref", references)):
+        text = "".join(f"{line} ({item.id})\n" for line, item in zip(lines, decoded, strict=True))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    outputs = [jiwer.process_words(ref, hyp) for ref, hyp in zip(references, hypotheses, strict=True)]
+    order = sorted(range(len(decoded)), key=lambda index: (-outputs[index].wer, decoded[index].id))[:WORST]
+    shown = [f"The {len(order)} of {len(decoded)} utterances with the highest error rates ({task.UNIT})\n"]
+    for index in order:
+        output = outputs[index]
+        counts = f"{output.substitutions} substituted, {output.deletions} deleted, {output.insertions} inserted"
+        alignment = jiwer.visualize_alignment(output, show_measures=False, skip_correct=False, line_width=110)
+        alignment = alignment.partition("\n")[2].strip("\n")  # its first line numbers the only sentence
+        shown.append(f"{decoded[index].id}: {100 * output.wer:.0f} % ({counts})\n{alignment}\n")
+    (folder / "worst.txt").write_text("\n".join(shown), encoding="utf-8")
+
+
+def plot_layer_weights(runs: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
+    """Learned layer weights as bars: their mean over runs, each run a dot.
+
+    Args:
+        runs: softmaxed weights by name of the run, one for each hidden state (0 is the input of the first layer).
+        path: of the PNG.
+        title: above the picture.
+    """
+    from ...figures import LINE_COLOURS, new_figure, save
+
+    shares = np.array(list(runs.values()))
+    layers = np.arange(shares.shape[1])
+    figure, axis = new_figure(size=(max(4.5, 0.5 * len(layers)), 3.4))
+    axis.bar(layers, shares.mean(0), color=LINE_COLOURS[0])
+    if len(shares) > 1:
+        axis.plot(layers, shares.T, ".", color="black", markersize=4)
+    axis.axhline(1 / len(layers), color="grey", linestyle=":", linewidth=1, label="at the start: all alike")
+    axis.set(xticks=layers, xlabel="hidden state (0: input of the first layer)", ylabel="weight")
+    axis.legend(fontsize=8)
+    save(figure, path, title)
+
+
+def plot_training(history: Sequence[Mapping[str, Any]], metric: str, path: Path, title: str) -> None:
+    """CTC loss of training and dev, and the dev error rate, against updates.
+
+    Args:
+        history: log of the Trainer.
+        metric: name of the error rate, in percent.
+        path: of the PNG.
+        title: above both panels.
+    """
+    from ...figures import LINE_COLOURS, new_figure, save
+
+    figure, (losses, errors) = new_figure(1, 2, size=(9, 3.4))
+    lines = [(losses, "loss", "training"), (losses, "eval_loss", "dev"), (errors, f"eval_{metric}", "dev")]
+    for (axis, key, label), colour in zip(lines, LINE_COLOURS, strict=False):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        axis.plot(*zip(*points, strict=True), marker=".", label=label, color=colour) if points else None
+    losses.set(ylabel="CTC loss per label", yscale="log")
+    losses.legend(fontsize=8)
+    errors.set(ylabel=f"dev {metric.upper()} (%)", ylim=(0, None))
+    for axis in (losses, errors):
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.3)
+    save(figure, path, title)

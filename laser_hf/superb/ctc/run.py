@@ -1,0 +1,264 @@
+"""One command of a CTC task: read the corpus, train a head for each seed, decode, and write the record."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments, set_seed
+
+from ...cli import refuse_lonely_launch
+from ...data import load_speech
+from ...encoders import load_encoder
+from ...errors import LaserError
+from ...records import RESULTS, plain, read_json, write_json
+from ...runs import RECIPE_NAME, RunFolder
+from ..features import EncoderFeatures, pick_device
+from ..frame_store import FrameStore, fill
+from .data import Split, read_split
+from .heads import WEIGHTS_NAME, save_head
+from .recipe import changes, choose_recipe, is_superb
+from .report import make_record, plot_layer_weights, plot_training, summarise, write_decoded
+from .tasks import CtcTask
+from .training import CtcTrainer
+
+logger = logging.getLogger(__name__)
+
+SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
+"""Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
+LOG_NAME = "training_log.json"
+OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", LOG_NAME, WEIGHTS_NAME)
+"""What a run leaves besides checkpoints, recipe and record."""
+
+
+def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run as the command line says and return the record of `OUT/results.json` (empty on other processes).
+
+    Raises:
+        LaserError: what a user can mend.
+    """
+    began = time.time()
+    if arguments.runs < 1:
+        raise LaserError(f"--runs must be positive, got {arguments.runs}")
+    refuse_lonely_launch("-m laser_hf.superb ... --device cpu")
+    command = Command(kind, arguments)
+    if arguments.runs == 1:
+        record = command.train_and_test(arguments.seed, command.folder, began)
+    else:
+        seeds = range(arguments.seed, arguments.seed + arguments.runs)
+        records = [command.run_of_several(seed, time.time() if number else began) for number, seed in enumerate(seeds)]
+        record = summarise(command, records) if command.main else {}
+        command.finish(command.folder, record)
+    if command.main:
+        shutil.rmtree(command.folder.path / "features", ignore_errors=True)
+        logger.info("Everything is in %s", command.folder.path)
+        for metric in record["metrics"]:
+            spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
+            print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({command.protocol})")
+    return record
+
+
+def split_folder(split: str) -> str:
+    """Name of the folder of a split's decoded files."""
+    return re.sub(r"[^\w.-]+", "_", split)
+
+
+class Command:
+    """What all runs of a command share: recipe, encoder, corpus, protocol.
+
+    Args:
+        kind: the task.
+        arguments: the command line.
+
+    Attributes:
+        main: whether this is the process that writes.
+        changed: in what the command differs from SUPERB's task: values, data, lexicon.
+        protocol: the one asked for, or `quick` if the command differs from SUPERB's task.
+    """
+
+    def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.recipe = choose_recipe(arguments, kind.RECIPES)
+        self.use_cpu = pick_device(arguments.device).type == "cpu"
+        self.folder = self.run_folder(arguments.output_dir)
+        self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
+        self.main = self.args.process_index == 0
+        if self.main:
+            self.folder.check(arguments.overwrite_output_dir)
+        self.task = kind.from_arguments(arguments)
+        encoder = load_encoder(arguments.model, revision=arguments.revision, do_normalize=arguments.do_normalize)
+        self.features = EncoderFeatures(encoder)
+        self.model = self.features.describe(arguments.model)
+        self.train = self.read(arguments.train_split, self.recipe.max_train_utterances)
+        self.dev = self.read(arguments.dev_split)
+        self.tests = [self.read(split) for split in arguments.test_split]
+        self.splits = [self.train, self.dev, *self.tests]
+
+        superb = kind.RECIPES["superb"]
+        self.changed = changes(self.recipe, superb) | self.task.changed()
+        here = {"train": len(self.train), "dev": len(self.dev), "test": len(self.tests[0])}
+        if here != SUPERB_UTTERANCES:
+            self.changed["utterances"] = {"superb": SUPERB_UTTERANCES, "here": here}
+        self.protocol = arguments.protocol if is_superb(self.changed, self.recipe.learning_rate) else "quick"
+        if self.main and self.protocol != arguments.protocol:
+            logger.warning(
+                "This is not SUPERB's recipe, and will be recorded as protocol quick, because of: %s",
+                "; ".join(f"{name} {change['superb']} -> {change['here']}" for name, change in self.changed.items()),
+            )
+        self.title = f"{kind.NAME} on {Path(arguments.model).name} ({self.protocol})"
+        if arguments.cache_features == "yes" or (arguments.cache_features, arguments.protocol) == ("auto", "quick"):
+            self.store_states()
+
+    @staticmethod
+    def run_folder(path: Path) -> RunFolder:
+        """The folder of one run, or of several in `seed-N`."""
+        below = (*OWNED, "checkpoint-*", "broken-checkpoint-*", RECIPE_NAME, RESULTS)
+        return RunFolder(path, RESULTS, owned=(*OWNED, *(f"seed-*/{name}" for name in below)))
+
+    def finish(self, folder: RunFolder, record: dict[str, Any]) -> None:
+        """Write the record of a run, which completes it, and delete its checkpoints."""
+        if self.main:
+            folder.finish(record)
+            for left in folder.path.glob("checkpoint-*"):
+                shutil.rmtree(left)
+
+    def training_arguments(self, kind: type[CtcTask], output_dir: Path, seed: int) -> TrainingArguments:
+        """The Trainer's options for one run."""
+        arguments, recipe = self.arguments, self.recipe
+        return TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=recipe.max_steps,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            weight_decay=0.0,
+            max_grad_norm=recipe.max_grad_norm,
+            seed=seed,
+            bf16=arguments.bf16,
+            eval_strategy="steps",
+            eval_steps=recipe.eval_steps,
+            save_strategy="steps",
+            save_steps=recipe.eval_steps,
+            save_total_limit=2,  # the best one, and one that is whole while the next one is written
+            metric_for_best_model=kind.PRIMARY,  # CtcTrainer.load_best
+            greater_is_better=False,
+            logging_steps=arguments.logging_steps or max(recipe.eval_steps // 4, 1),
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            dataloader_num_workers=arguments.dataloader_num_workers,
+            report_to=arguments.report_to,
+            use_cpu=self.use_cpu,
+            ddp_backend=arguments.ddp_backend,
+            ddp_find_unused_parameters=False,
+            disable_tqdm=arguments.disable_tqdm,
+        )
+
+    def read(self, name: str, limit: int | None = None) -> Split:
+        """The usable utterances of a split."""
+        arguments = self.arguments
+        speech = load_speech(
+            arguments.data,
+            name,
+            name=arguments.data_name,
+            audio_column=arguments.audio_column,
+            revision=arguments.data_revision,
+        )
+        progress = self.main and not arguments.disable_tqdm
+        return read_split(speech, name, self.task, shortest=self.features.shortest, limit=limit, progress=progress)
+
+    def store_states(self) -> None:
+        """Encode every utterance once; the main process encodes, the others read its files."""
+        layers = range(self.features.layers)
+        with self.args.main_process_first(local=False, desc="hidden states"):
+            for number, split in enumerate(self.splits):
+                key = {"model": self.model, "normalized": self.arguments.do_normalize, "utterances": split.digest()}
+                place = self.folder.path / "features" / f"{number}-{split_folder(split.name)}"
+                split.store = FrameStore(place, layers, self.features.dim, key)
+                if self.main:
+                    self.features.encoder.to(self.args.device)
+                    what = (split.store, self.features, [utterance.id for utterance in split.utterances])
+                    label = "" if self.arguments.disable_tqdm else f"hidden states, {split.name}"
+                    fill(*what, split.samples, split.waveform, advice="use --cache_features no", progress=label)
+
+    # ---- one run ----
+
+    def fingerprint(self, seed: int) -> dict[str, Any]:
+        """What an interrupted run must have in common with the one that resumes it."""
+        return {
+            "task": self.task.NAME,
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": seed,
+            "weights_sha256": self.model["weights_sha256"],
+            "do_normalize": self.arguments.do_normalize,
+            "utterances": [split.digest() for split in self.splits],
+            **self.task.describe(),
+        }
+
+    def run_of_several(self, seed: int, began: float) -> dict[str, Any]:
+        """The record of one of several runs; a finished one is not repeated."""
+        folder = self.run_folder(self.folder.path / f"seed-{seed}")
+        if folder.finished and read_json(folder.path / RECIPE_NAME) == plain(self.fingerprint(seed)):
+            logger.info("seed %d is finished: %s", seed, folder.path)
+            return read_json(folder.path / RESULTS)
+        return self.train_and_test(seed, folder, began)
+
+    def train_and_test(self, seed: int, folder: RunFolder, began: float) -> dict[str, Any]:
+        """Train a head, or go on with it, decode test and dev with the best one, and finish the folder."""
+        args, task = self.training_arguments(type(self.task), folder.path, seed), self.task
+        with args.main_process_first(local=False, desc="preparing the output folder"):
+            if self.main:
+                folder.prepare(self.fingerprint(seed))
+            checkpoint = folder.last_checkpoint()
+        set_seed(seed)
+        head = task.build_head(self.recipe, self.features.layers, self.features.dim)
+        sizes = (self.arguments.micro_batch_size, self.arguments.eval_batch_size)
+        trainer = CtcTrainer(head, self.features, task, self.recipe, args, self.train, self.dev, *sizes)
+        before = time.time() - began
+        if checkpoint:
+            logger.info("Resuming from %s", checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trained = trainer.trained_seconds()
+        selected = trainer.load_best()
+        metrics: list[dict[str, Any]] = []
+        for split in (*self.tests, self.dev):
+            decoded, _ = trainer.decode(split, f"decoding {split.name}")
+            values = task.metrics(decoded)
+            metrics += [{"metric": m, "value": v, "unit": "percent", "split": split.name} for m, v in values.items()]
+            if self.main:
+                write_decoded(folder.path / split_folder(split.name), decoded, task)
+        record: dict[str, Any] = {}
+        if self.main:
+            history, shares = trainer.state.log_history, head.weighted_sum.shares()
+            save_head(folder.path, head)
+            write_json(folder.path / LOG_NAME, {"log": history})
+            plot_layer_weights({f"seed {seed}": shares}, folder.path / "plots" / "layer_weights.png", self.title)
+            plot_training(history, task.PRIMARY, folder.path / "plots" / "training.png", self.title)
+            record = make_record(
+                self,
+                seed,
+                before + trainer.trained_seconds(),
+                metrics,
+                selected=selected,
+                layer_weights=shares,
+                head={
+                    "layers": self.features.layers,
+                    "dim": self.features.dim,
+                    "labels": list(task.LABELS),
+                    "parameters": sum(p.numel() for p in head.parameters()),
+                },
+                training={
+                    "updates": trainer.state.global_step,
+                    "seconds": round(trained, 1),
+                    "updates_left_out": trainer.left_out(),
+                    "processes": args.world_size,
+                },
+            )
+            self.finish(folder, record)
+        trainer.accelerator.wait_for_everyone()
+        return record

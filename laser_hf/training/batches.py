@@ -1,0 +1,115 @@
+"""The pairs of an update on one process: moved to the device, completed there, and cut into padded micro-batches.
+
+Sampling and resuming know nothing about lengths: the loader yields the pairs of an update in the order of their draw.
+The trainer sorts them by length, so that a micro-batch needs little padding. The loss of an update is a mean over its
+pairs and padding changes no frame, so the cut changes an update through dropout alone. (Spin is the exception: it
+assigns codes to the frames of a micro-batch together.)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+from ..data import Perturbation, draw_generator, pad_pairs
+from ..errors import LaserError
+from ..objectives import Objective
+
+Batch = dict[str, Any]
+Pair = Mapping[str, Any]
+
+
+def to_device(pairs: Sequence[Pair], device: torch.device) -> list[Pair]:
+    """The usable pairs with their waveforms on `device`; the copies from pinned memory do not block."""
+    return [
+        {**pair, **{view: pair[view].to(device, non_blocking=True) for view in _views(pair)}}
+        for pair in pairs
+        if not pair["skip"]
+    ]
+
+
+def _views(pair: Pair) -> list[str]:
+    return [view for view in ("clean", "perturbed") if pair[view] is not None]
+
+
+@torch.no_grad()
+def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None) -> list[Pair]:
+    """The pairs with the perturbed views that are missing, made where the clean ones lie, in one batched call.
+
+    Raises:
+        LaserError: there is no perturbation to make them.
+    """
+    missing = [pair for pair in pairs if pair["perturbed"] is None]
+    if not missing:
+        return list(pairs)
+    if perturbation is None:
+        raise LaserError(
+            "the pairs come without their perturbed view (PairTransform with perturb=False), and the training set has "
+            "no attribute `perturbation` to make it with; PairDataset has one"
+        )
+    with record_function("perturb"):
+        made = iter(perturbation.apply_batch([pair["clean"] for pair in missing], [pair["drawn"] for pair in missing]))
+    return [{**pair, "perturbed": next(made)} if pair["perturbed"] is None else pair for pair in pairs]
+
+
+def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
+    """`count` padded micro-batches of nearly equal numbers of pairs, the longest pairs first.
+
+    Pairs of equal length keep their order. With fewer pairs than micro-batches some of these are empty.
+    """
+    by_length = sorted(pairs, key=lambda pair: max(len(pair["clean"]), len(pair["perturbed"])), reverse=True)
+    cuts = [part * len(pairs) // count for part in range(count + 1)]
+    return [pad_pairs(by_length[first:last]) for first, last in itertools.pairwise(cuts)]
+
+
+def drawn_sides(seed: int, step: int, ids: Sequence[str]) -> torch.Tensor:
+    """Whether the trained encoder hears the perturbed view: one bool a pair, drawn as SCORE's released code does.
+
+    By seed, update and utterance alone, like the perturbation's draws: neither resuming nor the cut into
+    micro-batches changes it.
+    """
+    return torch.tensor([draw_generator(seed, step, f"{name}\nside").random() < 0.5 for name in ids])
+
+
+def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of both views, the clean ones first.
+
+    One input, because DDP wants one forward call; padding changes no frame.
+
+    Args:
+        batch: as `pad_pairs` makes it.
+        swap: bool `(pairs,)` on the CPU; where it is set, the perturbed view comes first.
+    """
+    clean, perturbed = batch["clean"], batch["perturbed"]
+    longest = max(clean.shape[1], perturbed.shape[1])
+    clean, perturbed = (torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
+    lengths = batch["clean_lengths"], batch["perturbed_lengths"]
+    if swap is None:
+        return torch.cat((clean, perturbed)), torch.cat(lengths)
+    on_device = swap.to(clean.device, non_blocking=True).unsqueeze(1)
+    waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
+    swapped = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
+    return torch.cat(waveforms), torch.cat(swapped)
+
+
+def check_views(dataset, objective: Objective) -> None:
+    """Refuse training data that `objective`, or perturbing on the device, cannot work with.
+
+    Raises:
+        LaserError: perturbations that change durations where these must be equal, or that have no batched form.
+    """
+    transform, perturbation = getattr(dataset, "transform", None), getattr(dataset, "perturbation", None)
+    if objective.equal_lengths and perturbation is not None and not perturbation.keeps_duration:
+        raise LaserError(
+            f"{objective.title or type(objective).__name__} needs perturbations that keep the duration (voice, "
+            "equalizer, noise; speed_pitch with --speed_factors 1)"
+        )
+    if transform is not None and not transform.perturb and not perturbation.batched:
+        raise LaserError(
+            f"{perturbation.title or type(perturbation).__name__} perturbs in the data-loading workers only: use "
+            "--perturb_on worker. If its `apply` works on the training device, set batched = True in the class"
+        )

@@ -1,0 +1,160 @@
+"""Callbacks of the Trainer: the collapse monitor and the profiler."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..records import write_json
+
+logger = logging.getLogger(__name__)
+
+PROFILE_NAME = "profile.json"
+TRACE_NAME = "profile_trace.json.gz"
+WARM_UP = 2
+"""Updates of a process that are not profiled: caches, compilation and the workers' first pairs."""
+PARTS = {
+    "wait": "enumerate(DataLoader)",
+    "perturb": "perturb",
+    "encode": "encode",
+    "loss": "loss",
+    "backward": "micro_batch",
+    "optimizer": "Optimizer.step",
+}
+"""Parts of an update, and how the profiler's names of their ranges begin; torch marks loader and optimiser itself."""
+
+
+class CollapseMonitor(TrainerCallback):
+    """Warns when the frames become alike, from the `frame_cosine` and `effective_rank` in the lines of the log.
+
+    It fires when the mean pairwise cosine has covered `cosine_fraction` of the way from where the run started to 1
+    (all frames point the same way), or when the effective rank has fallen below `rank_fraction` of its start. Both
+    are relative, because encoders differ in how alike their frames are to begin with. Soft-DTW without its
+    regulariser collapses so (LASER, Table 3). A line that it judges gets a `collapse` of 0 or 1.
+
+    Args:
+        cosine_fraction, rank_fraction: limits, see above.
+        prefix: of the statistics to look at: "eval_" for held-out frames, empty for training frames.
+        remedy: option to raise against collapse, such as "--alpha".
+
+    Attributes:
+        start: first measurement of the run, the reference; kept through a resume.
+        fired_at: step of the first alarm, or `None`.
+        reason: of the last alarm.
+    """
+
+    def __init__(
+        self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""
+    ) -> None:
+        self.cosine_fraction = cosine_fraction
+        self.rank_fraction = rank_fraction
+        self.prefix = prefix
+        self.remedy = remedy
+        self.start: dict[str, float] | None = None
+        self.fired_at: int | None = None
+        self.reason = ""
+
+    def check(self, step: int, cosine: float, rank: float) -> bool:
+        """Note one measurement; `True` if the frames are becoming alike."""
+        if self.start is None:
+            self.start = {"step": step, "frame_cosine": cosine, "effective_rank": rank}
+        reasons = []
+        start = self.start["frame_cosine"]
+        limit = start + self.cosine_fraction * (1.0 - start)
+        if cosine > limit:
+            reasons.append(f"mean pairwise cosine {cosine:.3f} (started at {start:.3f}, limit {limit:.3f})")
+        if rank < self.rank_fraction * self.start["effective_rank"]:
+            reasons.append(f"effective rank {rank:.1f} (started at {self.start['effective_rank']:.1f})")
+        self.reason = " and ".join(reasons)
+        if reasons and self.fired_at is None:
+            self.fired_at = step
+        return bool(reasons)
+
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
+        """Judge a line of the log that has both statistics."""
+        names = [f"{self.prefix}{name}" for name in ("frame_cosine", "effective_rank")]
+        if logs is None or any(name not in logs for name in names):
+            return
+        collapsing = self.check(state.global_step, *(logs[name] for name in names))
+        for line in (logs, state.log_history[-1]):
+            line[f"{self.prefix}collapse"] = int(collapsing)
+        if collapsing and state.is_world_process_zero:
+            remedy = f"raise {self.remedy} or " if self.remedy else ""
+            logger.warning(
+                "Collapse: %s at step %d. The frames are becoming alike; %slower --learning_rate.",
+                self.reason,
+                state.global_step,
+                remedy,
+            )
+
+
+class UpdateProfiler(TrainerCallback):
+    """Profiles updates with `torch.profiler`, after `WARM_UP` others.
+
+    It writes `profile.json`, seconds of an update and of its parts, and `profile_trace.json.gz`, a trace for
+    https://ui.perfetto.dev. The parts are `wait` (for the loader), `perturb` (on the device), `encode`, `loss`,
+    `backward` and `optimizer`. Evaluation, checkpoints and logging count for the update that follows them. The times
+    are those of the main thread; on a GPU, whose kernels run later, `device_seconds` are those of the kernels that this
+    thread starts (autograd starts those of the backward pass in a thread of its own).
+
+    Args:
+        updates: how many to profile.
+    """
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+        self._profiler: torch.profiler.profile | None = None
+        self._seen = 0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Start the profiler, on the first process."""
+        if not state.is_world_process_zero:
+            return
+        self._seen = 0
+        self._profiler = torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1),
+            on_trace_ready=lambda profiler: self._write(Path(args.output_dir), profiler),
+            acc_events=True,
+        )
+        self._profiler.start()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """An update ends."""
+        if self._profiler is not None:
+            self._seen += 1
+            self._profiler.step()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Stop; a run that ends before the last update to be profiled is profiled as far as it goes."""
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        self._profiler = None
+        if self._seen <= WARM_UP:
+            logger.warning("nothing is profiled: the run ended before update %d, after the warm-up", WARM_UP + 1)
+
+    def _write(self, folder: Path, profiler: torch.profiler.profile) -> None:
+        updates = min(self._seen - WARM_UP, self.updates)
+        if updates < 1:
+            return
+        seconds, device_seconds, whole = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0), 0.0
+        for event in profiler.key_averages():
+            part = next((part for part, start in PARTS.items() if event.key.startswith(start)), None)
+            if part is not None:
+                seconds[part] += event.cpu_time_total / 1e6 / updates
+                device_seconds[part] += event.device_time_total / 1e6 / updates
+            elif event.key.startswith("ProfilerStep"):
+                whole = event.cpu_time_total / 1e6 / updates
+        for times in (seconds, device_seconds):
+            times["backward"] -= times["encode"] + times["loss"]  # the rest of a micro-batch
+        record = {"updates": updates, "warm_up": WARM_UP, "seconds_per_update": whole, "seconds": seconds}
+        if device_seconds["encode"]:
+            record["device_seconds"] = device_seconds
+        write_json(folder / PROFILE_NAME, record)
+        profiler.export_chrome_trace(str(folder / TRACE_NAME))
+        parts = ", ".join(f"{part} {value:.3f}" for part, value in seconds.items() if value)
+        logger.info("%d updates of %.3f s: %s (%s, %s)", updates, whole, parts, PROFILE_NAME, TRACE_NAME)

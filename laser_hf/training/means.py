@@ -1,0 +1,178 @@
+"""One account of means: loss terms over pairs (or frames) of all processes, and frames to see a collapse by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..encoders import SAMPLE_RATE
+from ..ops.statistics import effective_rank, mean_pairwise_cosine
+
+MAX_FRAMES = 512
+"""Frames of the collapse statistics: enough for a stable spectrum, few enough for a singular value decomposition."""
+FRAMES_PER_PAIR = 64
+"""Frames of one pair among which these are drawn."""
+
+
+def several_processes() -> bool:
+    """Whether other processes take part in the training."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_processes(value: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """The sum of `value` over all processes, each of which has to call it; `device` is where they communicate."""
+    if several_processes():
+        value = value.to(device, copy=True)
+        dist.all_reduce(value)
+    return value
+
+
+def from_all_processes(value: Any) -> list[Any]:
+    """`value` of every process, each of which has to call it."""
+    if not several_processes():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
+    """At most `count` of the rows of `frames`, evenly spaced; no random number is drawn."""
+    if len(frames) <= count:
+        return frames
+    return frames[torch.linspace(0, len(frames) - 1, count, device=frames.device).long()]
+
+
+class Means:
+    """Mean loss terms of the pairs added, and collapse statistics of their frames, over all processes.
+
+    One pass over held-out pairs is counted by it, and the windows of the training log (`TrainingWindow`).
+
+    The statistics are of a fixed number of projected frames, drawn evenly from the pairs added since the last `draw`.
+    Fewer frames have a lower effective rank, so the number is fixed by the first draw (at most `MAX_FRAMES` on each
+    process). Where a later draw finds fewer, as in the short last update of an epoch, frames of the draw before fill
+    it up.
+
+    Args:
+        names: of the loss terms.
+        device: where processes communicate.
+
+    Attributes:
+        count: frames of a draw of this process, once it is fixed.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = tuple(names)
+        self.device = device
+        self.count: int | None = None
+        self._sums: torch.Tensor | None = None
+        self._units = 0
+        self._added: list[torch.Tensor] = []
+        self._drawn: torch.Tensor | None = None
+
+    def add(
+        self, terms: Mapping[str, torch.Tensor], units: int, projected: torch.Tensor, lengths: Sequence[int]
+    ) -> None:
+        """Count one micro-batch; no host sync.
+
+        Args:
+            terms: each `(pairs,)`.
+            units: pairs, or frames, that the terms are a mean over.
+            projected: frames of the clean views, `(pairs, frames, dim)`; at most `FRAMES_PER_PAIR` of each are taken.
+            lengths: their frames in use, as numbers.
+        """
+        sums = torch.stack([terms[name].detach().sum() for name in self.names])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._units += units
+        for rows, length in zip(projected.detach(), lengths, strict=True):
+            self._added.append(spread(rows[:length], FRAMES_PER_PAIR))
+
+    def draw(self) -> None:
+        """Draw from the frames added since the last draw: at the end of an update, or of a held-out pass."""
+        if not self._added:
+            return
+        found = torch.cat(self._added).float()
+        self._added = []
+        if self.count is None:
+            self.count = min(len(found), MAX_FRAMES)
+        if len(found) < self.count and self._drawn is not None:
+            found = torch.cat((spread(self._drawn, self.count - len(found)), found))
+        self._drawn = spread(found, self.count)
+
+    def terms(self) -> dict[str, float]:
+        """The means, "loss" for "total"; empty where no pair was added. Every process has to call it."""
+        sums = self._sums if self._sums is not None else torch.zeros(len(self.names))
+        sums = torch.cat((sums.double().cpu(), torch.tensor([self._units], dtype=torch.float64)))
+        *sums, units = sum_over_processes(sums, self.device).tolist()
+        if not units:
+            return {}
+        names = ["loss" if name == "total" else name for name in self.names]
+        return {name: total / units for name, total in zip(names, sums, strict=True)}
+
+    def statistics(self) -> dict[str, float]:
+        """`frame_cosine` and `effective_rank` of the last draw; empty if it is incomplete. Every process calls it."""
+        drawn = torch.zeros(0, 0) if self._drawn is None else self._drawn.cpu()
+        everywhere = from_all_processes((drawn, self.count or 0))
+        frames = torch.cat([part for part, _ in everywhere if len(part)] or [drawn])
+        if len(frames) < max(sum(count for _, count in everywhere), 2):
+            return {}
+        frames = spread(frames, MAX_FRAMES)
+        return {"frame_cosine": mean_pairwise_cosine(frames), "effective_rank": effective_rank(frames)}
+
+
+class TrainingWindow(Means):
+    """Means since the last line of the training log, with speech processed and time."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        super().__init__(names, device)
+        self._processed_seconds = self._trained_seconds = 0.0  # before this window
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window."""
+        self._sums = None
+        self._units = self._frames = self._samples = 0
+        self._began = time.perf_counter()
+
+    def count_speech(self, frames: int, samples: int) -> None:
+        """Add frames of both views and samples of the clean views."""
+        self._frames += frames
+        self._samples += samples
+
+    def leave_out(self, seconds: float) -> None:
+        """Take off time that was no training time, such as an evaluation."""
+        self._began += seconds
+
+    def close(self) -> dict[str, float]:
+        """Values for a line of the log; begins the next window. Every process has to call it.
+
+        Returns:
+            Terms, `processed_hours` (source speech since training began, the unit of LASER's Table 1),
+            `frames_per_second` (of both views) and the collapse statistics.
+        """
+        logs = self.terms()
+        elapsed = time.perf_counter() - self._began
+        frames = float(sum_over_processes(torch.tensor(self._frames), self.device))
+        state = self.state()
+        self.restart()
+        self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
+        speed = {"processed_hours": self._processed_seconds / 3600, "frames_per_second": frames / max(elapsed, 1e-9)}
+        return {**logs, **speed, **self.statistics()}
+
+    def state(self) -> dict[str, Any]:
+        """Speech processed and time trained so far, over all resumes and processes, each of which has to call it."""
+        samples = int(sum_over_processes(torch.tensor(self._samples), self.device))
+        return {
+            "processed_seconds": self._processed_seconds + samples / SAMPLE_RATE,
+            "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
+            "collapse_frames": self.count,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
+        self.count = state["collapse_frames"]

@@ -1,0 +1,196 @@
+"""An update: how its pairs become gradients, and what stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from accelerate.utils import TorchDynamoPlugin
+from torch.profiler import record_function
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from ..data import SkipLog
+from ..errors import LaserError
+from ..objectives import Objective
+from ..records import write_json
+from .batches import Batch, Pair, add_perturbed_views, cut_by_length, drawn_sides, to_device
+from .means import TrainingWindow, from_all_processes, sum_over_processes
+from .model import AlignmentModel, pair_terms
+from .sampling import UpdateSampler, eval_loader, train_loader
+
+NON_FINITE_NAME = "non_finite.json"
+Losses = Sequence[tuple[list[str], torch.Tensor]]
+"""Utterances and losses `(pairs,)` of micro-batches."""
+
+
+class UpdateTrainer(Trainer):
+    """The part of `LaserTrainer` that makes updates; it sets the attributes.
+
+    Attributes:
+        window: counts what is logged.
+        skip_log: utterances left out of training.
+        micro_batches: of a full update, on each process.
+        losses: of the update that is made.
+    """
+
+    model: AlignmentModel
+    window: TrainingWindow
+    skip_log: SkipLog
+    micro_batches: int
+    losses: list[tuple[list[str], torch.Tensor]]
+    _sampler: UpdateSampler | None = None
+
+    @property
+    def objective(self) -> Objective:
+        """The loss."""
+        return self.model.objective
+
+    def _build_accelerator_args(self, **kwargs):
+        # Compiled as a whole, the model would be compiled anew for every set of lengths; see compile_layers.
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As `Trainer.create_optimizer`; with `coupled_weight_decay` Adam with L2 on all trained parameters (Spin)."""
+        args = self.args
+        if self.optimizer is None and args.coupled_weight_decay:
+            self.optimizer = torch.optim.Adam(
+                [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad],
+                lr=args.learning_rate,
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                weight_decay=args.weight_decay,
+            )
+        return super().create_optimizer(model)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Updates: an item is the list of the pairs of this process."""
+        loader, self._sampler = train_loader(self.train_dataset, self.args)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Held-out pairs in the order of the data set, shared among the processes."""
+        return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
+
+    def _run_epoch(self, **kwargs):
+        # A stream counts its epochs itself.
+        if self._sampler is not None:
+            self._sampler.set_epoch(kwargs["epoch"])
+            if hasattr(self.train_dataset, "set_epoch"):
+                self.train_dataset.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(**kwargs)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return inputs  # already on the device, with lengths on the CPU
+
+    def _cut(self, pairs: list[Pair], dataset, count: int, skip_log: SkipLog) -> list[Batch]:
+        """Micro-batches on the device, with both views."""
+        skip_log.update((pair["id"], pair["skip"]) for pair in pairs if pair["skip"])
+        usable = to_device(pairs, self.args.device)
+        return cut_by_length(add_perturbed_views(usable, getattr(dataset, "perturbation", None)), count)
+
+    def _units(self, batch: Batch) -> int:
+        """What the loss is a mean over: pairs, or frames of the clean views."""
+        if self.objective.unit == "pairs" or not batch["ids"]:
+            return len(batch["ids"])
+        return int(self.model.encoder.frame_lengths(batch["clean_lengths"]).sum())
+
+    def training_step(self, model, inputs: list[Pair], num_items_in_batch=None) -> torch.Tensor:
+        """Forward and backward of the pairs of one update; gradients are exchanged with the last micro-batch."""
+        self.objective.prepare_update()
+        self.losses = []
+        batches = self._cut(inputs, self.train_dataset, self.micro_batches, self.skip_log)
+        if self.args.world_size == 1:  # several processes go through the same number, for losses computed together
+            batches = [batch for batch in batches if batch["ids"]] or batches[:1]
+        # Filled on the device: a copy from the CPU would be a host sync.
+        units = torch.full((), sum(map(self._units, batches)), device=self.args.device)
+        units = sum_over_processes(units, self.args.device)
+        loss = torch.zeros((), device=self.args.device)
+        for batch in batches:
+            last = batch is batches[-1]
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model), record_function("micro_batch"):
+                loss += super().training_step(model, batch, units)
+        self.window.draw()
+        return loss
+
+    def compute_loss(self, model, inputs: Batch, return_outputs=False, num_items_in_batch=None):
+        """Share of a micro-batch in the mean loss over the pairs (or frames) of the update."""
+        terms, projected, frames = self._pair_terms(model, inputs)
+        total, count, units = terms["total"], len(inputs["ids"]), self._units(inputs)
+        self.losses.append((inputs["ids"], total.detach()))
+        if count:
+            self.window.add(terms, units, projected, frames[:count])
+            self.window.count_speech(sum(frames), int(inputs["clean_lengths"].sum()))
+        share = torch.as_tensor(units if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        # DDP averages the gradients over the processes, hence the factor.
+        loss = total.sum() / share * self.args.world_size
+        return (loss, {"projected": projected}) if return_outputs else loss
+
+    def _pair_terms(self, model, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
+        swap = None
+        if self.model.twin is not None:
+            # Held-out pairs always look the same.
+            swap = drawn_sides(self.args.seed, self.state.global_step if self.model.training else 0, batch["ids"])
+        return pair_terms(model, self.model, batch, swap)
+
+
+class NonFiniteLossError(LaserError):
+    """Loss or gradient became NaN or infinite; the message names the utterances and the saved state."""
+
+
+def all_finite(losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device) -> bool:
+    """Whether all losses of an update, and its gradient norm if given, are finite on every process.
+
+    Args:
+        losses: of the micro-batches of this process.
+        gradient_norm: a scalar on `device`.
+        device: where processes communicate.
+    """
+    found = [torch.isfinite(total).all() for _, total in losses]
+    if gradient_norm is not None:
+        found.append(torch.isfinite(gradient_norm))
+    return sum_over_processes((~torch.stack(found).all()).to(torch.int64), device).item() == 0
+
+
+def stop(losses: Losses, step: int, output_dir: Path, saved: str, write: bool) -> NoReturn:
+    """End the training, and name what made it end in `non_finite.json`; every process has to call it.
+
+    Args:
+        losses: as for `all_finite`.
+        step: number of the update.
+        output_dir: of the run.
+        saved: what was kept, in words.
+        write: whether this process writes the file.
+
+    Raises:
+        NonFiniteLossError: always.
+    """
+    values, ids, what = _culprits(losses)
+    if write:
+        found = {name: repr(value) for name, value in values.items()}
+        write_json(output_dir / NON_FINITE_NAME, {"step": step, "what": what, "utterances": ids, "losses": found})
+    raise NonFiniteLossError(
+        f"non-finite {what} at step {step} on the utterances {', '.join(ids)}; {saved}. "
+        "Look at those files, lower the learning rate, or train without --bf16."
+    )
+
+
+def _culprits(losses: Losses) -> tuple[dict[str, float], list[str], str]:
+    """Losses that are not finite by utterance, the utterances to name, and what is bad: "loss" or "gradient".
+
+    A gradient can be bad where every loss is fine: then all pairs of the update are named. Over all processes.
+    """
+    values = {
+        name: value
+        for ids, total in losses
+        for name, value in zip(ids, total.tolist(), strict=True)
+        if not math.isfinite(value)
+    }
+    gathered = from_all_processes((values, [name for ids, _ in losses for name in ids]))
+    values = {name: value for found, _ in gathered for name, value in found.items()}
+    everything = [name for _, names in gathered for name in names]
+    return values, list(values) or everything, "loss" if values else "gradient"

@@ -1,0 +1,199 @@
+"""Panels of frames: alignment, cosines, and principal components against an eigendecomposition."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from laser_hf.ops import soft_dtw_alignment
+from laser_hf.plots import (
+    alignment_figure,
+    choose_words,
+    principal_components,
+    self_similarity,
+    self_similarity_figure,
+    words_figure,
+)
+from laser_hf.superb.discrimination import Token
+
+
+def random_frames(count: int = 40, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def panels_of(figure):
+    return [axis for axis in figure.axes if axis.images]
+
+
+def test_alignment_of_the_first_seconds():
+    """What is drawn is the root of the expected alignment of unit frames, as far as the clean frames shown reach."""
+    views = {"before": (random_frames(50), random_frames(60, 1)), "after": (random_frames(50, 2), random_frames(60, 3))}
+    panels = panels_of(alignment_figure(views, 0.1, 0.5))
+    assert [axis.get_title() for axis in panels] == ["before", "after"]
+    drawn = [torch.as_tensor(axis.images[0].get_array().data) for axis in panels]
+    assert len({one.shape for one in drawn}) == 1
+    for shown, (clean, perturbed) in zip(drawn, views.values(), strict=True):
+        unit = [torch.nn.functional.normalize(view, dim=-1)[None] for view in (clean, perturbed)]
+        expected = soft_dtw_alignment(*unit, gamma=0.5)[0, :30]
+        torch.testing.assert_close(shown, expected.clamp(0, 1).sqrt()[:, : shown.shape[1]])
+        assert (expected[:, shown.shape[1] :].sum(0) <= 0.05).all()
+    rows, columns = drawn[0].shape
+    assert rows == 30
+    assert panels[0].images[0].get_extent() == pytest.approx([0, columns * 0.1, 0, 3.0])
+
+
+def test_a_view_aligned_with_itself_is_the_diagonal():
+    frames = torch.randn(150, 12, generator=torch.Generator().manual_seed(0))
+    (axis,) = panels_of(alignment_figure({"same": (frames, frames)}, 0.02, 1e-3))
+    drawn = torch.as_tensor(axis.images[0].get_array().data)
+    torch.testing.assert_close(drawn.double(), torch.eye(150, dtype=torch.float64), atol=0.2, rtol=0)
+
+
+def test_cosines_of_all_pairs():
+    frames = random_frames()
+    matrix = self_similarity(frames)
+    assert matrix.dtype == torch.float64
+    torch.testing.assert_close(matrix.diagonal(), torch.ones(40, dtype=torch.float64))
+    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-12)
+    for i, j in ((0, 1), (7, 31), (39, 2)):
+        expected = torch.nn.functional.cosine_similarity(frames[i].double(), frames[j].double(), dim=0)
+        assert matrix[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
+    torch.testing.assert_close(self_similarity(100 * frames.double()), matrix)  # length does not matter
+
+
+def test_panels_share_a_scale_and_name_the_words():
+    words = [
+        Token("u", 0.1, 0.3, "river", "s"),
+        Token("u", 0.5, 0.2, "winter", "s"),
+        Token("u", 0.9, 5.0, "too late", "s"),
+    ]
+    frames = {"before": random_frames(), "after": random_frames(seed=1)}
+    panels = panels_of(self_similarity_figure(frames, 0.02, words))
+    assert [axis.get_title() for axis in panels] == ["before", "after"]
+    limits = {image.get_clim() for axis in panels for image in axis.images}
+    assert limits == {(min(float(self_similarity(one).min()) for one in frames.values()), 1.0)}
+    for axis, one in zip(panels, frames.values(), strict=True):
+        assert axis.get_xlim() == axis.get_ylim() == pytest.approx((0, 0.8))
+        torch.testing.assert_close(torch.as_tensor(axis.images[0].get_array().data), self_similarity(one))
+        (names,) = axis.child_axes
+        assert [label.get_text() for label in names.get_xticklabels()] == ["river", "winter"]
+        assert names.get_xticks().tolist() == pytest.approx([0.25, 0.6])
+    (alone,) = panels_of(self_similarity_figure({"alone": random_frames(500)}, 0.02))
+    assert not alone.child_axes
+    assert alone.get_xlim() == pytest.approx((0, 3.0))
+
+
+@pytest.mark.parametrize("shape", [(50, 6), (8, 40), (2, 2)])
+def test_components_are_eigenvectors_of_the_covariance(shape):
+    vectors = np.random.default_rng(shape[0]).standard_normal(shape) * np.linspace(3, 1, shape[1]) + 5
+    points, explained = principal_components(torch.from_numpy(vectors))
+    values, directions = np.linalg.eigh(np.cov(vectors.T, bias=True))
+    values, directions = values[::-1], directions[:, ::-1]
+    np.testing.assert_allclose(explained.numpy(), (values / values.sum())[:2], atol=1e-9)
+    np.testing.assert_allclose(points.mean(0).numpy(), 0, atol=1e-9)
+    np.testing.assert_allclose(points.var(0, unbiased=False).numpy(), values[:2], atol=1e-9)
+    for column in range(1 if shape == (2, 2) else 2):  # two points have one component
+        direction = directions[:, column]
+        direction = direction * np.sign(direction[np.abs(direction).argmax()])
+        np.testing.assert_allclose(points[:, column].numpy(), (vectors - vectors.mean(0)) @ direction, atol=1e-8)
+
+
+def test_signs_do_not_depend_on_order():
+    vectors = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
+    shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(2))
+    points, _ = principal_components(vectors)
+    torch.testing.assert_close(principal_components(vectors[shuffled])[0], points[shuffled])
+    assert points.dtype == torch.float64
+
+
+def test_vectors_without_variance_are_one_point():
+    points, explained = principal_components(torch.ones(4, 3))
+    assert points.abs().max() == 0
+    assert explained.tolist() == [0, 0]
+
+
+def random_tokens(seed: int) -> list[Token]:
+    generator = np.random.default_rng(seed)
+    tokens = []
+    for speaker in range(9):
+        for take in range(int(generator.integers(3, 9))):
+            for place in range(int(generator.integers(1, 6))):
+                label = "abcdefghijkl"[min(int(generator.exponential(4)), 11)]
+                tokens.append(Token(f"s{speaker}-{take}", float(place), 0.5, label, f"s{speaker}"))
+    return [tokens[index] for index in generator.permutation(len(tokens))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_words_of_most_speakers_come_first(seed):
+    tokens = random_tokens(seed)
+    found = choose_words(tokens, words=5, speakers=4, per_speaker=2)
+    assert found == choose_words(tokens[::-1], words=5, speakers=4, per_speaker=2) == sorted(found)
+    assert set(found) <= set(tokens)
+
+    def rank(label):
+        said = [token for token in tokens if token.label == label]
+        return (-len({token.speaker for token in said}), -len(said), label)
+
+    labels = sorted({token.label for token in tokens}, key=rank)
+    labels = [label for label in labels if -rank(label)[0] > 1][:5]
+
+    def total(speaker):
+        return (-sum(token.speaker == speaker and token.label in labels for token in tokens), speaker)
+
+    speakers = sorted({token.speaker for token in tokens}, key=total)[:4]
+    rest = [token for token in tokens if token.label in labels and token.speaker in speakers]
+    labels = [label for label in labels if len({token.speaker for token in rest if token.label == label}) > 1]
+    rest = [token for token in rest if token.label in labels]
+    expected = {key: min(count, 2) for key, count in Counter((one.label, one.speaker) for one in rest).items()}
+    assert Counter((token.label, token.speaker) for token in found) == expected
+    rich = Counter(token.utterance for token in rest)
+    for label, speaker in expected:  # what is left out comes from utterances that hold fewer of the words
+        own = [token for token in rest if (token.label, token.speaker) == (label, speaker)]
+        kept = [rich[token.utterance] for token in own if token in found]
+        left = [rich[token.utterance] for token in own if token not in found]
+        assert not left or max(left) <= min(kept)
+
+
+def test_words_of_one_speaker_are_not_shown():
+    lone = [Token(f"u{n}", 0.0, 1.0, "lone", "s1") for n in range(9)]
+    shared = [Token("u1", 2.0, 1.0, "shared", "s1"), Token("v1", 0.0, 1.0, "shared", "s2")]
+    assert choose_words(lone + shared) == sorted(shared)
+    assert choose_words(lone) == choose_words([]) == []
+    # The third speaker says "rare" with the first one only, and is one too many.
+    more = [Token("v1", 1.0, 1.0, "shared", "s2"), Token("u1", 4.0, 1.0, "rare", "s1")]
+    more.append(Token("w1", 0.0, 1.0, "rare", "s3"))
+    assert {token.label for token in choose_words(shared + more)} == {"shared", "rare"}
+    assert {token.label for token in choose_words(shared + more, speakers=2)} == {"shared"}
+
+
+def test_colours_are_words_and_markers_speakers():
+    tokens = [Token(f"{s}-{w}", 0.0, 1.0, w, s) for s in ("s1", "s2", "s3") for w in ("river", "winter")]
+    generator = torch.Generator().manual_seed(0)
+    vectors = {name: torch.randn(6, 4, generator=generator) for name in ("before", "after")}
+    figure = words_figure(vectors, tokens)
+    for axis, matrix in zip(figure.axes, vectors.values(), strict=True):
+        points, explained = principal_components(matrix)
+        drawn = np.array([line.get_xydata()[0] for line in axis.lines])
+        np.testing.assert_allclose(drawn, points.numpy())
+        assert f"({100 * explained[0]:.0f} % of the variance)" in axis.get_xlabel()
+        colours = [to_hex(line.get_color()) for line in axis.lines]
+        markers = [line.get_marker() for line in axis.lines]
+        assert len(set(colours)) == 2
+        assert len(set(markers)) == 3
+        assert colours[::2] == colours[:1] * 3
+        assert markers[0] == markers[1] != markers[2]
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["river", "winter", "speaker s1", "speaker s2", "speaker s3"]
+
+
+def test_too_many_words_or_vectors_are_refused():
+    many = [Token(f"u{n}", 0.0, 1.0, f"word {n}", "s1") for n in range(9)]
+    with pytest.raises(ValueError, match="too few colours or markers for 9 words of 1 speakers"):
+        words_figure({"a": torch.randn(9, 3)}, many)
+    with pytest.raises(ValueError, match="zip"):
+        words_figure({"a": torch.randn(4, 3)}, many[:5])

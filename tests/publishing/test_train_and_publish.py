@@ -1,0 +1,71 @@
+"""`train.py --push_to_hub`, the push that its error names, and the published model in a process without laser_hf."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from hub_server import Fault
+from transformers import AutoModel
+
+from laser_hf.errors import LaserError
+from laser_hf.publishing import push, sample_features
+from laser_hf.publishing.export import difference
+from laser_hf.training import parse_options, run_training
+
+REPO = "org/demo-laser"
+
+_LOAD = """
+import sys, torch
+from transformers import AutoFeatureExtractor, AutoModel
+repo, wave, out = sys.argv[1:]
+model, extractor = AutoModel.from_pretrained(repo), AutoFeatureExtractor.from_pretrained(repo, revision="v1.0")
+with torch.no_grad():
+    inputs = extractor(torch.load(wave).numpy(), sampling_rate=16000, return_tensors="pt")
+    torch.save(model(**inputs).last_hidden_state, out)
+assert not any(name.startswith("laser_hf") for name in sys.modules)
+"""
+
+
+def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_path, capsys):
+    out = tmp_path / "run"
+    argv = ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
+    argv += ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
+    argv += ["--max_train_samples", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
+    argv += ["--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"]
+    options = parse_options(argv)
+    hub.failures = [Fault("POST /api/repos/create", 403, times=1)]
+    # The push reloads the encoder in a fresh process, here and below.
+    with pytest.raises(LaserError) as caught:
+        run_training(options)
+    later = f"{out} --repo_id {REPO} --private --allow_unevaluated --yes"
+    said = str(caught.value)
+    assert f"the run is complete in {out}, but it was not published: the Hub refused the token" in said
+    assert f"To publish it later: python push_to_hub.py {later}" in said
+    push.main(shlex.split(later))
+    files = hub.files(REPO)
+    assert hub.repositories[REPO].private
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "eval_ctc.py"} <= set(files)
+    assert "> **Not evaluated.**" in files["README.md"].decode()
+    assert not any(name.startswith("checkpoint") for name in files)
+
+    wave = torch.sin(torch.arange(8000) / 7) / 5
+    torch.save(wave, tmp_path / "wave.pt")
+    arguments = [REPO, str(tmp_path / "wave.pt"), str(tmp_path / "frames.pt")]
+    environment = {**os.environ, **hub.environment(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    model = AutoModel.from_pretrained(out).eval()
+    # The record describes the encoder at the end of training; the push compares a reload with it.
+    record = json.loads((out / "laser_config.json").read_text())
+    assert difference(record["sample_features"], sample_features(model)) is None
+    with torch.no_grad():
+        expected = model(wave[None]).last_hidden_state
+    torch.testing.assert_close(torch.load(tmp_path / "frames.pt"), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,82 @@
+"""CTC heads: against packed LSTMs, under padding, and read back from a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from laser_hf.errors import LaserError
+from laser_hf.superb.ctc.heads import BiLstm, CtcHead, LinearHead, LstmHead, SpecAugment, load_head, reverse_valid
+
+
+def test_the_bidirectional_layer_is_torchs_on_packed_sequences():
+    torch.manual_seed(0)
+    layer, stock = BiLstm(5, 7), nn.LSTM(5, 7, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for name, value in layer.forwards.named_parameters():
+            getattr(stock, name).copy_(value)
+        for name, value in layer.backwards.named_parameters():
+            getattr(stock, f"{name}_reverse").copy_(value)
+    lengths = torch.tensor([6, 9, 1])
+    features = torch.randn(3, 9, 5, requires_grad=True)
+    packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+    expected = pad_packed_sequence(stock(packed)[0], batch_first=True)[0]
+    inside = (torch.arange(9) < lengths.unsqueeze(1)).unsqueeze(2)
+    got = layer(features, lengths) * inside
+    torch.testing.assert_close(got, expected)
+    weight = torch.randn_like(got)
+    gradients = [torch.autograd.grad((out * weight).sum(), features)[0] for out in (got, expected)]
+    torch.testing.assert_close(*gradients)
+    assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in stock.parameters())
+
+
+@pytest.mark.parametrize("head", [LstmHead(6, 9, 8, 5), LinearHead(6, 9, 8)])
+def test_padded_equals_alone(head):
+    model = CtcHead(2, head, SpecAugment()).eval()
+    states, lengths = torch.randn(2, 3, 30, 6), torch.tensor([30, 12, 21])
+    batch = model(states, lengths)
+    torch.testing.assert_close(batch.exp().sum(-1), torch.ones(3, 30))
+    for row, count in enumerate(lengths.tolist()):
+        alone = model(states[:, row : row + 1, :count], lengths[row : row + 1])
+        torch.testing.assert_close(batch[row, :count], alone[0])
+
+
+def test_dropout_follows_both_layers_and_augmentation_is_for_training_only():
+    torch.manual_seed(0)
+    head = LstmHead(6, 9, 8, 5, lstm_layers=2, dropout=0.2)
+    calls = []
+    head.dropout.register_forward_hook(lambda _module, _inputs, output: calls.append(output.shape))
+    head(torch.randn(2, 12, 6), torch.tensor([12, 8]))
+    assert calls == [(2, 12, 10), (2, 12, 10)]
+    model = CtcHead(1, LinearHead(6, 9, 8), SpecAugment())
+    states, lengths = torch.randn(1, 2, 40, 6), torch.tensor([40, 30])
+    plain = model.eval()(states, lengths)
+    assert torch.equal(plain, model(states, lengths))
+    assert not torch.equal(plain, model.train()(states, lengths))
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_reversed_frames_by_hand(lengths, extra):
+    features = torch.arange(len(lengths) * (max(lengths) + extra) * 2.0).view(len(lengths), -1, 2)
+    turned = reverse_valid(features, torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        assert torch.equal(turned[row, :length], features[row, :length].flip(0))
+        assert torch.equal(turned[row, length:], features[row, length:])
+
+
+def test_the_head_of_a_run_is_read_back(finished_asr, finished_pr, tmp_path):
+    for folder, record in (finished_asr, finished_pr):
+        head, read = load_head(folder)
+        assert read["metrics"] == record["metrics"]
+        assert not head.training
+        weights = load_file(folder / "ctc_head.safetensors")
+        assert all(torch.equal(value, weights[name]) for name, value in head.state_dict().items())
+        assert head(torch.randn(4, 1, 9, 32), torch.tensor([9])).shape == (1, 9, len(record["head"]["labels"]))
+    with pytest.raises(LaserError, match=r"cannot read .*results.json"):
+        load_head(tmp_path)

@@ -1,0 +1,146 @@
+"""Every number of SUPERB's ASR and PR recipes, and what a record is called when one of them changes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import pytest
+import torch
+
+from laser_hf.errors import LaserError
+from laser_hf.superb.ctc import recipe
+from laser_hf.superb.ctc.run import Command
+from laser_hf.superb.ctc.tasks import Asr, Pr
+
+
+def parse(task, *words):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    task.add_arguments(parser)
+    return parser.parse_args(["--model", "m", "--data", "d", "--output_dir", "o", *words])
+
+
+def test_asr_is_superbs():
+    assert dataclasses.asdict(recipe.ASR["superb"]) == {
+        "max_steps": 200_000,
+        "eval_steps": 2_000,
+        "learning_rate": 1e-4,
+        "max_grad_norm": 1.0,
+        "batch_size": 16,
+        "projection_size": 1024,
+        "max_train_utterances": None,
+        "precision": "fp32",
+        "halve_above_samples": 2_000,
+        "lstm_size": 1024,
+        "lstm_layers": 2,
+        "dropout": 0.2,
+        "warp_window": 5,
+        "feature_masks": 4,
+        "feature_mask_width": 50,
+        "time_masks": 2,
+        "time_mask_width": 40,
+    }
+
+
+def test_pr_is_superbs_with_the_rate_of_the_published_numbers():
+    assert dataclasses.asdict(recipe.PR["superb"]) == {
+        "max_steps": 100_000,
+        "eval_steps": 1_000,
+        "learning_rate": 5e-4,
+        "max_grad_norm": 1.0,
+        "batch_size": 16,
+        "projection_size": 256,
+        "max_train_utterances": None,
+        "precision": "fp32",
+        "halve_above_samples": 300_000,
+        "batches_per_update": 2,
+    }
+
+
+def test_the_seed_and_the_splits_are_superbs():
+    for task in (Asr, Pr):
+        arguments = parse(task)
+        assert arguments.protocol == "superb"
+        assert arguments.seed == 1337
+        assert (arguments.train_split, arguments.dev_split) == ("train-clean-100", "dev-clean")
+        assert arguments.test_split == ["test-clean"]
+        assert not arguments.bf16
+
+
+def test_the_trainer_is_told_so(tmp_path):
+    command = Command.__new__(Command)
+    command.arguments, command.recipe, command.use_cpu = parse(Asr), recipe.ASR["superb"], True
+    args = command.training_arguments(Asr, tmp_path, 1337)
+    assert args.lr_scheduler_type == "constant"
+    assert (args.warmup_steps, args.weight_decay, args.max_grad_norm) == (0, 0.0, 1.0)
+    assert (args.max_steps, args.eval_steps, args.learning_rate, args.seed) == (200_000, 2_000, 1e-4, 1337)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("wer", False)
+
+
+def test_shapes_of_the_asr_head():
+    with torch.device("meta"):  # only shapes
+        head = Asr.build_head(recipe.ASR["superb"], 13, 768)
+    shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
+    assert shapes.pop("weighted_sum.weights") == (13,)
+    assert shapes.pop("head.projection.weight") == (1024, 768)
+    assert shapes.pop("head.output.weight") == (32, 2048)
+    for layer, size in ((0, 1024), (1, 2048)):
+        for direction in ("forwards", "backwards"):
+            assert shapes[f"head.lstms.{layer}.{direction}.weight_ih_l0"] == (4 * 1024, size)
+            assert shapes[f"head.lstms.{layer}.{direction}.weight_hh_l0"] == (4 * 1024, 1024)
+    assert len([name for name in shapes if "lstms" in name]) == 16
+    assert head.head.dropout.p == 0.2
+
+
+def test_shapes_of_the_pr_head():
+    head = Pr.build_head(recipe.PR["superb"], 13, 768)
+    shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
+    assert shapes == {
+        "weighted_sum.weights": (13,),
+        "head.projection.weight": (256, 768),
+        "head.projection.bias": (256,),
+        "head.output.weight": (74, 256),
+        "head.output.bias": (74,),
+    }
+    assert head.augment is None
+
+
+def test_values_given_on_the_command_line():
+    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5", "--dropout", "0"), recipe.ASR)
+    assert chosen == dataclasses.replace(recipe.ASR["superb"], max_steps=5, dropout=0.0)
+    chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), recipe.PR)
+    assert chosen == dataclasses.replace(recipe.PR["quick"], batch_size=3)
+    assert recipe.choose_recipe(parse(Pr), recipe.PR) == recipe.PR["superb"]
+    with pytest.raises(LaserError, match="--max_steps must be positive, got 0"):
+        recipe.choose_recipe(parse(Pr, "--max_steps", "0"), recipe.PR)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([], True),
+        (["--learning_rate", "1e-3"], True),  # what SUPERB lets everyone tune
+        (["--learning_rate", "1e-1"], True),  # the ends of the range
+        (["--learning_rate", "1e-7"], True),
+        (["--learning_rate", "1.1e-1"], False),
+        (["--learning_rate", "0.9e-7"], False),
+        (["--max_steps", "100"], False),
+        (["--time_masks", "0"], False),
+        (["--bf16"], False),
+        (["--micro_batch_size", "4", "--eval_batch_size", "1", "--cache_features", "yes"], True),
+        (["--seed", "1", "--runs", "5"], True),
+        (["--max_train_utterances", "100"], False),
+    ],
+)
+def test_what_may_be_called_superb(words, kept):
+    chosen = recipe.choose_recipe(parse(Asr, *words), recipe.ASR)
+    changed = recipe.changes(chosen, recipe.ASR["superb"])
+    assert recipe.is_superb(changed, chosen.learning_rate) is kept
+    assert bool(changed) == (chosen != recipe.ASR["superb"])
+
+
+def test_quick_is_never_superb():
+    for recipes in (recipe.ASR, recipe.PR):
+        changed = recipe.changes(recipes["quick"], recipes["superb"])
+        assert not recipe.is_superb(changed, recipes["quick"].learning_rate)
+        assert set(changed) >= {"max_steps", "learning_rate"}

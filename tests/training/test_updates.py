@@ -1,0 +1,241 @@
+"""An update: its pairs sorted by length, completed on the device, cut into micro-batches, stepped once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_model, make_waveform
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from laser_hf.data import PairDataset, PairTransform, Perturbation, SpeedPitch, load_speech, pad_pairs
+from laser_hf.encoders import SpeechEncoder
+from laser_hf.errors import LaserError
+from laser_hf.objectives import LaserLoss, MseIdmLoss
+from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
+from laser_hf.training.batches import add_perturbed_views, cut_by_length, drawn_sides, stack_views, to_device
+
+NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout"), 0.0)
+
+
+def pair(index: int, clean: int, perturbed: int | None = None) -> dict:
+    """A pair of these lengths in samples; without a second length it is yet to be perturbed."""
+    wave = torch.from_numpy(make_waveform(1.0, seed=index))
+    view = None if perturbed is None else wave.flip(0)[:perturbed]
+    drawn = {"speed": (0.9, 1.1)[index % 2], "pitch": (-2, 2)[index // 2 % 2]}
+    return {"id": f"u{index}", "clean": wave[:clean], "perturbed": view, "drawn": drawn, "skip": ""}
+
+
+LENGTHS = [(5000, 5600), (9000, 8200), (4000, 4400), (16000, 14500), (5000, 5600), (12000, 13000), (3000, 2800)]
+PAIRS = [pair(index, *lengths) for index, lengths in enumerate(LENGTHS)]
+
+
+def lengths_of(batch: dict) -> list[tuple[int, int]]:
+    return list(zip(batch["clean_lengths"].tolist(), batch["perturbed_lengths"].tolist(), strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), max_size=12), st.integers(1, 6))
+def test_the_cut_holds_every_pair_once_the_longest_first(lengths, count):
+    pairs = [
+        {"id": str(i), "clean": torch.full((m,), i + 1.0), "perturbed": torch.full((n,), -i - 1.0), "drawn": {"i": i}}
+        | {"skip": ""}
+        for i, (m, n) in enumerate(lengths)
+    ]
+    cut = cut_by_length(pairs, count)
+    assert len(cut) == count
+    assert max(len(batch["ids"]) for batch in cut) <= -(-len(pairs) // count)
+    expected = sorted(range(len(pairs)), key=lambda i: -max(lengths[i]))  # stable: equal lengths in their order
+    assert [int(name) for batch in cut for name in batch["ids"]] == expected
+    assert [entry for batch in cut for entry in lengths_of(batch)] == [lengths[i] for i in expected]
+    for batch in cut:
+        for row, name in enumerate(batch["ids"]):
+            pair = pairs[int(name)]
+            for view in ("clean", "perturbed"):
+                length = int(batch[f"{view}_lengths"][row])
+                assert torch.equal(batch[view][row, :length], pair[view])
+                assert not batch[view][row, length:].any()
+
+
+def test_waveforms_go_to_the_device_and_lengths_stay():
+    moved = to_device([*PAIRS, {"id": "bad", "clean": None, "perturbed": None, "drawn": {}, "skip": "nan: x"}], "meta")
+    assert [one["id"] for one in moved] == [one["id"] for one in PAIRS]
+    (batch,) = cut_by_length(moved, 1)
+    assert batch["clean"].device.type == batch["perturbed"].device.type == "meta"
+    assert batch["clean_lengths"].device.type == batch["perturbed_lengths"].device.type == "cpu"
+
+
+def test_perturbing_an_update_gives_what_the_workers_make():
+    later = [pair(index, clean) for index, (clean, _) in enumerate(LENGTHS)]
+    later[2] = PAIRS[2]  # made already
+    completed = add_perturbed_views(later, SpeedPitch())
+    assert completed[2]["perturbed"] is PAIRS[2]["perturbed"]
+    for one, other in zip(completed, later, strict=True):
+        if other["perturbed"] is None:
+            assert torch.equal(one["perturbed"], SpeedPitch().apply(other["clean"], **other["drawn"]))
+    with pytest.raises(LaserError, match="no attribute `perturbation`"):
+        add_perturbed_views(later, None)
+
+
+# ---- rows of the model's input ----
+
+
+def small_batch():
+    lengths = {"a": (5, 7), "b": (6, 4), "c": (3, 3)}
+    pairs = [
+        {"id": name, "clean": torch.arange(1.0, m + 1), "perturbed": -torch.arange(1.0, n + 1), "drawn": {}, "skip": ""}
+        for name, (m, n) in lengths.items()
+    ]
+    return pad_pairs(pairs)
+
+
+def test_rows_and_their_lengths():
+    waveforms, lengths = stack_views(small_batch())
+    assert waveforms.shape == (6, 7)
+    assert lengths.tolist() == [5, 6, 3, 7, 4, 3]
+    for row, (length, sign) in enumerate(zip(lengths.tolist(), (1, 1, 1, -1, -1, -1), strict=True)):
+        assert waveforms[row].tolist() == [sign * (i + 1) for i in range(length)] + [0] * (7 - length)
+
+
+def test_swapped_pairs_change_sides_and_no_other():
+    straight, lengths = stack_views(small_batch())
+    swapped, swapped_lengths = stack_views(small_batch(), torch.tensor([True, False, True]))
+    order = [3, 1, 5, 0, 4, 2]
+    assert torch.equal(swapped, straight[order])
+    assert torch.equal(swapped_lengths, lengths[order])
+
+
+def test_sides_are_drawn_by_seed_update_and_utterance_alone():
+    names = [f"utterance-{i}" for i in range(400)]
+    sides = drawn_sides(1, 5, names)
+    assert torch.equal(drawn_sides(1, 5, names[::-1]), sides.flip(0))
+    assert 0.4 < sides.float().mean() < 0.6
+    for other in (drawn_sides(2, 5, names), drawn_sides(1, 6, names)):
+        assert 0.4 < (other == sides).float().mean() < 0.6  # as independent draws agree
+
+
+# ---- the step ----
+
+
+def make_trainer(folder, size=2, dataset=PAIRS, **options):
+    """Of a tiny encoder without dropout, for updates of 7 pairs in micro-batches of `size`."""
+    encoder = SpeechEncoder(make_model(layerdrop=0.0, apply_spec_augment=False, **NO_DROPOUT))
+    encoder.freeze_except(2)
+    torch.manual_seed(0)
+    args = LaserTrainingArguments(
+        output_dir=str(folder), pairs_per_update=7, per_device_train_batch_size=size, use_cpu=True, report_to="none",
+        logging_steps=1, disable_tqdm=True, save_strategy="no", **options,
+    )  # fmt: skip
+    return LaserTrainer(AlignmentModel(encoder, 8), args, dataset, objective=LaserLoss(backend="reference"))
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return make_trainer(tmp_path)
+
+
+def gradients(trainer: LaserTrainer, monkeypatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one update in float64."""
+    head = trainer.model.double().head
+    # The head itself always gives float32.
+    monkeypatch.setattr(head, "forward", lambda frames: nn.functional.normalize(head.projection(frames), dim=-1))
+    pairs = [{**one, "clean": one["clean"].double(), "perturbed": one["perturbed"].double()} for one in PAIRS]
+    loss = trainer.training_step(trainer.model, pairs)
+    found = {name: value.grad.clone() for name, value in trainer.model.named_parameters() if value.grad is not None}
+    return float(loss), found
+
+
+def test_micro_batches_give_loss_and_gradients_of_the_whole_update(tmp_path, monkeypatch):
+    expected_loss, expected = gradients(make_trainer(tmp_path, 7), monkeypatch)
+    largest = max(value.abs().max() for value in expected.values())
+    assert largest > 1e-3
+    for size, cut in ((1, [1] * 7), (2, [1, 2, 2, 2]), (3, [2, 2, 3])):
+        trainer, sizes = make_trainer(tmp_path, size), []
+        original = trainer.compute_loss
+        monkeypatch.setattr(
+            trainer,
+            "compute_loss",
+            lambda *a, **k: sizes.append(len(a[1]["ids"])) or original(*a, **k),  # noqa: B023
+        )
+        loss, found = gradients(trainer, monkeypatch)
+        assert sizes == cut
+        assert loss == pytest.approx(expected_loss, rel=1e-6)  # summed in float32
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12 * float(largest), msg=name)
+
+
+def test_skipped_pairs_leave_the_mean_of_the_others(trainer, monkeypatch):
+    bad = {"id": "bad", "clean": None, "perturbed": None, "drawn": {}, "skip": "silent: all zeros"}
+    whole = trainer.training_step(trainer.model, [*PAIRS[:3], bad, bad])
+    assert float(trainer.training_step(trainer.model, PAIRS[:3])) == pytest.approx(float(whole), rel=1e-6)
+    assert trainer.skip_log.summary()["times"] == 2
+    trainer.model.zero_grad()
+    assert float(trainer.training_step(trainer.model, [bad])) == 0
+    assert all(not value.grad.any() for value in trainer.model.parameters() if value.requires_grad)
+
+
+def test_a_line_of_the_log_has_loss_and_terms_of_the_same_pairs(tmp_path):
+    """Updates of 7 and 1 pairs: the mean over 8 pairs is not the mean of the two updates."""
+    data = [*PAIRS, pair(9, 2500, 2500)]
+    runs = [make_trainer(tmp_path, 7, data, max_steps=2, learning_rate=1e-12) for _ in range(2)]
+    runs[1].args.logging_steps, runs[1].args.logging_first_step = 2, False
+    lines = []
+    for one in runs:
+        one.train()
+        lines.append([entry for entry in one.state.log_history if "loss" in entry])
+    (first, second), (both,) = lines
+    assert both["loss"] == pytest.approx((7 * first["loss"] + second["loss"]) / 8, rel=1e-6)
+    assert both["loss"] == pytest.approx(both["soft_dtw"] + 0.4 * both["idm"], rel=1e-6)
+    assert both["loss"] != pytest.approx((first["loss"] + second["loss"]) / 2, rel=1e-3)
+
+
+def test_no_graph_below_the_trained_layers(trainer):
+    seen = {}
+
+    def remember(name):
+        def hook(module, inputs, output):
+            seen[name] = (output if isinstance(output, torch.Tensor) else output[0]).grad_fn
+
+        return hook
+
+    model = trainer.model.train()
+    inner = model.encoder.model
+    inner.feature_extractor.register_forward_hook(remember("front-end"))
+    inner.feature_projection.register_forward_hook(remember("projection"))
+    for index, layer in enumerate(inner.encoder.layers):
+        layer.register_forward_hook(remember(index))
+    trainer.compute_loss(model, pad_pairs(PAIRS[:2]))
+    assert seen["front-end"] is seen["projection"] is seen[0] is None
+    assert seen[1] is not None
+    assert seen[2] is not None
+
+
+def test_loader_options_reach_the_data_loader(trainer, monkeypatch):
+    args = trainer.args
+    args.dataloader_num_workers, args.dataloader_prefetch_factor = 2, 3
+    args.dataloader_persistent_workers = args.dataloader_pin_memory = True
+    loader = trainer.get_train_dataloader()
+    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (2, 3, True)
+    assert loader.pin_memory == torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert trainer.get_train_dataloader().pin_memory
+    args.dataloader_pin_memory = False
+    assert not trainer.get_train_dataloader().pin_memory
+
+
+class Reverse(Perturbation):
+    def draw(self, rng):
+        return {}
+
+    def apply(self, waveform):
+        return waveform.flip(0)
+
+
+def test_views_that_do_not_fit_are_refused_at_once(trainer, small_tree):
+    speech = load_speech(small_tree)
+    data = PairDataset(speech, PairTransform(Reverse(), perturb=False))
+    with pytest.raises(LaserError, match="Reverse"):
+        LaserTrainer(trainer.model, trainer.args, data)
+    with pytest.raises(LaserError, match="keep the duration"):
+        LaserTrainer(trainer.model, trainer.args, PairDataset(speech, PairTransform(SpeedPitch())), None, MseIdmLoss())
