@@ -3,12 +3,12 @@
 from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
 from .callbacks import CollapseMonitor, UpdateProfiler
 from .evaluation import DiscriminationEvaluator
-from .updates import NonFiniteLossError
 from .model import AlignmentModel
 from .options import Choice, Options, parse_options
 from .presets import load_preset, preset_names
 from .run import main, run_training
 from .trainer import LaserTrainer
+from .updates import NonFiniteLossError
 
 __all__ = [
     "AlignmentModel",

@@ -10,17 +10,13 @@ import torch
 import torch.distributed as dist
 
 from ..encoders import SAMPLE_RATE
+from ..objectives.sinkhorn import several_processes
 from ..ops.statistics import effective_rank, mean_pairwise_cosine
 
 MAX_FRAMES = 512
 """Frames of the collapse statistics: enough for a stable spectrum, few enough for a singular value decomposition."""
 FRAMES_PER_PAIR = 64
 """Frames of one pair among which these are drawn."""
-
-
-def several_processes() -> bool:
-    """Whether other processes take part in the training."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def sum_over_processes(value: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:

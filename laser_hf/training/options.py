@@ -93,18 +93,12 @@ class Options:
         Raises:
             KeyError: no such option, or one of an objective or a perturbation that is not in use.
         """
-        if name == "objective":
-            return self.objective.name
-        if name == "perturbations":
-            return [choice.name for choice in self.perturbations]
-        for choice in (self.objective, *self.perturbations):
-            if name in choice.values:
-                return choice.values[name]
+        values = {"objective": self.objective.name, "perturbations": [choice.name for choice in self.perturbations]}
         for group in (self.model, self.data, self.training):
-            if name in {field.name for field in dataclasses.fields(group)}:
-                value = getattr(group, name)
-                return getattr(value, "value", value)
-        raise KeyError(name)
+            values |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        for choice in (self.objective, *self.perturbations):
+            values |= choice.values
+        return getattr(values[name], "value", values[name])
 
 
 def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]:

@@ -22,8 +22,7 @@ from .evaluation import load_evaluator
 from .model import AlignmentModel
 from .options import Options, parse_options
 from .speech import load_pairs
-from .trainer import LaserTrainer
-from .updates import NON_FINITE_NAME
+from .trainer import NON_FINITE_NAME, LaserTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,13 @@ def run_training(options: Options) -> dict[str, Any]:
     set_seed(args.seed)
     if args.device.type == "cpu":
         keep_freed_memory()
-    encoder = _load(options)
+    encoder = load_encoder(
+        options.model.model_name_or_path,
+        revision=options.model.model_revision,
+        token=args.hub_token,
+        training_config={**TRAINING_CONFIG, **options.model.dropouts()},
+        do_normalize=options.model.do_normalize,
+    )
     trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
     objective = options.objective.plugin.build(options.model.projection_dim, **options.objective.values)
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
@@ -195,15 +200,3 @@ def _publish(options: Options, output_dir: Path) -> None:
             f"the run is complete in {output_dir}, but it was not published: {error}. To publish it later: "
             f"{later_command(request)}"
         ) from error
-
-
-def _load(options: Options) -> SpeechEncoder:
-    """The encoder with its initial weights and the training-time configuration."""
-    model = options.model
-    return load_encoder(
-        model.model_name_or_path,
-        revision=model.model_revision,
-        token=options.training.hub_token,
-        training_config={**TRAINING_CONFIG, **model.dropouts()},
-        do_normalize=model.do_normalize,
-    )

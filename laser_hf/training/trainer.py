@@ -24,11 +24,12 @@ from .callbacks import CollapseMonitor, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
 from .sampling import micro_batches
-from .updates import UpdateTrainer, all_finite, stop
+from .updates import NonFiniteLossError, UpdateTrainer, find_non_finite
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "laser_state.json"
+NON_FINITE_NAME = "non_finite.json"
 
 
 class LaserTrainer(UpdateTrainer):
@@ -132,14 +133,23 @@ class LaserTrainer(UpdateTrainer):
         """
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        if all_finite(self.losses, norm, self.args.device):
+        found = find_non_finite(self.losses, norm, self.args.device)
+        if found is None:
             return
+        what, ids, losses = found
         step, output_dir = self.state.global_step, Path(self.args.output_dir)
         folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial=None)
+        if self.args.should_save:
+            bad = {name: repr(value) for name, value in losses.items()}
+            report = {"step": step + 1, "what": what, "utterances": ids, "losses": bad}
+            write_json(output_dir / NON_FINITE_NAME, report)
         saved = f"the state before it is in {folder}" if step > 0 else "no update had been made yet"
-        stop(self.losses, step + 1, output_dir, saved, self.args.should_save)
+        raise NonFiniteLossError(
+            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)}; {saved}. "
+            "Look at those files, lower the learning rate, or train without --bf16."
+        )
 
     # ---- what is logged ----
 
@@ -164,8 +174,8 @@ class LaserTrainer(UpdateTrainer):
         was_training = self.model.training
         self.model.eval()
         means = Means(self.objective.term_names, self.args.device)
-        for pairs in self.get_eval_dataloader(dataset):
-            (batch,) = self._cut(pairs, dataset, 1, self.eval_skip_log)
+        for item in self.get_eval_dataloader(dataset):
+            (batch,) = self._cut(item, dataset, 1, self.eval_skip_log)
             count = len(batch["ids"])
             if count == 0 and self.args.world_size == 1:
                 continue  # several processes may compute a loss together

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
@@ -17,13 +15,11 @@ from transformers import Trainer
 from ..data import SkipLog
 from ..errors import LaserError
 from ..objectives import Objective
-from ..records import write_json
-from .batches import Batch, Pair, add_perturbed_views, cut_by_length, drawn_sides, to_device
+from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .sampling import UpdateSampler, eval_loader, train_loader
 
-NON_FINITE_NAME = "non_finite.json"
 Losses = Sequence[tuple[list[str], torch.Tensor]]
 """Utterances and losses `(pairs,)` of micro-batches."""
 
@@ -68,7 +64,7 @@ class UpdateTrainer(Trainer):
         return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Updates: an item is the list of the pairs of this process."""
+        """Updates: an item holds the pairs of this process, see `pack`."""
         loader, self._sampler = train_loader(self.train_dataset, self.args)
         return loader
 
@@ -87,10 +83,10 @@ class UpdateTrainer(Trainer):
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs  # already on the device, with lengths on the CPU
 
-    def _cut(self, pairs: list[Pair], dataset, count: int, skip_log: SkipLog) -> list[Batch]:
+    def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
         """Micro-batches on the device, with both views."""
-        skip_log.update((pair["id"], pair["skip"]) for pair in pairs if pair["skip"])
-        usable = to_device(pairs, self.args.device)
+        skip_log.update((pair["id"], pair["skip"]) for pair in update["pairs"] if pair["skip"])
+        usable = [pair for pair in unpack(update, self.args.device) if not pair["skip"]]
         return cut_by_length(add_perturbed_views(usable, getattr(dataset, "perturbation", None)), count)
 
     def _units(self, batch: Batch) -> int:
@@ -99,7 +95,7 @@ class UpdateTrainer(Trainer):
             return len(batch["ids"])
         return int(self.model.encoder.frame_lengths(batch["clean_lengths"]).sum())
 
-    def training_step(self, model, inputs: list[Pair], num_items_in_batch=None) -> torch.Tensor:
+    def training_step(self, model, inputs: Update, num_items_in_batch=None) -> torch.Tensor:
         """Forward and backward of the pairs of one update; gradients are exchanged with the last micro-batch."""
         self.objective.prepare_update()
         self.losses = []
@@ -142,55 +138,33 @@ class NonFiniteLossError(LaserError):
     """Loss or gradient became NaN or infinite; the message names the utterances and the saved state."""
 
 
-def all_finite(losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device) -> bool:
-    """Whether all losses of an update, and its gradient norm if given, are finite on every process.
+def find_non_finite(
+    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device
+) -> tuple[str, list[str], dict[str, float]] | None:
+    """What is not finite in an update on any process, or `None`; one host sync if all is well.
+
+    A gradient can be bad where every loss is fine: then all pairs of the update are named. Every process has to call
+    it.
 
     Args:
         losses: of the micro-batches of this process.
-        gradient_norm: a scalar on `device`.
+        gradient_norm: a scalar on `device`; `None` if it does not matter.
         device: where processes communicate.
+
+    Returns:
+        "loss" or "gradient", the utterances to name, and the losses that are not finite by utterance.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:
         found.append(torch.isfinite(gradient_norm))
-    return sum_over_processes((~torch.stack(found).all()).to(torch.int64), device).item() == 0
-
-
-def stop(losses: Losses, step: int, output_dir: Path, saved: str, write: bool) -> NoReturn:
-    """End the training, and name what made it end in `non_finite.json`; every process has to call it.
-
-    Args:
-        losses: as for `all_finite`.
-        step: number of the update.
-        output_dir: of the run.
-        saved: what was kept, in words.
-        write: whether this process writes the file.
-
-    Raises:
-        NonFiniteLossError: always.
-    """
-    values, ids, what = _culprits(losses)
-    if write:
-        found = {name: repr(value) for name, value in values.items()}
-        write_json(output_dir / NON_FINITE_NAME, {"step": step, "what": what, "utterances": ids, "losses": found})
-    raise NonFiniteLossError(
-        f"non-finite {what} at step {step} on the utterances {', '.join(ids)}; {saved}. "
-        "Look at those files, lower the learning rate, or train without --bf16."
-    )
-
-
-def _culprits(losses: Losses) -> tuple[dict[str, float], list[str], str]:
-    """Losses that are not finite by utterance, the utterances to name, and what is bad: "loss" or "gradient".
-
-    A gradient can be bad where every loss is fine: then all pairs of the update are named. Over all processes.
-    """
+    if sum_over_processes((~torch.stack(found).all()).to(torch.int64), device).item() == 0:
+        return None
+    everywhere = from_all_processes([(ids, total.tolist()) for ids, total in losses])
     values = {
         name: value
-        for ids, total in losses
-        for name, value in zip(ids, total.tolist(), strict=True)
-        if not math.isfinite(value)
+        for process in everywhere
+        for ids, totals in process
+        for name, value in zip(ids, totals, strict=True)
     }
-    gathered = from_all_processes((values, [name for ids, _ in losses for name in ids]))
-    values = {name: value for found, _ in gathered for name, value in found.items()}
-    everything = [name for _, names in gathered for name in names]
-    return values, list(values) or everything, "loss" if values else "gradient"
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    return ("loss", list(bad), bad) if bad else ("gradient", list(values), bad)
