@@ -119,6 +119,8 @@ def _settings(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tupl
     options = {**recipe["model"], **recipe["data"], **recipe["training"]}
     if options["seconds_per_update"]:
         options["pairs_per_update"] = None  # it has no effect then
+    if options["coupled_weight_decay"]:
+        options["optim"] = "Adam with L2 regularisation"  # it takes the place of what the Trainer makes
     names = recipe["perturbations"]["name"]
     rows = [
         ("base model", ("a local folder, " if base["local"] else "") + f"`{base['name']}`{revision}"),
@@ -144,6 +146,8 @@ def _options(plugin: type[Plugin], values: Mapping[str, Any]) -> list[tuple[str,
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {_value(one)}" for name, one in value.items()]
     if isinstance(value, list):
         return ", ".join(map(_value, value))
     return number(value) if isinstance(value, float) else str(value)
