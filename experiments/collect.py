@@ -1,4 +1,4 @@
-"""Gather what the experiments left into one record.
+"""Collect the results of the experiments into one record.
 
 python -m experiments.collect outputs/experiments --qbe qbe
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from laser_hf.records import read_json, write_json
+from laser_hf.records import read_json, read_record, write_json
 
 from . import words
 from .plan import COMMON, MAX_SECONDS, POINTS, SEEDS, Point
@@ -20,12 +20,12 @@ from .tables import draw
 RECORD = Path(__file__).resolve().parent / "records" / "small_encoder.json"
 FIGURE = Path(__file__).resolve().parent / "figures" / "curves.png"
 REFERENCES = ("base", "laser")
-"""Points that the others are compared with, word by word."""
+"""Points that all others are compared with, word by word."""
 CURVES = ("eval_soft_dtw", "eval_idm", "eval_frame_cosine", "eval_effective_rank")
 
 
 def collect(output_dir: Path, seeds: list[int], queries: Path) -> dict[str, Any]:
-    """Results of every point and seed, as far as they are there, and how they were come by.
+    """Results of every point and seed that has finished, with commits, versions and hardware.
 
     Args:
         output_dir: as given to experiments.run.
@@ -58,7 +58,7 @@ def collect(output_dir: Path, seeds: list[int], queries: Path) -> dict[str, Any]
 
 
 def _by_words(output_dir: Path, runs: list[dict[str, Any]], of: dict[str, str]) -> dict[str, Any]:
-    """Query by example on either half of the words, mean over seeds, and against `REFERENCES`."""
+    """Query by example on either half of the words as means over seeds, and differences from `REFERENCES`."""
     found = {}
     for one in POINTS:
         seeds = [run["seed"] for run in runs if run["point"] == one.name and "qbe" in run]
@@ -83,12 +83,12 @@ def _by_words(output_dir: Path, runs: list[dict[str, Any]], of: dict[str, str]) 
 
 
 def _run(where: Path, one: Point, note) -> dict[str, Any]:
-    """What is known of one point and seed."""
+    """Results of one point and seed, by stage."""
     found: dict[str, Any] = {}
     for stage in one.stages:
         if not (where / DONE[stage]).is_file():
             continue
-        record = read_json(where / DONE[stage])
+        record = read_record(where / DONE[stage])
         note(record)
         if stage == "train":
             found[stage] = _training(record, read_json(where / "encoder" / "training_log.json")["log"])
@@ -112,7 +112,7 @@ def _training(record: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, An
         "method": record["method"],
         "updates": record["updates"],
         "processed_hours": record["processed_hours"],
-        "wall_seconds": record["wall_time_seconds"],
+        "wall_seconds": record["wall_seconds"],
         "skipped": record["data"]["skipped"],
         "collapse_at": record["collapse"]["fired_at"],
         "curves": curves,

@@ -1,4 +1,4 @@
-"""The experiments: points, each a change to one small recipe, and the tables that they belong to.
+"""The experiments: points that each change one small recipe, and the tables that show them.
 
 The recipe is that of the demo preset on short utterances of Mini-LibriSpeech, so that a point takes minutes.
 """
@@ -13,7 +13,7 @@ SEEDS = (1, 2, 3)
 TRAIN_SPLIT, DEV_SPLIT, TEST_SPLIT = "train-clean-5", "heldout-clean-5", "test-other-100"
 
 MAX_SECONDS = 9.0
-"""Longer utterances are left out of training: with those of 12 s, as most of LibriSpeech are, it takes far longer."""
+"""Longer utterances are left out of training. Most of LibriSpeech's last 12 s or more; training would take far longer."""
 
 COMMON: dict[str, Any] = {
     "max_eval_samples": 32,
@@ -33,11 +33,11 @@ class Point:
     Attributes:
         name: of its folder.
         label: in tables.
-        tables: that show it: "methods" (shape of the paper's Tables 1 and 2), "collapse" (Table 3), "sensitivity".
+        tables: those that show it: "methods" (like the paper's Tables 1 and 2), "collapse" (Table 3), "sensitivity".
         options: of train.py, on top of `COMMON`; `None` for the encoder as it is.
         preset: of train.py.
-        group: what is varied, in the sensitivity table.
-        method: its name in the table of methods, where that is not `label`.
+        group: what is varied, for the sensitivity table.
+        method: its name in the table of methods, if that is not `label`.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Point:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What is done with it, in order."""
-        probes = ("pr", "asr") if "methods" in self.tables else ()
-        return (("train",) if self.trained else ()) + ("qbe", *probes)
+        """What is run for it, in order."""
+        heads = ("pr", "asr") if "methods" in self.tables else ()
+        return (("train",) if self.trained else ()) + ("qbe", *heads)
 
 
 def _varied(group: str, name: str, label: str, **options: Any) -> Point:
@@ -76,7 +76,7 @@ POINTS = (
     ),
     _varied("alpha (0.15)", "alpha-0.05", "0.05", alpha=0.05),
     _varied("alpha (0.15)", "alpha-0.4", "0.4", alpha=0.4),
-    # The best alpha of the first pass: with probes as well, on which it was not chosen.
+    # The best alpha of the first pass. CTC heads show it on tasks that it was not chosen on.
     Point(
         "alpha-1", "1.0", ("methods", "sensitivity"), {"alpha": 1.0}, group="alpha (0.15)", method="LASER, alpha 1"
     ),
@@ -93,7 +93,7 @@ POINTS = (
     _varied("speed (0.9, 1, 1.1)", "speed-wide", "0.8 … 1.2", speed_factors=[0.8, 0.85, 0.9, 1.0, 1.1, 1.15, 1.2]),
     _varied("pitch (±2 semitones)", "pitch-0", "0", pitch_steps=[0.0]),
     _varied("pitch (±2 semitones)", "pitch-4", "±4", pitch_steps=[-4.0, 4.0]),
-    # Both views the same waveform, dropout aside: what is left when there is nothing to be made invariant to.
+    # Both views are the same waveform; only dropout differs.
     _varied("speed and pitch", "unperturbed", "neither", speed_factors=[1.0], pitch_steps=[0.0]),
     _varied(
         "speed and pitch, at alpha 1", "alpha-1-unperturbed", "neither", alpha=1.0, speed_factors=[1.0],

@@ -1,4 +1,4 @@
-"""Run the experiments, as many at a time as asked for; what is done already is left alone.
+"""Run the experiments, several side by side; stages that have finished are skipped.
 
 python -m experiments.run --speech LibriSpeech --qbe qbe
 """
@@ -26,17 +26,17 @@ DONE = {
 
 
 def seeds_of(one: Point, stage: str, seeds: list[int]) -> list[int]:
-    """Seeds of a stage: QbE draws nothing, so that for an untrained encoder one of them is enough."""
+    """Seeds of a stage; one for QbE of an untrained encoder, where nothing is random."""
     return seeds[:1] if stage == "qbe" and not one.trained else seeds
 
 
 def folder(output_dir: Path, one: Point, seed: int) -> Path:
-    """Where everything about a point and a seed is."""
+    """The folder of a point and a seed."""
     return output_dir / one.name / f"seed-{seed}"
 
 
 def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) -> list[str]:
-    """Command line of a stage, from the root of the repository."""
+    """Arguments of Python for a stage, run from the root of the repository."""
     where = folder(arguments.output_dir, one, seed)
     speech = str(arguments.speech)
     if stage == "train":
@@ -62,22 +62,22 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         return ["train.py", "--preset", one.preset, *words]
     model = str(where / "encoder") if one.trained else ENCODER
+    device = ["--device", "cpu"] if arguments.use_cpu else []
     if stage == "qbe":
-        return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe),
+        return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe), *device,
                 "--output_dir", str(where / "qbe")]  # fmt: skip
     return ["-m", "laser_hf.superb", stage, "--protocol", "quick", "--model", model, "--data", speech,
             "--train_split", TRAIN_SPLIT, "--dev_split", DEV_SPLIT, "--test_split", TEST_SPLIT, "--seed", str(seed),
-            "--disable_tqdm", "--output_dir", str(where / stage),
-            *(["--device", "cpu"] if arguments.use_cpu else [])]  # fmt: skip
+            "--disable_tqdm", "--output_dir", str(where / stage), *device]  # fmt: skip
 
 
 def run_chain(one: Point, seed: int, stages: list[str], arguments: argparse.Namespace, bar: tqdm) -> str | None:
-    """The stages of a point and a seed, one after the other; the stage that failed, if one did."""
+    """Run the stages of a point and a seed one after the other; return the stage that failed, if any."""
     where = folder(arguments.output_dir, one, seed)
     for stage in stages:
         if not (where / DONE[stage]).exists():
             where.mkdir(parents=True, exist_ok=True)
-            # One thread each: several of them side by side lose less than one with several threads.
+            # Several processes with one thread each are faster than one with several threads.
             env = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
             with (where / f"{stage}.log").open("a") as log:
                 status = subprocess.run(
@@ -92,7 +92,7 @@ def run_chain(one: Point, seed: int, stages: list[str], arguments: argparse.Name
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing, points in the order of the plan."""
+    """Run the stages that have not finished, points in the order of the plan."""
     parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--speech", type=Path, required=True, help=f"LibriSpeech tree with {TRAIN_SPLIT}, {DEV_SPLIT} and {TEST_SPLIT}"

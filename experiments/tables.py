@@ -1,4 +1,4 @@
-"""Tables and pictures of the experiments, from their record alone."""
+"""Tables and pictures of the experiments, made from their record."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def runs_of(record: dict[str, Any], one: Point) -> Runs:
 
 
 def values(runs: Runs, stage: str, key: str) -> list[float]:
-    """One value of every run that has it."""
+    """One value from each run that has it."""
     return [run[stage][key] for run in runs if key in run.get(stage, {})]
 
 
 def spread(found: Sequence[float], digits: int) -> str:
-    """Mean and, of several, the sample standard deviation; empty where there is nothing."""
+    """Mean, and the sample standard deviation of several values; empty without values."""
     if not found:
         return ""
     mean = f"{statistics.mean(found):.{digits}f}"
@@ -46,7 +46,7 @@ def curve_end(runs: Runs, name: str, digits: int) -> str:
 
 
 def collapse_table(record: dict[str, Any]) -> str:
-    """The shape of the paper's Table 3."""
+    """Like the paper's Table 3."""
     rows = []
     for one in POINTS:
         runs = runs_of(record, one)
@@ -72,7 +72,7 @@ def collapse_table(record: dict[str, Any]) -> str:
 
 
 def methods_table(record: dict[str, Any]) -> str:
-    """The shape of the paper's Tables 1 and 2."""
+    """Like the paper's Tables 1 and 2."""
     rows = []
     for one in POINTS:
         runs = runs_of(record, one)
@@ -98,7 +98,7 @@ def methods_table(record: dict[str, Any]) -> str:
 
 
 def sensitivity_table(record: dict[str, Any]) -> str:
-    """What changes when one value of the recipe does; differences are of runs with the same seed."""
+    """What changes with one value of the recipe; differences are between runs with the same seed."""
     rows = []
     for one in POINTS:
         runs = [run for run in runs_of(record, one) if QBE in run.get("qbe", {})]
@@ -125,7 +125,7 @@ def sensitivity_table(record: dict[str, Any]) -> str:
 
 
 def signed(differences: Sequence[float], digits: int = 4) -> str:
-    """Mean difference and, of several, its standard error."""
+    """Mean difference, and its standard error over several."""
     if not differences:
         return ""
     mean = f"{statistics.mean(differences):+.{digits}f}"
@@ -135,7 +135,7 @@ def signed(differences: Sequence[float], digits: int = 4) -> str:
 
 
 def paired(record: dict[str, Any], one: Point, other: str, stage: str, key: str) -> list[float]:
-    """Differences of one value between runs of two points with the same seed."""
+    """Differences of one value between runs of two points that have the same seed."""
     reference = {run["seed"]: run.get(stage, {}) for run in record["runs"] if run["point"] == other}
     return [
         run[stage][key] - reference[run["seed"]][key]
@@ -145,7 +145,7 @@ def paired(record: dict[str, Any], one: Point, other: str, stage: str, key: str)
 
 
 def gains_table(record: dict[str, Any]) -> str:
-    """Error rates against the encoder as it is, probes with the same seed; lower is better."""
+    """Error rates minus those of the encoder as it is, with CTC heads of the same seed; lower is better."""
     rows = [
         [
             one.method or one.label,
@@ -157,11 +157,11 @@ def gains_table(record: dict[str, Any]) -> str:
         for one in POINTS
         if "methods" in one.tables and one.trained and runs_of(record, one)
     ]
-    return table(["against the encoder as it is, probes with the same seed", "PER, %", "WER, %", "CER, %"], rows)
+    return table(["against the encoder as it is, CTC heads with the same seed", "PER, %", "WER, %", "CER, %"], rows)
 
 
 def words_table(record: dict[str, Any]) -> str:
-    """Both halves of the words, best on the first half first, and how sure the difference to the base is."""
+    """Both halves of the words, best on the first half first, and the difference from the encoder as it is."""
     rows = []
     for one in POINTS:
         found = record["words"]["points"].get(one.name)
@@ -179,7 +179,7 @@ def words_table(record: dict[str, Any]) -> str:
 
 
 def over_words(record: dict[str, Any], name: str, other: str, part: str = "all") -> str:
-    """Difference of two points with its 95 % interval over words; in bold where that leaves out zero."""
+    """Difference of two points with its 95 % interval over words, in bold if that leaves out zero."""
     found = record["words"]["points"].get(name, {}).get("against", {}).get(other)
     if not found:
         return ""
@@ -189,7 +189,7 @@ def over_words(record: dict[str, Any], name: str, other: str, part: str = "all")
 
 
 def how(record: dict[str, Any]) -> str:
-    """Where the numbers come from."""
+    """Seeds, hardware and commits of the runs."""
     hardware = "; ".join(sorted({f"{one['processor']}, {one['cores']} cores" for one in record["hardware"]}))
     seeds = sorted({run["seed"] for run in record["runs"]})
     commits = ", ".join(f"`{commit[:10]}`" for commit in record["commits"])
@@ -210,32 +210,24 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Held-out collapse statistics of the points of the first table, every seed."""
-    import matplotlib
+    """Held-out curves of the points of the collapse table, one line for each seed."""
+    from laser_hf import figures
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = (
-        ("eval_soft_dtw", "normalised soft-DTW (held out)"),
-        ("eval_frame_cosine", "mean pairwise cosine of frames"),
-        ("eval_effective_rank", "effective rank of frames"),
-    )
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.8), layout="constrained")
+    panels = {
+        "eval_soft_dtw": "normalised soft-DTW (held out)",
+        "eval_frame_cosine": "mean pairwise cosine of frames",
+        "eval_effective_rank": "effective rank of frames",
+    }
+    figure, axes = figures.new_figure(1, len(panels))
     shown = [one for one in POINTS if "collapse" in one.tables and one.trained]
-    for axis, (name, label) in zip(axes, panels, strict=True):
-        for index, one in enumerate(shown):
-            for run in runs_of(record, one):
-                points = run.get("train", {}).get("curves", {}).get(name, [])
-                if points:
-                    first = run["seed"] == min(other["seed"] for other in runs_of(record, one))
-                    axis.plot(
-                        *zip(*points, strict=True), color=f"C{index}", marker=".", label=one.label if first else None
-                    )
+    for axis, (name, label) in zip(axes, panels.items(), strict=True):
+        for one, colour in zip(shown, figures.LINE_COLOURS, strict=False):
+            curves = [run["train"]["curves"][name] for run in runs_of(record, one) if name in run["train"]["curves"]]
+            for index, curve in enumerate(curves):
+                label_once = one.label if index == 0 else None
+                axis.plot(*zip(*curve, strict=True), color=colour, marker=".", label=label_once)
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.suptitle("The shipped encoder on Mini-LibriSpeech, four speakers held out; one line a seed")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.save(figure, path, "The shipped encoder on Mini-LibriSpeech, four speakers held out; one line a seed")

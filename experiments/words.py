@@ -1,18 +1,18 @@
-"""Query by example word by word: halves to choose on and to report on, and how sure a difference is.
+"""Query by example word by word: halves to choose on and to report on, and confidence intervals of differences.
 
-Most words are said by several speakers, and queries of a word rise and fall together: so words, not queries, are
-divided and resampled.
+Most words are said by several speakers, and the queries of one word do well or badly together. So words, not queries,
+are divided into halves and resampled.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from laser_hf.data.files import read_table
 from laser_hf.superb.ranking import average_precision
 
 HALVES = ("choose", "report")
@@ -20,36 +20,31 @@ RESAMPLES = 10_000
 
 
 def half_of(word: str) -> str:
-    """The half that a word is in: by its hash, the same for everybody and for every set of words."""
+    """The half that a word is in, by its hash: the same in every set of words."""
     return HALVES[hashlib.sha256(word.encode()).digest()[0] % 2]
 
 
 def words_of(queries: Path) -> dict[str, str]:
-    """Word of every query, from a `queries.tsv`.
+    """Word of every query, from a `queries.tsv` with a column `word`.
 
     Raises:
-        ValueError: it has no column `word`.
+        LaserError: a file that cannot be read, or that has no such column.
     """
-    with queries.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    if not rows or "word" not in rows[0]:
-        raise ValueError(f"{queries} has no column 'word'; its columns: {', '.join(rows[0]) if rows else 'none'}")
-    return {row["query"]: row["word"] for row in rows}
+    return {row["query"]: row["word"] for _, row in read_table(queries, ("query", "word"))}
 
 
 def precisions(scores: Path) -> dict[str, float]:
-    """Average precision of every query, from the `scores.tsv` that the task leaves."""
+    """Average precision of every query, from the `scores.tsv` that `superb qbe` writes."""
     found: dict[str, tuple[list[float], list[bool]]] = {}
-    with scores.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            values, targets = found.setdefault(row["query"], ([], []))
-            values.append(float(row["score"]))
-            targets.append(row["target"] == "1")
+    for _, row in read_table(scores, ("query", "score", "target")):
+        values, targets = found.setdefault(row["query"], ([], []))
+        values.append(float(row["score"]))
+        targets.append(row["target"] == "1")
     return {query: average_precision(np.array(values), np.array(hits)) for query, (values, hits) in found.items()}
 
 
 def mean_over(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over seeds of every query's precision."""
+    """Mean of every query's precision over the seeds."""
     return {query: float(np.mean([one[query] for one in found])) for query in found[0]}
 
 
@@ -65,12 +60,12 @@ def difference(
     half: str | None = None,
     seed: int = 0,
 ) -> list[float]:
-    """Mean average precision of `found` less that of `other`, and the ends of its 95 % bootstrap interval over words.
+    """Mean average precision of `found` minus that of `other`, with the ends of its 95 % bootstrap interval over words.
 
     Args:
         found, other: precision of every query.
-        words: of the queries.
-        half: only words of this one; `None` for all.
+        words: word of every query.
+        half: take the words of this half only; `None` for all.
         seed: of the resampling.
     """
     kept = [query for query in found if half is None or half_of(words[query]) == half]

@@ -61,28 +61,29 @@ class RunFolder:
         """Whether there is something to resume and no record."""
         return not self.finished and any(next(self.path.glob(pattern), None) for pattern in self.progress)
 
-    def prepare(self, recipe: Mapping[str, Any], overwrite: bool = False) -> None:
+    def prepare(self, recipe: Mapping[str, Any], overwrite: bool = False, reopen: bool = False) -> None:
         """Make the folder ready for a run of `recipe`; of several processes, only the first one calls it.
 
         Args:
             recipe: what decides the result, in groups or flat. It is written to `recipe.json`.
             overwrite: delete what an earlier run left.
+            reopen: take a finished run of the same recipe too, for commands that add to it.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, is a checkpoint, or holds an unfinished run of
-                another recipe.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, or holds a run of another recipe.
         """
-        self.check(overwrite)
-        if self.unfinished and (self.path / RECIPE_NAME).is_file():
+        self.check(overwrite, reopen)
+        if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
             changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
             if changed:
+                what, to = ("a finished", "add to") if self.finished else ("an unfinished", "resume")
                 raise LaserError(
-                    f"{self.path} holds an unfinished run of another recipe ({'; '.join(changed)}). Give the old "
-                    "values to resume it, choose another --output_dir, or start over with --overwrite_output_dir"
+                    f"{self.path} holds {what} run of another recipe ({'; '.join(changed)}). Give the old values to "
+                    f"{to} it, choose another --output_dir, or start over with --overwrite_output_dir"
                 )
         write_json(self.path / RECIPE_NAME, dict(recipe))
 
-    def check(self, overwrite: bool = False) -> None:
+    def check(self, overwrite: bool = False, reopen: bool = False) -> None:
         """The first part of `prepare`, for commands that know their recipe only after hours of reading.
 
         Raises:
@@ -90,8 +91,8 @@ class RunFolder:
         """
         if overwrite:
             self.clear()
-        self._make()
-        if self.finished:
+        self.make()
+        if self.finished and not reopen:
             raise LaserError(
                 f"{self.path} holds a finished run ({self.record}); choose another --output_dir, or start over with "
                 "--overwrite_output_dir"
@@ -99,12 +100,17 @@ class RunFolder:
         if (self.path / "trainer_state.json").exists():
             raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
 
-    def _make(self) -> None:
-        probe = self.path / ".writable"
+    def make(self) -> None:
+        """Create the folder if there is none.
+
+        Raises:
+            LaserError: it cannot be written to.
+        """
+        trial = self.path / ".writable"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            trial.touch()
+            trial.unlink(missing_ok=True)  # another process may try the same
         except OSError as error:
             raise LaserError(
                 f"cannot write to --output_dir {self.path} ({error.strerror}); choose another folder"

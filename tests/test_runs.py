@@ -56,6 +56,16 @@ def test_an_unfinished_run_goes_on_with_its_own_recipe_only(tmp_path):
     assert not (tmp_path / "checkpoint-5").exists()
 
 
+def test_a_finished_run_of_the_same_recipe_can_be_reopened(tmp_path):
+    run = folder(tmp_path)
+    run.prepare(RECIPE)
+    run.finish({"a": 1})
+    run.prepare(RECIPE, reopen=True)
+    with pytest.raises(LaserError, match=r"a finished run of another recipe \(--alpha 0.4 -> 0.5\)"):
+        run.prepare({"loss": {"alpha": 0.5}, "factors": (0.9, 1.1)}, reopen=True)
+    assert run.finished
+
+
 def test_without_progress_another_recipe_may_start(tmp_path):
     folder(tmp_path).prepare(RECIPE)
     folder(tmp_path).prepare({"loss": {"alpha": 0.5}})

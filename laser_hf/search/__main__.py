@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .errors import SearchError
-from .options import Typed, check_fixed, parse, shared_recipe
-from .plan import SAMPLERS, Plan
-from .report import PICTURE, RECORD, TABLE, best_of, table, write_record, write_table
+from .. import cli
+from ..errors import LaserError
+from .report import best_of, table, write_report
 from .run import run_search
-from .score import QBE_METRICS, ProbeScore, QbeScore, Score, to_job
-from .space import parse_over
-from .study import SharedStudy
+from .score import QBE_METRICS, Score, discrimination_score, qbe_score
+from .space import Value, parse_over
+from .study import PICTURE, RECORD, SAMPLERS, TABLE, Plan, SharedStudy
 
-_DESCRIPTION = """\
-Search over options of train.py, such as LASER's sigma, alpha and margin: train every point, measure the last layer of
-each, and tell which is best."""
-
-_EXAMPLES = """\
+_EPILOG = """\
 examples:
   # No network, minutes: four points on the shipped encoder and speech, scored on its held-out voices.
-  python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --score probe --output_dir outputs/search
+  python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
 
   # The paper's way: query by example of the last layer. On QUESST 2014 the dev queries are used.
   python -m laser_hf.search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
@@ -37,159 +34,161 @@ examples:
 
 All other options are train.py's and hold for every point; write them behind -- where they could be mistaken.
 
-An interrupted search goes on when the same command is given again: finished points are kept, the one in work resumes
-from its checkpoint. The same command started several times at once (one for each GPU, say, with CUDA_VISIBLE_DEVICES)
-shares the points. A grid may be given further values later."""
+Give the same command again to continue an interrupted search: finished points are kept, the others resume from their
+checkpoints. The same command started several times at once (one for each GPU, say, with CUDA_VISIBLE_DEVICES) shares
+the points; --jobs trains several points side by side."""
+
+_RUNS = "a search has many runs; publish the best one with push_to_hub.py"
+RESERVED = {
+    "preset": "it is an option of the search; write it before --",
+    "output_dir": "every run has its own folder below the --output_dir of the search",
+    "overwrite_output_dir": "it is an option of the search; write it before --",
+    "resume_from_checkpoint": "interrupted runs resume by themselves",
+    "push_to_hub": _RUNS,
+    "hub_model_id": _RUNS,
+}
+"""Options of train.py that a search sets or has no use for, and why."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m laser_hf.search",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        description="Search over options of train.py: train every point, measure its last layer, tell which is best.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of train.py]",
     )
-    search = parser.add_argument_group("search")
-    add = search.add_argument
-    add(
-        "--over",
-        nargs="+",
-        required=True,
-        metavar="NAME=VALUES",
-        help="options of train.py to vary: sigma=1,2,5 (values), alpha=0.01:1 (a range, --sampler tpe only), "
-        "alpha=0.01:1:log (the same on a logarithmic scale)",
-    )
+    add = parser.add_argument_group("search").add_argument
+    values = "values (sigma=1,2,5), or a range (alpha=0.01:1, alpha=0.01:1:log for a logarithmic scale) for tpe"
+    add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=f"options of train.py to vary: {values}")
     add("--output_dir", type=Path, default=Path("outputs/search"), help="study, runs and tables (%(default)s)")
+    add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
     add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
-    add(
-        "--sampler",
-        choices=SAMPLERS,
-        default="grid",
-        help="grid: all combinations; tpe: --trials points, the later ones near good ones (%(default)s)",
-    )
+    add("--sampler", choices=SAMPLERS, default="grid", help="all combinations, or points near good ones (%(default)s)")
     add("--trials", type=int, help="points that --sampler tpe draws")
-    add("--sampler_seed", type=int, default=0, help="of the points that --sampler tpe draws (%(default)s)")
+    add("--jobs", type=int, default=1, help="points trained side by side on this machine (%(default)s)")
     add("--retry_failed", action="store_true", help="train again what failed before")
-    add("--keep_checkpoints", action="store_true", help="leave the checkpoints of finished runs; they take much room")
-    score = parser.add_argument_group("score of a point, always of the last layer")
-    add = score.add_argument
-    add(
-        "--score",
-        choices=(ProbeScore.kind, QbeScore.kind),
-        default=ProbeScore.kind,
-        help="probe: word discrimination across speakers (seconds); qbe: query by example (more); default %(default)s",
-    )
-    add("--data", help="probe: folder of speech; default: the held-out voices of the shipped speech")
-    add("--alignments", help="probe: tab-separated words with their times in that speech")
-    add("--splits", nargs="+", help="probe: sub-folders of --data to use")
+    add = parser.add_argument_group("score of a point, always of the last layer").add_argument
+    kinds = "word discrimination across speakers (seconds), or query by example (more); %(default)s"
+    add("--score", choices=("discrimination", "qbe"), default="discrimination", help=kinds)
+    add("--data", help="discrimination: folder of speech; default: the held-out voices of the shipped speech")
+    add("--alignments", help="discrimination: tab-separated words with their times in that speech")
+    add("--split", nargs="+", help="discrimination: sub-folders of --data to use")
     add("--qbe_data", help="qbe: QUESST 2014 (quesst14Database), or queries.tsv, documents.tsv and targets.tsv")
     add("--metric", choices=tuple(QBE_METRICS), help="qbe: mean average precision (map, the default) or MTWV")
-    add(
-        "--score_on_test",
-        action="store_true",
-        help="qbe: choose on the eval queries of QUESST 2014 instead of dev. The test set is then spent: its results "
-        "for the chosen point are too good",
-    )
     return parser
 
 
-def build_plan(argv: Sequence[str]) -> Plan:
-    """The search that the command line asks for, checked as far as that goes before anything trains.
+def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
+    """The search that the command line asks for, checked before anything trains.
+
+    Args:
+        arguments: of the search.
+        fixed: options of train.py.
 
     Raises:
-        SearchError: options that do not fit; the message says how to mend it.
+        LaserError: options that do not fit; the message says how to mend it.
     """
-    argv = list(argv)
-    behind = argv[argv.index("--") + 1 :] if "--" in argv else []
-    arguments, fixed = build_parser().parse_known_args(argv[: argv.index("--")] if "--" in argv else argv)
-    fixed = [*fixed, *behind]
-    for word in behind:
-        name = word.partition("=")[0].removeprefix("--")
-        if name == "preset":
-            raise SearchError("--preset is an option of the search; write it before --")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SearchError(
+        raise LaserError(
             "a search trains each point in one process; to use several GPUs start the same command once for each, "
             "with CUDA_VISIBLE_DEVICES"
         )
-    if arguments.seeds and any(word.partition("=")[0] == "--seed" for word in fixed):
-        raise SearchError("--seed and --seeds are both given; leave out --seed")
-    check_fixed(fixed)
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in fixed if word.startswith("--")}
+    for name in given & set(RESERVED):
+        raise LaserError(f"--{name} cannot be given to the runs of a search: {RESERVED[name]}")
+    if arguments.seeds and "seed" in given:
+        raise LaserError("--seed and --seeds are both given; leave out --seed")
     base = ["--preset", arguments.preset, *fixed]
-    options = parse(base)
-    typed = Typed(base)
+    options = _parse(base)
+    recipes: dict[str, list[dict[str, Any]]] = {}
+
+    def typed(name: str, text: str) -> Value:
+        if name in RESERVED or name == "seed":
+            raise LaserError(f"--over {name}: {RESERVED.get(name, 'give seeds as --seeds 1 2 3, they are averaged')}")
+        try:
+            options = _parse([*base, f"--{name}={text}"])
+            value = options.value(name)
+        except LaserError as error:
+            raise LaserError(f"--over {name}={text}: {error}") from error
+        except KeyError:
+            value = None  # of an objective or perturbation that is not in use
+        if isinstance(value, list | tuple):
+            raise LaserError(f"--over {name}: only options with a single value can be varied, this one has {value}")
+        recipes.setdefault(name, []).append(options.recipe())
+        return text if value is None else value
+
     over = parse_over(arguments.over, typed)
-    typed.check_effect()
-    check_fixed(fixed, [dimension.name for dimension in over])
-    score = _score(arguments)
-    if isinstance(score, QbeScore) and options.model.do_normalize:
-        raise SearchError("--score qbe feeds waveforms as they are, and --do_normalize trains with scaled ones")
-    plan = Plan(
+    for name, found in recipes.items():
+        if name in given:
+            raise LaserError(f"--{name} is both varied by --over and fixed; leave one out")
+        if len(found) > 1 and all(recipe == found[0] for recipe in found):
+            raise LaserError(f"--over {name}: it does not change what is trained here, so all points would be alike")
+    return Plan(
         folder=arguments.output_dir,
         preset=arguments.preset,
         fixed=tuple(fixed),
         over=over,
-        score=to_job(score),
-        scored={},
-        recipe=shared_recipe(options, [dimension.name for dimension in over]),
+        score=_score(arguments, options),
+        recipe={
+            title: {name: value for name, value in group.items() if name not in (*over, "seed")}
+            for title, group in options.recipe().items()
+        },
         sampler=arguments.sampler,
         trials=arguments.trials,
         seeds=tuple(arguments.seeds),
-        sampler_seed=arguments.sampler_seed,
-        retry_failed=arguments.retry_failed,
-        keep_checkpoints=arguments.keep_checkpoints,
     )
-    plan.scored.update(score.describe())  # last: it reads speech
-    return plan
 
 
-def _score(arguments: argparse.Namespace) -> Score:
-    of_probe = ("data", "alignments", "splits")
-    of_qbe = ("qbe_data", "metric", "score_on_test")
-    for name in of_qbe if arguments.score == ProbeScore.kind else of_probe:
+def _parse(argv: Sequence[str]):
+    """`parse_options` of train.py, with a `LaserError` instead of the end of the process."""
+    from ..training import parse_options
+
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return parse_options(list(argv))
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise LaserError(messages.getvalue().strip().rpartition("error: ")[2]) from error
+
+
+def _score(arguments: argparse.Namespace, options) -> Score:
+    others = {"discrimination": ("qbe_data", "metric"), "qbe": ("data", "alignments", "split")}
+    for name in others[arguments.score]:
         if getattr(arguments, name):
-            raise SearchError(f"--{name} has no meaning with --score {arguments.score}")
-    if arguments.score == ProbeScore.kind:
-        return ProbeScore(arguments.data, arguments.alignments, tuple(arguments.splits) if arguments.splits else None)
+            raise LaserError(f"--{name} has no meaning with --score {arguments.score}")
+    if options.model.do_normalize:
+        raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
+    if arguments.score == "discrimination":
+        return discrimination_score(arguments.data, arguments.alignments, arguments.split)
     if not arguments.qbe_data:
-        raise SearchError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
-    return QbeScore(arguments.qbe_data, arguments.metric or "map", arguments.score_on_test)
+        raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
+    return qbe_score(arguments.qbe_data, arguments.metric or "map")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a search to its end and print its table."""
-    plan = build_plan(sys.argv[1:] if argv is None else argv)
-    print(f"{plan.size} points over {', '.join(plan.names)}, chosen on {plan.scored['chosen_on']}", flush=True)
+    """Run a search to its end and print its table.
 
-    # Imported here: matplotlib takes a second that --help and errors need not wait for.
-    from .figure import draw
-
-    def enter(study: SharedStudy) -> None:
-        with study.locked():
-            results = study.results()
-            write_table(plan, results)
-            if study.finished:
-                write_record(plan, results)
-                draw(plan, results, plan.folder / PICTURE)
-
-    results = run_search(plan, after_each=enter)
-    print("\n" + table(plan, results))
-    if best_of(results) is None:
-        raise SearchError("no point has a score; the table says why")
+    Raises:
+        LaserError: options that do not fit, a folder that cannot be used, or no point with a score.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, fixed = build_parser().parse_known_args(argv[:end])
+    plan = build_plan(arguments, [*fixed, *argv[end + 1 :]])
+    print(f"{plan.size} points over {', '.join(plan.over)}, chosen on {plan.score.chosen_on}", flush=True)
+    study = SharedStudy(plan, arguments.retry_failed, arguments.overwrite_output_dir)
+    run_search(study, arguments.jobs, after_each=lambda: write_report(study))
+    print("\n" + table(plan, study.trials()))
+    if best_of(study.trials()) is None:
+        raise LaserError("no point has a score; the table says why")
     print(", ".join(str(plan.folder / name) for name in (TABLE, RECORD, PICTURE)))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        # What a user can mend says how; a traceback would bury it.
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on with the search.", file=sys.stderr)
-        sys.exit(130)
+    cli.run(main)

@@ -1,35 +1,51 @@
-"""What came out of a search: `search.json`, `search.md` and the command that trains the best point."""
+"""What came out of a search: a table, a record, a picture, and the command that trains the best point."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import statistics
-from pathlib import Path
+import warnings
 from typing import Any
 
-from ..records import portable, provenance, write_json
-from .plan import Plan
-from .results import Result
-from .space import Point, label_of, text_of
+import optuna
+from optuna.trial import FrozenTrial
 
-RECORD, TABLE, PICTURE = "search.json", "search.md", "heatmap.png"
-
-
-def ranked(results: list[Result]) -> list[Result]:
-    """Best first; equal scores by their parameters; what has no score last, failed before running before waiting."""
-    states = ("complete", "failed", "running", "waiting")
-
-    def order(result: Result) -> tuple:
-        point = tuple((isinstance(v, str), v) for v in result.params.values())
-        return states.index(result.state), -(result.value or 0.0), point
-
-    return sorted(results, key=order)
+from ..records import new_record, portable, write_json
+from .space import Point, describe, label_of, text_of
+from .study import PICTURE, RECORD, TABLE, Plan, SharedStudy
 
 
-def deviation(result: Result) -> float | None:
+def write_report(study: SharedStudy) -> str:
+    """Write the table, and when every point is done the record and the picture; return the table."""
+    trials, folder = study.trials(), study.plan.folder
+    text = table(study.plan, trials)
+    with study.locked():
+        (folder / TABLE).write_text(text, encoding="utf-8")
+        if study.finished:
+            write_json(folder / RECORD, record(study.plan, trials))
+            draw(study.plan, trials)
+    return text
+
+
+def ranked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Best first, equal scores by their parameters; what has no score last, failed before running."""
+
+    def order(trial: FrozenTrial) -> tuple:
+        point = tuple((isinstance(value, str), value) for value in trial.params.values())
+        return trial.value is None, trial.state.name, -(trial.value or 0.0), point
+
+    return sorted(trials, key=order)
+
+
+def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """The first of the table, if any point has a score."""
+    return next((trial for trial in ranked(trials) if trial.value is not None), None)
+
+
+def deviation(trial: FrozenTrial) -> float | None:
     """Standard deviation over the seeds, with n - 1; `None` for a single seed."""
-    return statistics.stdev(result.values) if len(result.values) > 1 else None
+    values = trial.user_attrs.get("values", [])
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def best_command(plan: Plan, point: Point, output_dir: str = "outputs/best") -> str:
@@ -38,106 +54,110 @@ def best_command(plan: Plan, point: Point, output_dir: str = "outputs/best") -> 
     return shlex.join(["python", "train.py", *map(portable, plan.arguments(point, seed, output_dir))])
 
 
-def table(plan: Plan, results: list[Result]) -> str:
+def table(plan: Plan, trials: list[FrozenTrial]) -> str:
     """The Markdown of `search.md`: the same for the same results, whenever and in how many pieces they were made."""
-    names, several = plan.names, len(plan.seeds) > 1
-    rows = [["", *names, plan.scored["metric"], *(["std"] if several else [])]]
-    for rank, result in enumerate(ranked(results), start=1):
-        parameters = [text_of(result.params[name]) for name in names]
-        if result.state == "complete":
-            deviations = [f"{deviation(result):.4f}"] if several else []
-            rows.append([str(rank), *parameters, f"{result.value:.4f}", *deviations])
+    several = len(plan.seeds) > 1
+    rows = [["", *plan.over, plan.score.metric["metric"], *(["std"] if several else [])]]
+    rows.append(["---"] * len(rows[0]))
+    for rank, trial in enumerate(ranked(trials), start=1):
+        cells = [text_of(trial.params[name]) for name in plan.over]
+        if trial.value is not None:
+            rows.append([str(rank), *cells, f"{trial.value:.4f}", *([f"{deviation(trial):.4f}"] if several else [])])
         else:
-            said = result.state + (f": {result.reason}" if result.reason else "")
-            rows.append(["", *parameters, " ".join(said.split()).replace("|", "\\|"), *([""] if several else [])])
+            said = {"FAIL": f"failed: {trial.user_attrs.get('reason')}"}.get(trial.state.name, "running")
+            rows.append(["", *cells, " ".join(said.split()).replace("|", "\\|"), *([""] if several else [])])
+    fixed = shlex.join(map(portable, plan.fixed))
+    seeds = ", ".join(map(str, plan.seeds)) + (" (the score is their mean)" if several else "")
     lines = [
-        f"# Search over {', '.join(names)}",
+        f"# Search over {', '.join(plan.over)}",
         "",
-        f"Score: {plan.scored['name']} (`{plan.scored['metric']}`) of the last layer; higher is better.",
-        f"Chosen on: {portable(plan.scored['chosen_on'])}.",
-        f"Preset: `{plan.preset}`. Fixed: {_code(shlex.join(map(portable, plan.fixed)))}. Seeds: {_seeds(plan)}.",
-        f"Sampler: {plan.sampler}, {plan.size} points ({', '.join(map(str, plan.over))}).",
+        f"Score: {plan.score.title} (`{plan.score.metric['metric']}`) of the last layer; higher is better.",
+        f"Chosen on: {portable(plan.score.chosen_on)}.",
+        f"Preset: `{plan.preset}`. Fixed: {f'`{fixed}`' if fixed else 'nothing'}. Seeds: {seeds or 'of the preset'}.",
+        f"Sampler: {plan.sampler}, {plan.size} points ({', '.join(describe(*item) for item in plan.over.items())}).",
         "",
-        *_markdown(rows),
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    best = best_of(results)
+    best = best_of(trials)
     if best is not None:
-        folders = [folder.relative_to(plan.folder).as_posix() for _, folder in plan.runs(best.params)]
-        lines += [
-            "",
-            f"Best: {label_of(best.params)}, trained in {', '.join(f'`{folder}`' for folder in folders)}. To train it "
-            "by itself:",
-            "",
-            "```sh",
-            best_command(plan, best.params),
-            "```",
-        ]
+        folders = [f"`{folder.relative_to(plan.folder).as_posix()}`" for _, folder in plan.runs(best.params)]
+        lines += ["", f"Best: {label_of(best.params)}, trained in {', '.join(folders)}. To train it by itself:"]
+        lines += ["", "```sh", best_command(plan, best.params), "```"]
     return "\n".join(lines) + "\n"
 
 
-def best_of(results: list[Result]) -> Result | None:
-    """The first of the table, if any point has a score."""
-    first = ranked(results)[:1]
-    return first[0] if first and first[0].state == "complete" else None
-
-
-def _code(text: str) -> str:
-    return f"`{text}`" if text else "nothing"
-
-
-def _seeds(plan: Plan) -> str:
-    if not plan.seeds:
-        return "the preset's own"
-    return ", ".join(map(str, plan.seeds)) + (" (the score is their mean)" if len(plan.seeds) > 1 else "")
-
-
-def _markdown(rows: list[list[str]]) -> list[str]:
-    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
-
-
-def record(plan: Plan, results: list[Result]) -> dict[str, Any]:
+def record(plan: Plan, trials: list[FrozenTrial]) -> dict[str, Any]:
     """The content of `search.json`."""
-    best = best_of(results)
-    return {
-        "search": portable({dimension.name: str(dimension).partition("=")[2] for dimension in plan.over}),
-        "preset": plan.preset,
-        "fixed": [portable(word) for word in plan.fixed],
-        "recipe": plan.recipe,
-        "sampler": {"name": plan.sampler, "trials": plan.trials, "seed": plan.sampler_seed},
-        "seeds": list(plan.seeds),
-        "score": portable(plan.scored),
-        "points": [
-            {
-                "params": result.params,
-                "state": result.state,
-                "value": result.value,
-                "std": deviation(result),
-                "values": result.values,
-                "reason": result.reason,
-                "seconds": result.seconds,
-                "runs": [folder.relative_to(plan.folder).as_posix() for _, folder in plan.runs(result.params)],
-            }
-            for result in ranked(results)
-        ],
-        "best": best and {"params": best.params, "value": best.value, "command": best_command(plan, best.params)},
-        **provenance(),
-    }
+    best = best_of(trials)
+    points = [
+        {
+            "params": trial.params,
+            "state": trial.state.name.lower(),
+            "value": trial.value,
+            "std": deviation(trial),
+            **trial.user_attrs,
+            "runs": [folder.relative_to(plan.folder).as_posix() for _, folder in plan.runs(trial.params)],
+        }
+        for trial in ranked(trials)
+    ]
+    return new_record(
+        "search",
+        recipe=plan.recipe,
+        data=plan.score.data,
+        seed=None,
+        wall_seconds=sum(point.get("seconds", 0.0) for point in points),
+        search={name: describe(name, distribution).partition("=")[2] for name, distribution in plan.over.items()},
+        sampler={"name": plan.sampler, "trials": plan.trials},
+        seeds=list(plan.seeds),
+        preset=plan.preset,
+        fixed=list(plan.fixed),
+        score={**plan.score.definition(), "title": plan.score.title, "chosen_on": plan.score.chosen_on},
+        points=points,
+        best=best and {"params": best.params, "value": best.value, "command": best_command(plan, best.params)},
+    )
 
 
-def write_table(plan: Plan, results: list[Result]) -> None:
-    """`search.md`, whole or not at all."""
-    replace_text(plan.folder / TABLE, table(plan, results))
+def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
+    """The picture: a heat map of a grid over several options, otherwise a panel of dots for each option."""
+    from .. import figures
+
+    scored = [trial for trial in trials if trial.value is not None]
+    if not scored:
+        return
+    title = f"{plan.score.title}\n{plan.preset}, last layer"
+    if plan.sampler == "grid" and len(plan.over) > 1:
+        figure = _heat_map(plan, scored)
+    else:
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(scored)
+        with warnings.catch_warnings(), figures.plt.style.context([]):
+            warnings.simplefilter("ignore")  # the function is experimental, and one value alone has no width
+            axes = optuna.visualization.matplotlib.plot_slice(study, target_name=plan.score.metric["metric"])
+        first = axes.flat[0] if len(plan.over) > 1 else axes
+        first.yaxis.get_major_formatter().set_useOffset(False)
+        if first is axes:  # a single panel has its title, several have that of the figure
+            axes.set_title(title, fontsize=11)
+            title = ""
+        figure = first.figure
+    figures.save(figure, plan.folder / PICTURE, title)
 
 
-def write_record(plan: Plan, results: list[Result]) -> None:
-    """`search.json`."""
-    write_json(plan.folder / RECORD, record(plan, results))
+def _heat_map(plan: Plan, scored: list[FrozenTrial]):
+    """The two options with most values; each cell is the best over the others."""
+    import pandas
 
+    from .. import figures
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    half = path.with_name(f".{path.name}.tmp")
-    half.write_text(text)
-    os.replace(half, path)
+    columns, rows, *others = sorted(plan.over, key=lambda name: -len(plan.over[name].choices))
+    frame = pandas.DataFrame([{**trial.params, "value": trial.value} for trial in scored])
+    cells = frame.pivot_table("value", rows, columns, aggfunc="max")
+    figure, axis = figures.new_figure(size=(max(5.4, 1 + cells.shape[1]), max(4.0, 1 + 0.6 * cells.shape[0])))
+    image = axis.imshow(cells, origin="lower", aspect="auto", cmap="viridis")
+    for i, j in zip(*cells.notna().to_numpy().nonzero(), strict=True):
+        dark = image.norm(cells.iat[i, j]) < 0.6
+        axis.text(j, i, f"{cells.iat[i, j]:.4f}", ha="center", va="center", color="w" if dark else "k", fontsize=8)
+    axis.set_xticks(range(cells.shape[1]), map(text_of, cells.columns))
+    axis.set_yticks(range(cells.shape[0]), map(text_of, cells.index))
+    axis.set(xlabel=columns, ylabel=rows, title=f"best over {', '.join(others)}" if others else "")
+    figure.colorbar(image, label=plan.score.metric["metric"]).formatter.set_useOffset(False)
+    return figure

@@ -1,193 +1,168 @@
-"""The loop: take a point, train and score it in a process of its own, enter what came out, take the next one."""
+"""The loop of a search, and the processes that train and score one point each."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import importlib.util
+import logging
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from ..cli import set_up_logging
+from ..errors import LaserError
+from ..records import TRAINING_RECORD, plain, read_json, write_json
+from ..runs import RECIPE_NAME, differences
+from .space import Point, label_of, name_of
+from .study import Plan, SharedStudy, hold
 
-from .plan import Plan
-from .results import Claim, Result
-from .space import Point, label_of
-from .study import SharedStudy
-
-LOG = "search.log"
 SCORE = "score.json"
-FAILURE = "failure.json"
-BUSY = 75  # exit status of a worker whose folder another one trains in
-_LEAVE = 60  # seconds a worker gets to end
+"""In a run's folder: its value, or why it failed."""
+Train = Callable[[Plan, list[str], Path], float]
+"""Trains the run with these arguments of train.py in this folder and returns its score."""
+_LEAVE = 60  # seconds that a process gets to end
 
 
-class Interrupted(Exception):
-    """A run that did not come to its end through no fault of its own; it can be continued."""
+def start(plan: Plan, point: Point, train: Train | None = None) -> BaseProcess:
+    """Start the process that trains and scores a point; its output goes to `runs/POINT.log`."""
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(plan, point, train or train_and_score))
+    process.start()
+    return process
 
 
-class RunFailed(Exception):
-    """A run that cannot be trained or scored; the message says why."""
+def _work(plan: Plan, point: Point, train: Train) -> None:
+    os.setsid()  # Ctrl-C is for the search, which then ends this process
+    if Path(sys.argv[0]).name == "__main__.py":  # a spawned process does not know it, and records name the command
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec("laser_hf.search.__main__")
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    log = plan.folder / "runs" / f"{name_of(point)}.log"
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    set_up_logging()
+    with hold(log.with_suffix(".worker"), wait=True):  # the worker of a killed search needs a moment to notice
+        train_point(plan, point, train)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is given: arguments of train.py, its folder, what to score, what to delete."""
-
-    argv: list[str]
-    folder: Path
-    score: dict[str, Any]
-    definition: dict[str, Any]
-    keep_checkpoints: bool
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps({**self.__dict__, "folder": str(self.folder)})
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(3)
 
 
-Launch = Callable[[Job], float]
+def train_point(plan: Plan, point: Point, train: Train) -> None:
+    """Train and score a point with each seed, up to the first that fails; runs that are scored are left alone."""
+    for seed, folder in plan.runs(point):
+        if "value" in read_score(folder):
+            continue
+        (folder / SCORE).unlink(missing_ok=True)
+        try:
+            write_json(folder / SCORE, {"value": train(plan, plan.arguments(point, seed, folder), folder)})
+        except Exception as error:
+            reason = str(error)
+            if not isinstance(error, LaserError):
+                logging.getLogger(__name__).exception("the run failed")
+                reason = f"{type(error).__name__}: {error}"
+            write_json(folder / SCORE, {"failed": reason})
+            return
 
 
-def launch_worker(job: Job) -> float:
-    """Train and score one run in a process of its own; its output goes to `search.log` in its folder.
-
-    Returns:
-        The score.
+def train_and_score(plan: Plan, argv: list[str], folder: Path) -> float:
+    """Train a run, or resume it, or take it as it is if it is finished; score it and delete its checkpoints.
 
     Raises:
-        RunFailed: with the run's own message.
-        Interrupted: another process works in the folder.
+        LaserError: from training, a finished run of another recipe, or a score that is not a number.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / FAILURE).unlink(missing_ok=True)
-    environment = dict(os.environ)
-    above = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [above, environment.get("PYTHONPATH")]))
-    with (job.folder / LOG).open("ab") as log:
-        # A session of its own: Ctrl-C is for the search, which then ends the worker by closing its input.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "laser_hf.search.worker"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            process.stdin.write(job.to_json().encode() + b"\n")
-            process.stdin.flush()
-            status = process.wait()
-        except BrokenPipeError:
-            status = process.wait()
-        finally:
-            _end(process)
-    if status == 0:
-        return json.loads((job.folder / SCORE).read_text())["value"]
-    if status == BUSY:
-        raise Interrupted(f"another process trains in {job.folder}")
-    raise RunFailed(_reason(job.folder, status))
+    import torch
+
+    from ..training import parse_options, run_training
+
+    options = parse_options(argv)
+    if not (folder / TRAINING_RECORD).is_file():
+        run_training(options)
+    elif changed := differences(read_json(folder / RECIPE_NAME), plain(options.recipe())):
+        raise LaserError(f"{folder} holds a finished run of another recipe ({'; '.join(changed)}); move it away")
+    device = "cuda" if torch.cuda.is_available() and not options.training.use_cpu else "cpu"
+    value = plan.score.measure(folder, folder / "score", device)
+    if value != value:
+        raise LaserError("the score is not a number: do all frames of the encoder look alike?")
+    for checkpoint in folder.glob("checkpoint-*"):  # nothing resumes a finished run
+        shutil.rmtree(checkpoint)
+    return value
 
 
-def _end(process: subprocess.Popen) -> None:
-    """The end of its input tells a worker to leave."""
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        process.wait(_LEAVE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def read_score(folder: Path) -> dict[str, Any]:
+    """`value` or `failed` of a run; empty if it has not ended."""
+    return read_json(folder / SCORE) if (folder / SCORE).is_file() else {}
 
 
-def _reason(folder: Path, status: int) -> str:
-    if (folder / FAILURE).is_file():
-        return json.loads((folder / FAILURE).read_text())["reason"]
-    if status < 0:
-        name = signal.Signals(-status).name
-        return f"ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}; see {LOG}"
-    return f"ended with exit status {status}; see {LOG}"
+def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[float], str | None]:
+    """The scores of a point, one for each seed, and why it failed if it did.
 
-
-def train_point(plan: Plan, point: Point, launch: Launch) -> tuple[list[float], str | None]:
-    """Train and score a point with every seed: its scores, and the reason if a run failed."""
+    Args:
+        plan: the search.
+        point: one of its points.
+        status: exit code of the process that trained it.
+    """
     values = []
     for seed, folder in plan.runs(point):
-        argv = plan.arguments(point, seed, folder)
-        try:
-            values.append(launch(Job(argv, folder, plan.score, plan.identity()["score"], plan.keep_checkpoints)))
-        except RunFailed as error:
-            return values, f"seed {seed}: {error}" if len(plan.seeds) > 1 else str(error)
+        found = read_score(folder)
+        if "value" not in found:
+            how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
+            how += " (out of memory?)" if how == "SIGKILL" else ""
+            reason = found.get("failed") or f"ended by {how}; see {name_of(point)}.log"
+            return values, f"seed {seed}: {reason}" if len(plan.seeds) > 1 else reason
+        values.append(found["value"])
     return values, None
 
 
 def run_search(
-    plan: Plan,
-    launch: Launch = launch_worker,
-    after_each: Callable[[SharedStudy], None] = lambda study: None,
-    poll_seconds: float = 2.0,
-) -> list[Result]:
-    """Train all points of a plan, together with other processes that run the same one.
+    study: SharedStudy,
+    jobs: int = 1,
+    start: Callable[[Plan, Point], BaseProcess] = start,
+    after_each: Callable[[], Any] = lambda: None,
+    poll_seconds: float = 0.5,
+) -> None:
+    """Train all points of a study, together with other processes that run the same one.
 
     Args:
-        plan: the search.
-        launch: trains and scores one run.
+        study: the search.
+        jobs: points that this process trains at a time.
+        start: starts the process of a point.
         after_each: called after every point, and once when all are finished.
-        poll_seconds: between two looks at the points that other processes train.
-
-    Returns:
-        What became of each point.
-
-    Raises:
-        SearchError: the folder holds another search.
-        KeyboardInterrupt: the point in work was given back.
+        poll_seconds: between two looks at what was started here and at what other processes train.
     """
-    with SharedStudy(plan) as study, tqdm(total=plan.size, unit="point", disable=None) as bar:
-        waited = False
-        while not study.finished:
-            _show(bar, study)
-            claim = study.claim()
-            if claim is None:
-                if not waited:
-                    bar.write("Waiting for the points that other processes train ...", file=sys.stdout)
-                waited = True
-                time.sleep(poll_seconds)
-                continue
-            waited = False
-            _work(study, claim, launch, bar)
-            after_each(study)
-        _show(bar, study)
-        after_each(study)
-        return study.results()
-
-
-def _work(study: SharedStudy, claim: Claim, launch: Launch, bar: tqdm) -> None:
-    plan, began = study.plan, time.time()
-    (_, folder), *_ = plan.runs(claim.point)
-    bar.write(f"{label_of(claim.point)}: training, see {folder / LOG}", file=sys.stdout)
+    plan, working = study.plan, []
     try:
-        with study.heartbeat(claim):
-            values, reason = train_point(plan, claim.point, launch)
-    except Interrupted as error:
-        study.release(claim)
-        bar.write(f"{label_of(claim.point)}: {error}", file=sys.stdout)
-        time.sleep(1)
-        return
-    except BaseException:
-        study.release(claim)
-        raise
-    study.settle(claim, values, reason, time.time() - began)
-    said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
-    bar.write(f"{label_of(claim.point)}: {said} ({time.time() - began:.0f} s)", file=sys.stdout)
-
-
-def _show(bar: tqdm, study: SharedStudy) -> None:
-    results = study.results()
-    bar.n = sum(result.state in ("complete", "failed") for result in results)
-    scores = [result.value for result in results if result.value is not None]
-    bar.set_postfix_str(f"best {max(scores):.4f}" if scores else "", refresh=True)
+        while not study.finished:
+            while len(working) < jobs and (claim := study.claim()):
+                point = dict(claim[0].params)
+                working.append([claim, point, None, time.time()])
+                if outcome(plan, point)[1] is not None:
+                    print(f"{label_of(point)}: training", flush=True)
+                    working[-1][2] = start(plan, point)
+            ended = [entry for entry in working if entry[2] is None or entry[2].exitcode is not None]
+            for entry in ended:
+                working.remove(entry)
+                claim, point, process, began = entry
+                values, reason = outcome(plan, point, process and process.exitcode)
+                study.settle(claim, values, reason, time.time() - began)
+                said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
+                print(f"{label_of(point)}: {said} ({time.time() - began:.0f} s)", flush=True)
+                after_each()
+            if not ended:
+                time.sleep(poll_seconds)
+    finally:
+        for (_, lock), _, process, _ in working:
+            if process is not None:
+                process.terminate()
+                process.join(_LEAVE)
+                process.kill()
+            lock.close()
+    after_each()

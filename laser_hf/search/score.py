@@ -1,203 +1,140 @@
-"""What a point is worth: one number for the last layer of a fine-tuned encoder; higher is better.
+"""What a point is worth: one number for the last layer of a fine-tuned encoder, from a task of `laser_hf.superb`.
 
-`ProbeScore` is the average precision of word discrimination across speakers (seconds), `QbeScore` query by example as
-SUPERB measures it (what the LASER paper chose its values by). Both leave a `results.json` of `laser_hf.superb` beside
-the run.
+`discrimination` is the average precision of word discrimination across speakers (seconds), `qbe` query by example (what
+the LASER paper chose its values by). Higher is better.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from ..records import located
-from .errors import SearchError
+from ..errors import LaserError
+from ..records import RESULTS, located
+from ..superb import find_task
 
-QBE_METRICS = {"map": "mean_average_precision", "mtwv": "mtwv"}
-
-
-@dataclass(frozen=True)
-class ProbeScore:
-    """Word discrimination on aligned speech, by default the held-out voices of the shipped speech.
-
-    The selection of utterances and words is that of `train.py --eval_probe`, so that the curves of a run and the table
-    of a search show the same quantity.
-    """
-
-    data: str | None = None
-    alignments: str | None = None
-    splits: tuple[str, ...] | None = None
-    kind: ClassVar[str] = "probe"
-
-    def _load(self):
-        from ..superb.probing.diagnostics import load_probe_speech
-        from ..training.probe import DEMO_SPEECH, SETTINGS
-
-        if (self.data is None) != (self.alignments is None):
-            raise SearchError("--score probe takes --alignments and --data together, or neither for the shipped speech")
-        if self.alignments is None:
-            if self.splits:
-                raise SearchError("--splits are sub-folders of --data, which is not given")
-            folder = located(DEMO_SPEECH)
-            return load_probe_speech(folder, Path(folder) / "words.tsv", ["heldout"], SETTINGS)
-        try:
-            return load_probe_speech(self.data, self.alignments, self.splits, SETTINGS)
-        except (OSError, ValueError) as error:
-            raise SearchError(f"--score probe: {error}") from error
-
-    def describe(self) -> dict[str, Any]:
-        """The definition: metric, settings, what was chosen on and a digest of it; `source` names the files.
-
-        Raises:
-            SearchError: speech that cannot be used.
-        """
-        from ..training.probe import DEMO_SPEECH, SETTINGS
-
-        speech = self._load()
-        speakers: dict[str, set[str]] = {}
-        digest = hashlib.sha256()
-        for token in speech.words:
-            speakers.setdefault(token.label, set()).add(token.speaker)
-            digest.update(f"{token.utterance} {token.label} {token.start:.3f} {token.duration:.3f}\n".encode())
-        if not any(len(said_by) > 1 for said_by in speakers.values()) or len(speakers) < 2:
-            raise SearchError(
-                f"--score probe compares words of several speakers, and of the {len(speakers)} words selected from "
-                f"{self.alignments} no two speakers share one; give more speech"
-            )
-        where = "the held-out voices of the shipped speech"
-        if self.data is not None:
-            where = f"aligned speech in {self.data}" + (f" ({', '.join(self.splits)})" if self.splits else "")
-        return {
-            "kind": self.kind,
-            "metric": "word_ap_across",
-            "name": "average precision of word discrimination across speakers",
-            "layer": "last",
-            "chosen_on": where,
-            "settings": asdict(SETTINGS),
-            "revision": digest.hexdigest(),
-            "source": {
-                "data": self.data or DEMO_SPEECH,
-                "alignments": self.alignments or f"{DEMO_SPEECH}/words.tsv",
-                "splits": list(self.splits) if self.splits else None if self.data else ["heldout"],
-                **speech.counts(),
-            },
-        }
-
-    def measure(self, model: Path, output_dir: Path, device: str, do_normalize: bool = False) -> float:
-        """The score of an exported encoder; its record goes to `output_dir`."""
-        from ..encoders import load_encoder
-        from ..superb.probing.diagnostics import word_average_precision
-        from ..superb.results import describe_model, write_results
-        from ..training.probe import SETTINGS
-
-        began = time.time()
-        speech = self._load()
-        encoder = load_encoder(str(model), do_normalize=do_normalize).to(device)
-        value = word_average_precision(encoder, speech, -1, SETTINGS)
-        described = self.describe()
-        split = "+".join(described["source"]["splits"] or ["all"])
-        write_results(
-            output_dir,
-            task="probe",
-            protocol="quick",
-            model=describe_model(str(model), encoder),
-            metrics=[{"metric": described["metric"], "value": value, "unit": "fraction", "split": split, "layer": -1}],
-            data=described["source"],
-            hyper_parameters=described["settings"],
-            seed=SETTINGS.seed,
-            wall_seconds=time.time() - began,
-        )
-        return value
+QBE_METRICS = {
+    "map": ("mean_average_precision", "mean average precision"),
+    "mtwv": ("mtwv", "maximum term-weighted value"),
+}
 
 
 @dataclass(frozen=True)
-class QbeScore:
-    """Query by example, `python -m laser_hf.superb qbe --layer -1`.
+class Score:
+    """The measure that a search chooses by.
 
-    QUESST 2014 has development queries, and those are used unless `on_test` asks for the evaluation queries.
+    Attributes:
+        task: `discrimination` or `qbe`.
+        options: of the task, as its command line takes them.
+        metric: entries of the metric in the task's record, `metric` (its name) first.
+        title: the metric in words.
+        chosen_on: the data in words.
+        data: where they are and how much of them is used.
+        digest: SHA-256 over what is compared; another digest is another score.
     """
 
-    data: str
-    metric: str = "map"
-    on_test: bool = False
-    kind: ClassVar[str] = "qbe"
+    task: str
+    options: list[str]
+    metric: dict[str, str]
+    title: str
+    chosen_on: str
+    data: dict[str, Any]
+    digest: str
 
-    def describe(self) -> dict[str, Any]:
-        """As `ProbeScore.describe`.
+    def definition(self) -> dict[str, Any]:
+        """What decides the value, wherever the data lie."""
+        return {"score": self.task, **self.metric, "data_digest": self.digest}
 
-        Raises:
-            SearchError: no query-by-example task in `data`, or `on_test` where nothing tells test from development.
-        """
-        from ..superb.qbe.data import QbeDataError, read_data
-
-        try:
-            task = read_data(self.data, self._split)
-        except (QbeDataError, OSError) as error:
-            raise SearchError(f"--qbe_data {self.data}: {error}") from error
-        if task.layout == "quesst2014":
-            where = f"the {self._split} queries of QUESST 2014"
-            where += ", its TEST set, as --score_on_test asked for" if self.on_test else ""
-        elif self.on_test:
-            raise SearchError(
-                "--score_on_test chooses the eval queries of QUESST 2014; tables hold one set of queries, and only you "
-                "know whether it is a test set. Leave the option out"
-            )
-        else:
-            where = f"the tables in {self.data}, which do not say whether they are a development or a test set"
-        return {
-            "kind": self.kind,
-            "metric": QBE_METRICS[self.metric],
-            "name": "mean average precision" if self.metric == "map" else "maximum term-weighted value",
-            "layer": "last",
-            "trials": self._trials(task.layout),
-            "chosen_on": where,
-            "revision": task.revision(),
-            "source": {
-                "data": self.data,
-                "layout": task.layout,
-                "split": self._split if task.layout == "quesst2014" else None,
-                "queries": len(task.queries),
-                "documents": len(task.documents),
-            },
-        }
-
-    @property
-    def _split(self) -> str:
-        return "eval" if self.on_test else "dev"
-
-    def _trials(self, layout: str) -> str:
-        """MTWV of QUESST 2014 is over its full lists, as SUPERB reports it."""
-        return "superb" if layout == "quesst2014" and self.metric == "mtwv" else "subset"
-
-    def measure(self, model: Path, output_dir: Path, device: str, do_normalize: bool = False) -> float:
-        """As `ProbeScore.measure`."""
-        from ..superb.qbe import task
-
-        if do_normalize:
-            raise SearchError("--score qbe feeds waveforms as they are, and these runs train with --do_normalize")
+    def measure(self, model: Path, output_dir: Path, device: str) -> float:
+        """The score of an exported encoder in the folder `model`; the task's record goes to `output_dir`."""
+        task = find_task(self.task)
         parser = argparse.ArgumentParser()
         task.add_arguments(parser)
-        given = ["--model", str(model), "--data", self.data, "--output_dir", str(output_dir), "--device", device]
-        record = task.run(parser.parse_args([*given, "--layer=-1", "--split", self._split, "--skip_dev"]))
-        wanted = QBE_METRICS[self.metric], self._trials(record["data"]["layout"])
-        return next(m["value"] for m in record["metrics"] if (m["metric"], m["trials"]) == wanted)
+        given = ["--model", str(model), "--layer=-1", "--device", device, "--output_dir", str(output_dir)]
+        if (output_dir / RESULTS).exists():  # a search that was killed before it entered the result
+            given.append("--overwrite_output_dir")
+        record = task.run(parser.parse_args([*given, *map(located, self.options)]))
+        return next(metric["value"] for metric in record["metrics"] if self.metric.items() <= metric.items())
 
 
-Score = ProbeScore | QbeScore
+def discrimination_score(
+    data: str | None = None, alignments: str | None = None, split: Sequence[str] | None = None
+) -> Score:
+    """Word discrimination as `train.py --eval_alignments` measures it, so that curves and tables show one quantity.
+
+    Args:
+        data: folder of speech; the held-out voices of the shipped speech if not given.
+        alignments: tab-separated words with their times in that speech.
+        split: sub-folders of `data`; all of it if not given.
+
+    Raises:
+        LaserError: speech that cannot be used.
+    """
+    from ..superb.discrimination import load_aligned_speech
+    from ..training.evaluation import DEMO_SPEECH, SETTINGS
+
+    if (data is None) != (alignments is None):
+        raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")
+    chosen_on = "the held-out voices of the shipped speech"
+    if data is not None:
+        chosen_on = f"aligned speech in {data}" + (f" ({', '.join(split)})" if split else "")
+    elif split:
+        raise LaserError("--split names sub-folders of --data, which is not given")
+    else:
+        data, alignments, split = DEMO_SPEECH, f"{DEMO_SPEECH}/words.tsv", ["heldout"]
+    speech = load_aligned_speech(located(data), located(alignments), split, SETTINGS)
+    speakers: dict[str, set[str]] = {}
+    for token in speech.words:
+        speakers.setdefault(token.label, set()).add(token.speaker)
+    if len(speakers) < 2 or all(len(said_by) < 2 for said_by in speakers.values()):
+        raise LaserError(
+            f"--score discrimination compares words of several speakers, and of the {len(speakers)} words selected "
+            f"from {alignments} no two speakers share one; give more speech"
+        )
+    settings = {name: value for name, value in asdict(SETTINGS).items() if name != "seed"}
+    options = ["--data", data, "--alignments", alignments, *(["--split", *split] if split else [])]
+    options += [f"--{name}={value}" for name, value in settings.items()]
+    compared = [(t.utterance, t.label, round(t.start, 3), round(t.duration, 3)) for t in speech.words]
+    return Score(
+        "discrimination",
+        options,
+        {"metric": "word_ap_across"},
+        "average precision of word discrimination across speakers",
+        chosen_on,
+        {"source": data, "alignments": alignments, "splits": split, **speech.counts()},
+        hashlib.sha256(repr((settings, compared)).encode()).hexdigest(),
+    )
 
 
-def to_job(score: Score) -> dict[str, Any]:
-    """`score` as JSON."""
-    return {"kind": score.kind, **asdict(score)}
+def qbe_score(data: str, metric: str = "map") -> Score:
+    """Query by example, `python -m laser_hf.superb qbe`, on the development queries of QUESST 2014.
 
+    Args:
+        data: QUESST 2014, or a folder with three tables.
+        metric: one of `QBE_METRICS`.
 
-def from_job(job: dict[str, Any]) -> Score:
-    """The inverse of `to_job`."""
-    settings = {key: value for key, value in job.items() if key != "kind"}
-    if job["kind"] == QbeScore.kind:
-        return QbeScore(**settings)
-    return ProbeScore(**{**settings, "splits": tuple(settings["splits"]) if settings["splits"] else None})
+    Raises:
+        LaserError: no query-by-example task in `data`.
+    """
+    from ..superb.qbe.data import read_data
+
+    task = read_data(data, "dev")
+    chosen_on = f"the tables in {data}, which do not say whether they are a development or a test set"
+    if task.layout == "quesst2014":
+        chosen_on = "the development queries of QUESST 2014"
+    name, title = QBE_METRICS[metric]
+    # SUPERB reports MTWV over the full lists of QUESST 2014.
+    trials = "superb" if task.layout == "quesst2014" and metric == "mtwv" else "subset"
+    return Score(
+        "qbe",
+        ["--data", data, "--split=dev", "--skip_dev"],
+        {"metric": name, "trials": trials},
+        title,
+        chosen_on,
+        {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)},
+        task.revision(),
+    )

@@ -1,293 +1,231 @@
-"""The points of a search in one SQLite file, shared by any number of processes.
+"""What a search is, and its points in one SQLite file that any number of processes share.
 
-Optuna keeps the trials and draws new ones; a lock file beside the database makes taking a point one step, so that no
-point is given out twice. A trial belongs to a process (host, process id, start of the process) that sends heartbeats
-while it trains. A trial whose process has ended is given out again: at once where the process was on this host, after
-`GRACE` seconds without a heartbeat where it was on another. A point is trained by its last trial; the others were
-interrupted.
+Optuna keeps the trials and draws the points of TPE. The process that trains a point holds a lock on a file, which the
+operating system releases when the process ends, however that happens. A point without a result whose lock is free was
+interrupted; the next process takes it. That is why Optuna's heartbeats are not used: they need a minute to notice a
+dead process, and work in `Study.optimize` only, where processes that share a grid get points twice.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import threading
-import warnings
+import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
-from .errors import SearchError
-from .owner import has_ended, this_process
-from .plan import Plan, changes
-from .results import Claim, Result
-from .space import Point, Range, draw_new, key_of
+from ..errors import LaserError
+from ..runs import RunFolder
+from .score import Score
+from .space import Point, Space, describe, grid, name_of, size_of, text_of
 
-logger = logging.getLogger(__name__)
+SAMPLERS = ("grid", "tpe")
+DATABASE, RECORD, TABLE, PICTURE = "study.db", "search.json", "search.md", "heatmap.png"
+SETTLED = (TrialState.COMPLETE, TrialState.FAIL)
 
-DATABASE = "study.db"
-LOCK = ".study.lock"
-NAME = "search"
-HEARTBEAT, GRACE = 15, 60  # seconds
-_PATIENCE = 300  # seconds to wait for the lock or the database; both are held for moments only
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
+
+@dataclass(frozen=True)
+class Plan:
+    """One search.
+
+    Attributes:
+        folder: where study, runs and tables go.
+        preset: of train.py.
+        fixed: further arguments of train.py, the same for all points.
+        over: what is varied.
+        score: what a point is worth.
+        recipe: what decides the result of all points alike.
+        sampler: `grid` trains all points, `tpe` draws `trials` of them, the later ones near good ones.
+        trials: points of `tpe`.
+        seeds: every point is trained with each; empty for the preset's own.
+    """
+
+    folder: Path
+    preset: str
+    fixed: tuple[str, ...]
+    over: Space
+    score: Score
+    recipe: dict[str, Any] = field(default_factory=dict)
+    sampler: str = "grid"
+    trials: int | None = None
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, distribution in self.over.items():
+            if self.sampler == "grid" and not isinstance(distribution, CategoricalDistribution):
+                raise LaserError(
+                    f"--over {describe(name, distribution)} is a range, and --sampler grid trains every value of a "
+                    f"list: give a list ({name}=v1,v2,...), or use --sampler tpe --trials N"
+                )
+        if self.sampler == "grid" and self.trials is not None:
+            raise LaserError(f"--trials is for --sampler tpe; the grid trains all its {self.size} points")
+        if self.sampler == "tpe" and (self.trials is None or self.trials < 1):
+            raise LaserError("--sampler tpe needs --trials N, how many points to train")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise LaserError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice")
+
+    @property
+    def size(self) -> int:
+        """Points that this search trains; TPE ends early when a finite space is used up."""
+        size = size_of(self.over)
+        return int(size if self.trials is None else min(self.trials, size))
+
+    def runs(self, point: Point) -> list[tuple[int | None, Path]]:
+        """Seed and folder of each run of a point."""
+        seeds = self.seeds or (None,)
+        names = [name_of({**point, "seed": seed} if len(seeds) > 1 else point) for seed in seeds]
+        return [(seed, self.folder / "runs" / name) for seed, name in zip(seeds, names, strict=True)]
+
+    def arguments(self, point: Point, seed: int | None, folder: Path | str) -> list[str]:
+        """Arguments of train.py for one run; without `seed` that of preset and fixed options."""
+        varied = [f"--{name}={text_of(value)}" for name, value in point.items()]
+        seeded = [] if seed is None else [f"--seed={seed}"]
+        return ["--preset", self.preset, *self.fixed, *varied, *seeded, f"--output_dir={folder}"]
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay while points are added to one folder; the lists of a grid may change."""
+        over = sorted(self.over) if self.sampler == "grid" else sorted(describe(*item) for item in self.over.items())
+        search = {"over": over, "sampler": self.sampler, "seeds": list(self.seeds)}
+        return {"search": search, "score": self.score.definition(), **self.recipe}
+
+
+Claim = tuple[Trial, IO]
+"""A point (the trial's `params`) that this process is to train, as long as it keeps the lock open."""
+
+
+def hold(path: Path, wait: bool = False) -> IO | None:
+    """Lock `path` until the file that is returned is closed or this process ends; `None` if another one has it."""
+    path.parent.mkdir(exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 class SharedStudy:
-    """The study of a plan, created or opened; a context manager.
+    """The study of a plan, created or opened.
+
+    Args:
+        plan: the search.
+        retry_failed: give out failed points again.
+        overwrite: delete what an earlier search left.
 
     Raises:
-        SearchError: the folder holds another search, or cannot be used.
+        LaserError: the folder holds another search, or cannot be used.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, retry_failed: bool = False, overwrite: bool = False) -> None:
         self.plan = plan
-        try:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SearchError(
-                f"cannot write to --output_dir {plan.folder} ({error.strerror}); choose another folder"
-            ) from error
-        self._lock = FileLock(plan.folder / LOCK, timeout=_PATIENCE)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        folder = RunFolder(plan.folder, RECORD, progress=(DATABASE, "runs"), owned=(TABLE, PICTURE))
+        folder.make()
         with self.locked():
-            self._open()
-            self._check_identity()
-            if plan.retry_failed:
-                for result in self.results():
-                    if result.state == "failed":
-                        self._enqueue(result.params)
+            for path in plan.folder.glob("runs/*.lock") if overwrite else ():
+                lock = hold(path)
+                if lock is None:
+                    raise LaserError(f"another process trains in {plan.folder}; end it before --overwrite_output_dir")
+                lock.close()
+            folder.prepare(plan.identity(), overwrite, reopen=True)
+            self._study = self._open()
+            for trial in self.trials() if retry_failed else ():
+                if trial.state == TrialState.FAIL:
+                    self._study.enqueue_trial(trial.params)
+            if not self.finished:
+                (plan.folder / RECORD).unlink(missing_ok=True)  # of fewer points
 
-    def _open(self) -> None:
+    def _open(self) -> optuna.Study:
         path = self.plan.folder.resolve() / DATABASE
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are marked as experimental
-            try:
-                self._storage = optuna.storages.RDBStorage(
-                    URL.create("sqlite", database=str(path)).render_as_string(),
-                    engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                )
-                self._study = optuna.create_study(
-                    storage=self._storage, study_name=NAME, direction="maximize", load_if_exists=True
-                )
-            except (SQLAlchemyError, RuntimeError) as error:
-                raise SearchError(f"{path} cannot be used as the database of a search: {error}") from error
-
-    def _check_identity(self) -> None:
-        """A study keeps what it was begun with; a grid may get further values."""
-        now = json.loads(json.dumps(self.plan.identity()))
-        before = self._study.user_attrs.get("identity")
-        if before is not None:
-            changed = changes(before, now)
-            if changed:
-                self.close()
-                raise SearchError(
-                    f"{self.plan.folder} holds another search ({'; '.join(changed)}). Give the old values to go on "
-                    "with it (a grid may get further values), or choose another --output_dir"
-                )
-        if before != now:
-            self._study.set_user_attr("identity", now)
-
-    def __enter__(self) -> SharedStudy:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Optuna keeps the values of a list for good, so a grid with other values is another study. Its old points cost
+        # nothing: their runs are finished.
+        name = " ".join(sorted(describe(*item) for item in self.plan.over.items()))
+        try:
+            storage = optuna.storages.RDBStorage(
+                URL.create("sqlite", database=str(path)).render_as_string(),
+                engine_kwargs={"connect_args": {"timeout": 300}, "poolclass": NullPool},  # nothing is left to close
+            )
+            # All points are enqueued, so the sampler draws nothing.
+            return optuna.create_study(
+                storage=storage,
+                sampler=RandomSampler(),
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except (SQLAlchemyError, RuntimeError) as error:
+            raise LaserError(f"{path} cannot be used as the database of a search: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process of the search takes a point or writes a table meanwhile.
+        """Keep other processes of the search from taking points and writing tables meanwhile."""
+        with hold(self.plan.folder / ".lock", wait=True):
+            yield
 
-        Raises:
-            SearchError: another process holds the lock all the time.
-        """
-        try:
-            with self._lock:
-                yield
-        except Timeout as error:
-            raise SearchError(
-                f"{self._lock.lock_file} has been held for {_PATIENCE} seconds; is a process of this search stopped?"
-            ) from error
+    def trials(self) -> list[FrozenTrial]:
+        """The last trial of each point so far, in the order in which the points came."""
+        # Optuna enters the parameters one by one: without the last of them its process was killed meanwhile.
+        trials = [t for t in self._in(*SETTLED, TrialState.RUNNING) if len(t.params) == len(self.plan.over)]
+        return list({name_of(trial.params): trial for trial in trials}.values())
 
-    # -------------------------------------------------------------------------------------------- points
-
-    def claim(self) -> Claim | None:
-        """A point to train, now this process's; `None` if none is left to be taken."""
-        with self.locked():
-            self._release_abandoned()
-            self._enqueue_missing()
-            while True:
-                results = self.results()
-                if not any(result.state == "waiting" for result in results) and (
-                    self.plan.sampler == "grid" or len(results) >= self.plan.size
-                ):
-                    return None
-                claim = self._take({key_of(result.params) for result in results})
-                if claim is not None:
-                    return claim
-
-    def _take(self, known: set[str]) -> Claim | None:
-        """The next waiting trial, or a new one; `None` where the sampler drew a point that is there already."""
-        # Seeded by the points there are: a search that was interrupted draws what it would have drawn.
-        self._study.sampler = optuna.samplers.TPESampler(seed=self.plan.sampler_seed + len(known), constant_liar=True)
-        distributions = self._distributions()
-        with warnings.catch_warnings():
-            # Optuna's heartbeats are meant for its own loop; `heartbeat` sends them here.
-            warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")
-            trial = self._study.ask(distributions)
-        point = trial.user_attrs.get("point")
-        if point is None:
-            point = {name: trial.params[name] for name in self.plan.names}
-            if key_of(point) in known:
-                self._study.tell(trial, state=TrialState.FAIL)
-                self._enqueue(draw_new(self.plan.over, known, self.plan.sampler_seed + len(known)))
-                return None
-            trial.set_user_attr("point", point)
-        study_id = self._storage.get_study_id_from_name(NAME)
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-        self._storage.record_heartbeat(trial_id)
-        trial.set_user_attr("owner", this_process())
-        return Claim(trial.number, trial_id, point)
-
-    def _distributions(self) -> dict[str, BaseDistribution]:
-        """What Optuna is told of each option; texts of a grid are in a trial's `point` only.
-
-        Optuna lets the bounds of numbers change, but no list, and a grid may grow.
-        """
-        known = [result.params for result in self.results()]
-        found: dict[str, BaseDistribution] = {}
-        for dimension in self.plan.over:
-            if isinstance(dimension, Range):
-                kind = IntDistribution if dimension.whole else FloatDistribution
-                found[dimension.name] = kind(dimension.low, dimension.high, log=dimension.log)
-            elif self.plan.sampler == "tpe":
-                found[dimension.name] = CategoricalDistribution(dimension.values)
-            elif dimension.numeric:
-                # With what another process has added to the grid.
-                values = [*dimension.values, *(point[dimension.name] for point in known)]
-                kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
-                found[dimension.name] = kind(min(values), max(values))
-        return found
-
-    def _enqueue(self, point: Point) -> None:
-        unknown_to_optuna = {d.name for d in self.plan.over if self.plan.sampler == "grid" and not d.numeric}
-        params = {name: value for name, value in point.items() if name not in unknown_to_optuna}
-        self._study.enqueue_trial(params, user_attrs={"point": point})
-
-    def _enqueue_missing(self) -> None:
-        """Every point of the grid that has no trial, and every point whose last trial was interrupted."""
-        last = self._last_trials()
-        known = [trial.user_attrs["point"] for trial in last.values()]
-        wanted = self.plan.grid() if self.plan.sampler == "grid" else []
-        for point in [*known, *(point for point in wanted if key_of(point) not in last)]:
-            trial = last.get(key_of(point))
-            if trial is None or (trial.state == TrialState.FAIL and "reason" not in trial.user_attrs):
-                self._enqueue(point)
-
-    def _release_abandoned(self) -> None:
-        """End the trials whose process has ended."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self._study)
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # The owner is entered under the lock that is held now: a trial without one was left halfway.
-            if "owner" not in trial.user_attrs or has_ended(trial.user_attrs["owner"]):
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-
-    def _last_trials(self) -> dict[str, FrozenTrial]:
-        """The trial that counts for each point, in the order in which the points came."""
-        last: dict[str, FrozenTrial] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            if "point" in trial.user_attrs:
-                last[key_of(trial.user_attrs["point"])] = trial
-        return last
-
-    def results(self) -> list[Result]:
-        """What became of each point so far, in the order in which they came."""
-        results = []
-        for trial in self._last_trials().values():
-            attributes = trial.user_attrs
-            state = _STATES[trial.state]
-            if state == "failed" and "reason" not in attributes:
-                state = "waiting"  # interrupted, to be given out again
-            results.append(
-                Result(
-                    params=dict(attributes["point"]),
-                    state=state,
-                    number=trial.number,
-                    value=trial.value if state == "complete" else None,
-                    values=attributes.get("values", []),
-                    reason=attributes.get("reason"),
-                    seconds=attributes.get("seconds"),
-                )
-            )
-        return results
+    def _in(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states)
 
     @property
     def finished(self) -> bool:
-        """Whether every point has been trained or has failed."""
-        results = self.results()
-        return len(results) >= self.plan.size and all(result.state in ("complete", "failed") for result in results)
+        """Whether every point has been trained or has failed, and none is to be tried again."""
+        settled = [trial for trial in self.trials() if trial.state in SETTLED]
+        return len(settled) >= self.plan.size and not self._in(TrialState.WAITING)
 
-    # -------------------------------------------------------------------------------------------- outcome
+    def claim(self) -> Claim | None:
+        """A point to train; `None` if all of them are finished or held by other processes."""
+        with self.locked():
+            trials = self.trials()
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and (lock := self._hold(trial.params)):
+                    return Trial(self._study, trial._trial_id), lock
+            if not self._in(TrialState.WAITING):
+                if len(trials) >= self.plan.size:
+                    return None
+                self._study.enqueue_trial(self._draw(trials))
+            trial = self._study.ask(self.plan.over)
+            lock = self._hold(trial.params)
+            return (trial, lock) if lock else None
 
-    @contextmanager
-    def heartbeat(self, claim: Claim) -> Iterator[None]:
-        """Tell other processes all the while that this one is alive."""
-        stop = threading.Event()
+    def _hold(self, point: Point) -> IO | None:
+        return hold(self.plan.folder / "runs" / f"{name_of(point)}.lock")
 
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT):
-                # A busy database is no reason to end; the next beat follows.
-                try:
-                    self._storage.record_heartbeat(claim.trial_id)
-                except Exception as error:
-                    logger.warning("no heartbeat for trial %d: %s", claim.number, error)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    def _draw(self, trials: list[FrozenTrial]) -> Point:
+        """A new point."""
+        known = {name_of(trial.params) for trial in trials}
+        if self.plan.sampler == "grid":
+            return next(point for point in grid(self.plan.over) if name_of(point) not in known)
+        # In memory, so that points that are drawn twice leave no trace. Seeded by the number of points, so that an
+        # interrupted search draws what it would have drawn.
+        copy = optuna.create_study(direction="maximize", sampler=TPESampler(seed=len(known)))
+        copy.add_trials(trials)
+        anywhere = RandomSampler(seed=len(known))
+        while name_of(point := copy.ask(self.plan.over).params) in known:
+            copy.sampler = anywhere  # TPE may stay with the best points of a finite space
+        return point
 
     def settle(self, claim: Claim, values: list[float], reason: str | None, seconds: float) -> None:
-        """Enter the scores of a point, or why it failed.
-
-        Nothing happens where the point was meanwhile given to another process, which finds the finished run.
-        """
-        mean = sum(values) / len(values) if values and reason is None else None
-        entries: dict[str, Any] = {"values": values, "seconds": round(seconds, 1)}
-        if reason is not None:
-            entries["reason"] = reason
-        with self.locked(), suppress(UpdateFinishedTrialError):
-            for name, value in entries.items():
-                self._storage.set_trial_user_attr(claim.trial_id, name, value)
-            state = TrialState.FAIL if mean is None else TrialState.COMPLETE
-            self._study.tell(claim.number, mean, state=state, skip_if_finished=True)
-
-    def release(self, claim: Claim) -> None:
-        """Give a point back, to be trained by whoever comes next."""
-        with self.locked():
-            self._study.tell(claim.number, state=TrialState.FAIL, skip_if_finished=True)
+        """Enter the scores of a point, one for each seed, or why it failed; give up its lock."""
+        trial, lock = claim
+        with self.locked(), lock:
+            for name, entry in (("values", values), ("reason", reason), ("seconds", round(seconds, 1))):
+                trial.set_user_attr(name, entry)
+            if reason is None:
+                self._study.tell(trial, sum(values) / len(values))
+            else:
+                self._study.tell(trial, state=TrialState.FAIL)

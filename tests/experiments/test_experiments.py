@@ -1,4 +1,4 @@
-"""The experiments' commands can run, their record holds what was left, and their tables say what is in it."""
+"""The commands of the experiments are accepted; record and tables hold what the runs left."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 from experiments import collect, plan, run, tables
 from experiments.words import HALVES, half_of
 from laser_hf.records import read_json, write_json
+from laser_hf.superb import find_task
 from laser_hf.training import parse_options
 
 ARGUMENTS = argparse.Namespace(output_dir=Path("out"), speech=Path("LibriSpeech"), qbe=Path("qbe"), use_cpu=True)
@@ -43,7 +44,7 @@ def test_training_commands_are_accepted_and_differ_from_the_preset_in_what_they_
         assert any(plan.COMMON.get(key) != value for key, value in changed.items())
 
 
-def test_an_untrained_encoder_is_searched_once_and_probed_with_every_seed():
+def test_an_untrained_encoder_is_searched_once_and_gets_heads_with_every_seed():
     base = plan.point("base")
     assert base.stages == ("qbe", "pr", "asr")
     assert run.seeds_of(base, "qbe", [1, 2, 3]) == [1]
@@ -51,6 +52,20 @@ def test_an_untrained_encoder_is_searched_once_and_probed_with_every_seed():
     assert run.seeds_of(plan.point("laser"), "qbe", [1, 2, 3]) == [1, 2, 3]
     assert plan.ENCODER in run.command("qbe", base, 1, ARGUMENTS)
     assert plan.point("alpha-0.4").stages == ("train", "qbe")
+
+
+@pytest.mark.parametrize("stage", ["qbe", "pr", "asr"])
+def test_commands_of_evaluations_are_accepted(stage):
+    words = run.command(stage, plan.point("laser"), 2, ARGUMENTS)
+    assert words[:3] == ["-m", "laser_hf.superb", stage]
+    parser = argparse.ArgumentParser()
+    task = find_task(stage)
+    task.add_arguments(parser)
+    options = parser.parse_args(words[3:])
+    assert (options.model, options.device) == ("out/laser/seed-2/encoder", "cpu")
+    assert options.output_dir == Path("out/laser/seed-2") / stage
+    if stage != "qbe":
+        assert (options.seed, options.protocol, options.test_split) == (2, "quick", [plan.TEST_SPLIT])
 
 
 def test_a_stage_that_fails_stops_its_chain_and_is_named(tmp_path, monkeypatch, capsys):
@@ -93,15 +108,17 @@ def folder(tmp_path):
     for name, seed, found in (("laser", 1, 0.2), ("laser", 2, 0.3), ("sigma-5", 1, 0.24), ("sigma-5", 2, None)):
         where = tmp_path / name / f"seed-{seed}"
         record = {
-            "method": "laser", "updates": 60, "processed_hours": 0.5, "wall_time_seconds": 100.0 + seed,
-            "data": {"skipped": {}}, "collapse": {"fired_at": None}, "command": "python train.py",
+            "schema_version": 2, "task": "training", "recipe": {}, "seed": seed, "wall_seconds": 100.0 + seed,
+            "method": "laser", "updates": 60, "processed_hours": 0.5, "data": {"skipped": {}},
+            "collapse": {"fired_at": None}, "command": "python train.py",
         }  # fmt: skip
         write_json(where / "encoder" / "laser_config.json", record | about)
         log = [{"step": 60, "eval_frame_cosine": 0.1 * seed, "eval_soft_dtw": 3.0, "eval_effective_rank": 9.0}]
         write_json(where / "encoder" / "training_log.json", {"log": [{"step": 1, "loss": 2.0}, *log]})
         if found is not None:
-            metric = {"metric": "mean_average_precision", "split": "test", "value": found}
-            scores = {"protocol": "quick", "metrics": [metric], "command": "python -m", "wall_seconds": 1.0}
+            metric = {"metric": "mean_average_precision", "split": "test", "value": found, "unit": "fraction"}
+            scores = {"schema_version": 2, "task": "qbe", "recipe": {}, "data": {}, "seed": None, "protocol": "quick",
+                      "metrics": [metric], "command": "python -m", "wall_seconds": 1.0}  # fmt: skip
             write_json(where / "qbe" / "results.json", scores | about)
             # Both words are found at once with the preset's sigma and seed 1, and second best otherwise.
             (where / "qbe" / "scores.tsv").write_text(TRIALS.format(0.9 if found == 0.2 else 0.1))

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from experiments import words
+from laser_hf.errors import LaserError
 from laser_hf.superb.qbe.report import write_scores
 
 QUERIES = {f"q{i}": f"word{i // 2}" for i in range(40)}  # two queries a word
@@ -56,5 +57,5 @@ def test_words_of_a_table(tmp_path):
     table.write_text("query\taudio\tword\nq1\ta.wav\tlittle\n")
     assert words.words_of(table) == {"q1": "little"}
     table.write_text("query\taudio\nq1\ta.wav\n")
-    with pytest.raises(ValueError, match="no column 'word'; its columns: query, audio"):
+    with pytest.raises(LaserError, match="no column word in the first line"):
         words.words_of(table)

@@ -1,23 +1,19 @@
-"""A search whose runs cost nothing; as a script it is one process of it: FOLDER SECONDS NAME=V1,V2 ..."""
+"""A search whose runs cost nothing; as a script (FOLDER NAME=V1,V2 ...) one whose first run never ends."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
 
-from laser_hf.search.plan import Plan
-from laser_hf.search.run import RunFailed, run_search
-from laser_hf.search.space import parse_over
+from laser_hf.errors import LaserError
+from laser_hf.search import run
+from laser_hf.search.report import table, write_report
+from laser_hf.search.score import Score
+from laser_hf.search.space import name_of, parse_over
+from laser_hf.search.study import Plan, SharedStudy
 
-SCORED = {
-    "metric": "points",
-    "name": "made-up points",
-    "chosen_on": "nothing",
-    "revision": "1",
-    "source": {"data": "x"},
-}
+SCORE = Score("discrimination", [], {"metric": "points"}, "made-up points", "nothing", {"source": "x"}, digest="1")
 
 
 def typed(name: str, text: str):
@@ -27,13 +23,15 @@ def typed(name: str, text: str):
 
 def make_plan(folder: Path, *over: str, **more) -> Plan:
     return Plan(
-        folder=Path(folder),
-        preset="demo",
-        fixed=("--max_steps", "2"),
-        over=parse_over(over, typed),
-        score={},
-        scored=dict(SCORED),
-        **{"recipe": {"objective": {"gamma": 0.1}}, **more},
+        **{
+            "folder": Path(folder),
+            "preset": "demo",
+            "fixed": ("--max_steps", "2"),
+            "over": parse_over(over, typed),
+            "score": SCORE,
+            "recipe": {"objective": {"gamma": 0.1}},
+            **more,
+        }
     )
 
 
@@ -45,43 +43,48 @@ def worth(argv: list[str]) -> float:
     return 1 - 0.1 * loss + 0.001 * float(given.get("seed", 0))
 
 
-class Launch:
-    """Stands for the process that trains: notes every start, and a second one in the same folder at once.
+class Cheap:
+    """Stands for the process that trains a point, and is such a process that has ended.
 
     Args:
-        folder: of the notes.
-        seconds: that a run takes.
+        folder: for notes of every start.
         fails: part of the folder name of runs that fail.
         interrupt_at: number of the start (from 1) that ends in Ctrl-C.
     """
 
-    def __init__(self, folder: Path, seconds: float = 0.0, fails: str | None = None, interrupt_at: int = 0):
-        self.folder, self.seconds, self.fails, self.interrupt_at = Path(folder), seconds, fails, interrupt_at
-        self.started = 0
+    exitcode = 0
 
-    def __call__(self, job) -> float:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "starts.txt").open("a") as file:
-            file.write(f"{job.folder.name} {os.getpid()}\n")
-        self.started += 1
-        if self.started == self.interrupt_at:
+    def __init__(self, folder: Path, fails: str | None = None, interrupt_at: int = 0):
+        self.folder, self.fails, self.interrupt_at = Path(folder), fails, interrupt_at
+        self.started: list[str] = []
+
+    def __call__(self, plan: Plan, point) -> Cheap:
+        self.started.append(name_of(point))
+        if len(self.started) == self.interrupt_at:
             raise KeyboardInterrupt
-        if self.fails and self.fails in job.folder.name:
-            raise RunFailed("non-finite loss at step 4 | of 8")
-        in_work = self.folder / f"{job.folder.name}.in_work"
-        in_work.touch(exist_ok=False)
-        time.sleep(self.seconds)
-        in_work.unlink()
-        return worth(job.argv)
+        run.train_point(plan, point, self.train)
+        return self
+
+    def train(self, plan: Plan, argv: list[str], folder: Path) -> float:
+        if self.fails and self.fails in folder.name:
+            raise LaserError("non-finite loss at step 4 | of 8")
+        return worth(argv)
 
 
-def starts(folder: Path) -> list[tuple[str, str]]:
-    """Run and process of every start so far."""
-    notes = Path(folder) / "starts.txt"
-    lines = notes.read_text().splitlines() if notes.exists() else []
-    return [tuple(line.split()) for line in lines]
+def search(plan: Plan, start, jobs: int = 1, **how) -> str:
+    """Run a search to its end; its table."""
+    study = SharedStudy(plan, **how)
+    run.run_search(study, jobs, start, lambda: write_report(study), poll_seconds=0.05)
+    return table(plan, study.trials())
+
+
+def hang(plan: Plan, argv: list[str], folder: Path) -> float:
+    """A training that never ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "in_work").touch()
+    time.sleep(3600)
 
 
 if __name__ == "__main__":
-    where, pause, *varied = sys.argv[1:]
-    run_search(make_plan(Path(where), *varied), Launch(Path(where), float(pause)), poll_seconds=0.1)
+    folder, *varied = sys.argv[1:]
+    search(make_plan(Path(folder), *varied), lambda plan, point: run.start(plan, point, hang))
