@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,11 +34,15 @@ class EncoderOutput:
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-def check_supported(config: PretrainedConfig, name: str) -> None:
-    """Raise `LaserError` unless the model called `name` is of one of `SUPPORTED_MODEL_TYPES`."""
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
+def check_supported(config: Mapping[str, Any], name: str) -> None:
+    """Raise `LaserError` unless `config`, of the model called `name`, is one that `SpeechEncoder` can be exact for."""
+    supported = ", ".join(SUPPORTED_MODEL_TYPES)
+    if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
+        raise LaserError(f"{name} is a {config.get('model_type')!r} model; supported are {supported} encoders")
+    if config.get("add_adapter"):
         raise LaserError(
-            f"{name} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED_MODEL_TYPES)} encoders"
+            f"{name} has an adapter behind its layers (add_adapter), which shortens the frames; supported are "
+            f"{supported} encoders without one"
         )
 
 
@@ -114,7 +119,7 @@ class SpeechEncoder(nn.Module):
         revision: str | None = None,
     ):
         super().__init__()
-        check_supported(model.config, model.config.name_or_path or type(model).__name__)
+        check_supported(model.config.to_dict(), model.config.name_or_path or type(model).__name__)
         self.model = model
         self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
         self.do_normalize = do_normalize
@@ -122,15 +127,24 @@ class SpeechEncoder(nn.Module):
         # A list hides it from nn.Module: it is registered as a part of `model` already.
         self._first_norm = [_use_utterance_statistics(model)]
         self._padded_frames: torch.Tensor | None = None
-        if model.config.model_type == "data2vec-audio":
-            # Its positional convolution is a stack: each layer writes into the padding that the next one reads.
-            for layer in model.encoder.pos_conv_embed.layers:
-                layer.register_forward_pre_hook(self._clear_padding)
+        # What writes into the padding before a positional convolution reads it: HuBERT's optional BatchNorm, and each
+        # layer of data2vec's stack of convolutions.
+        self._batch_norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+        for layer in (*self._batch_norms, *getattr(model.encoder.pos_conv_embed, "layers", ())):
+            layer.register_forward_hook(self._clear_padding)
 
-    def _clear_padding(self, _module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+    def _clear_padding(self, _module, _inputs, output: torch.Tensor) -> torch.Tensor:
+        """Zeros in the padding of `(batch, dim, frames)`."""
         if self._padded_frames is None:
-            return None
-        return (inputs[0].masked_fill(self._padded_frames.unsqueeze(1), 0.0),)
+            return output
+        return output.masked_fill(self._padded_frames.unsqueeze(1), 0.0)
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        """As `nn.Module.train`; a BatchNorm keeps the statistics that it was trained with."""
+        super().train(mode)
+        for norm in self._batch_norms:
+            norm.eval()
+        return self
 
     @property
     def config(self) -> PretrainedConfig:
@@ -208,8 +222,9 @@ class SpeechEncoder(nn.Module):
     def freeze_except(self, trainable_layers: int, encoder_layer_norm: bool = False) -> list[str]:
         """Train the last `trainable_layers` Transformer layers and nothing else; return the parameters' names.
 
-        `encoder_layer_norm` adds the LayerNorm behind the positional convolution; gradients then run through all
-        layers. The released LASER code trains it too, because it freezes by counting parameters.
+        `encoder_layer_norm` adds the encoder's own LayerNorm, as the released LASER code does, which freezes by
+        counting parameters. It stands behind the positional convolution, and gradients then run through all layers; in
+        encoders with `do_stable_layer_norm` it stands behind the last layer.
 
         Raises:
             LaserError: more layers than there are, or fewer than one.
