@@ -33,11 +33,7 @@ PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedP
 
 
 def find_perturbation(name: str) -> type[Perturbation]:
-    """A shipped perturbation by name, or one's own as `package.module:Class`.
-
-    Raises:
-        LaserError: there is none.
-    """
+    """A shipped perturbation by name, or one's own as `package.module:Class`; a `LaserError` if there is none."""
     return find_plugin(name, Perturbation, PERTURBATIONS)
 
 

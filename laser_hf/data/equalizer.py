@@ -99,16 +99,9 @@ def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.nda
         side = {"low_shelf": 1, "high_shelf": -1}[kind]  # the high shelf mirrors the low one: cos -> -cos
         cosine *= side
         plus, minus, slope = amplitude + 1, amplitude - 1, 2 * math.sqrt(amplitude) * alpha
-        numerator = [
-            amplitude * (plus - minus * cosine + slope),
-            side * 2 * amplitude * (minus - plus * cosine),
-            amplitude * (plus - minus * cosine - slope),
-        ]
-        denominator = [
-            plus + minus * cosine + slope,
-            side * -2 * (minus + plus * cosine),
-            plus + minus * cosine - slope,
-        ]
+        high, low = plus - minus * cosine, plus + minus * cosine
+        numerator = [amplitude * one for one in (high + slope, side * 2 * (minus - plus * cosine), high - slope)]
+        denominator = [low + slope, side * -2 * (minus + plus * cosine), low - slope]
     return np.array(numerator) / denominator[0], np.array(denominator) / denominator[0]
 
 

@@ -27,9 +27,8 @@ def find_audio_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")]
-        found += [Path(root, name) for name in names]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES) and name[0] != "."]
     return sorted(found, key=lambda path: path.parts)
 
 
@@ -57,28 +56,26 @@ def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
     rows: dict[str, dict[str, str | None]] = {}
     transcripts: dict[Path, dict[str, str]] = {}
     for path in files:
+        row = {"id": path.relative_to(folder).with_suffix("").as_posix(), "audio": str(path)}
         speaker, chapter = path.parent.parent.name, path.parent.name
         if path.stem.startswith(f"{speaker}-{chapter}-"):
             if path.parent not in transcripts:
                 transcripts[path.parent] = _read_transcripts(path.parent / f"{speaker}-{chapter}.trans.txt")
-            row = {"id": path.stem, "speaker": speaker, "text": transcripts[path.parent].get(path.stem)}
-        else:
-            row = {"id": path.relative_to(folder).with_suffix("").as_posix(), "speaker": None, "text": None}
-        if row["id"] in rows:
+            row |= {"id": path.stem, "speaker": speaker, "text": transcripts[path.parent].get(path.stem)}
+        if other := rows.get(row["id"]):
             raise LaserError(
-                f"{folder}: two files have the id {row['id']!r}: {rows[row['id']]['audio']} and {path}. Name one split "
-                "(a sub-folder)."
+                f"{folder}: {other['audio']} and {path} have the same id {row['id']!r}; name one split (a sub-folder)"
             )
-        rows[row["id"]] = row | {"audio": str(path)}
-    columns = {name: [row[name] for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
+        rows[row["id"]] = row
+    columns = {name: [row.get(name) for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
     known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     return datasets.Dataset.from_dict(known).cast_column("audio", datasets.Audio(decode=False))
 
 
 def _read_transcripts(path: Path) -> dict[str, str]:
     """`{id: text}` of a LibriSpeech transcript (`id text` per line); empty if there is no such file."""
-    lines = (line.split(maxsplit=1) for _, line in read_lines(path)) if path.is_file() else ()
-    return {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines}
+    lines = [line.split(maxsplit=1) for _, line in read_lines(path)] if path.is_file() else []
+    return {name: "".join(text).strip() for name, *text in lines}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -89,8 +86,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path).expanduser()
     try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return data.decode("utf-8")
     except OSError as error:
         raise LaserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -53,8 +53,8 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
     Args:
         speech: as `load_speech` returns it.
         transform: makes the pairs; this data set sets its epoch.
-        check_lengths: read all headers first and leave out utterances outside the transform's limits. By default only
-            if `max_seconds` is set. (Utterances skipped while training leave smaller updates.)
+        check_lengths: read all headers first and leave out utterances outside the transform's limits: skipped while
+            training, they would leave smaller updates. By default only if `max_seconds` is set.
 
     Attributes:
         left_out: number of utterances `too_short` and `too_long` that were left out; empty without `check_lengths`.
@@ -119,15 +119,14 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     """Endless stream of pairs for one process: epoch after epoch, each with its own order and draws.
 
     Every worker counts its own epochs, so that none waits for another. In an epoch every utterance comes up once over
-    all processes and workers together. Each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). A
-    process reads its own shards only if their number is a multiple of `world_size`; else it reads all of them and keeps
-    one utterance in `world_size`.
+    all processes and workers together. A process reads its own shards only if their number is a multiple of
+    `world_size`; else it reads all of them and keeps one utterance in `world_size`.
 
     Args:
         speech: stream as `load_speech` returns it.
         transform: makes the pairs.
         seed: of the shuffling; the same in every process.
-        buffer_size: utterances shuffled at a time.
+        buffer_size: utterances shuffled at a time, which each worker holds as stored (some 200 kB of FLAC each).
         rank, world_size: this process (0-based) and how many there are.
     """
 
@@ -145,10 +144,9 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
         return max(self.speech.num_shards // self.world_size, 1)
 
     def skip(self, examples: int, batch_size: int = 1) -> PairStream:
-        """The stream with `None` for the first `examples` of this process: no audio is decoded or perturbed for them.
+        """The stream with `None` for the first `examples` of this process; their audio is not decoded.
 
-        A resumed run drops the batches of `None`. As many batches as before come from each worker of the loader, so
-        that those behind them are the same.
+        A resumed run drops the batches of `None`; those behind them are the same as ever.
 
         Args:
             examples: how many; a multiple of `batch_size`.
@@ -209,9 +207,8 @@ def _as_wav(audio: Any) -> Any:
         waveform = decode_audio(audio, min_seconds=0.0).waveform
     except BadAudio:
         return audio
-    full_scale = waveform * 2.0**15
-    pcm = full_scale.round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-    exact = torch.equal(pcm.to(torch.float32), full_scale)
+    pcm = (waveform * 2.0**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    exact = torch.equal(pcm.to(torch.float32), waveform * 2.0**15)
     samples, subtype = (pcm, "PCM_16") if exact else (waveform, "FLOAT")
     file = io.BytesIO()
     soundfile.write(file, samples.numpy(), SAMPLE_RATE, format="WAV", subtype=subtype)
@@ -247,9 +244,9 @@ def _cached_map(
     except OSError as error:
         if error.errno is None:  # a remote file system
             raise
+        where = "set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
         raise LaserError(
-            f"cannot keep audio or its lengths in {folder} ({error.strerror or error}). Free some space, or set "
-            "HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
+            f"cannot write to {folder} ({error.strerror or error}): free some space, or {where}"
         ) from error
 
 

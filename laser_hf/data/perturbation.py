@@ -70,10 +70,7 @@ class Perturbation(Plugin, ABC):
             NotImplementedError: the perturbation is not `batched`.
         """
         if not self.batched:
-            raise NotImplementedError(
-                f"{type(self).__name__} perturbs in the data-loading workers only (--perturb_on worker). If its apply "
-                "works on the training device, set batched = True in the class."
-            )
+            raise NotImplementedError(f"{type(self).__name__} perturbs in the data-loading workers only")
         return [self.apply(waveform, **one) for waveform, one in zip(waveforms, drawn, strict=True)]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
@@ -97,26 +94,20 @@ class Compose(Perturbation):
         self.batched = all(part.batched for part in self.parts)
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """`{"parts": [...]}`, in order."""
         return {"parts": [part.draw(rng) for part in self.parts]}
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
-        """`{"parts": [...]}`, in order."""
         return {"parts": [part.draw_for(rng, utterance_id) for part in self.parts]}
 
     def apply(self, waveform: torch.Tensor, *, parts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """`(samples,)` to `(other samples,)`."""
         for part, drawn in zip(self.parts, parts, strict=True):
             waveform = part.apply(waveform, **drawn)
         return waveform
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-        """See `Perturbation.apply_batch`."""
-        waveforms = list(waveforms)
         for index, part in enumerate(self.parts):
             waveforms = part.apply_batch(waveforms, [one["parts"][index] for one in drawn])
         return waveforms
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
-        """The words of all parts, in order."""
         return ", ".join(part.describe(one) for part, one in zip(self.parts, drawn["parts"], strict=True))
