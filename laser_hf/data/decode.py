@@ -60,15 +60,14 @@ def decode_audio(
     Channels are averaged and other rates resampled; each process logs this once per number of channels and rate.
 
     Args:
-        audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or already decoded
+        audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or
             `{"array", "sampling_rate"}`, the array `(samples,)` or `(channels, samples)` of floats, int16 or int32.
         sample_rate: of the result, Hz.
         min_seconds: shorter audio is refused.
         max_seconds: longer audio is refused, before decoding if its header tells the length; `None` for no limit.
 
     Raises:
-        BadAudio: the file is missing or undecodable, empty, too short or too long, has samples that are NaN or
-            infinite, or is digital silence (a constant).
+        BadAudio: missing, undecodable, empty, too short or long, with NaN or infinite samples, or digital silence.
         OSError: a remote file system cannot be reached; the audio itself may be good.
     """
     if isinstance(audio, Mapping) and audio.get("array") is not None:
@@ -136,8 +135,10 @@ def _source(audio: Any) -> str | io.BytesIO:
                 data = stream.read()
         if len(data) == 0 if data is not None else os.path.getsize(path) == 0:
             raise BadAudio("empty", f"{_name(audio)}: no bytes")
-    except FileNotFoundError as error:
-        raise BadAudio("undecodable", f"{path}: no such file") from error
+    except OSError as error:
+        if is_remote(os.fspath(path)) and not isinstance(error, FileNotFoundError):
+            raise
+        raise BadAudio("undecodable", f"{path}: {(error.strerror or 'no such file').lower()}") from error
     return os.fspath(path) if data is None else io.BytesIO(data)
 
 

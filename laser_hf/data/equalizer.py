@@ -51,13 +51,8 @@ class Equalizer(Perturbation):
         return {"gains": gains, "qualities": (Q_LOW * (Q_HIGH / Q_LOW) ** rng.random(bands)).tolist()}
 
     def apply(self, waveform: torch.Tensor, *, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`, on the device of `waveform`.
-
-        Raises:
-            ValueError: the numbers of gains and qualities are not that of the bands.
-        """
-        response = self.impulse_response(gains, qualities)
-        return _convolve(waveform, response.to(waveform)).clamp(-1, 1)
+        """`(samples,)` to `(samples,)`, on the device of `waveform`."""
+        return _convolve(waveform, self.impulse_response(gains, qualities).to(waveform)).clamp(-1, 1)
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `equaliser of 10 bands`."""

@@ -78,8 +78,11 @@ def _read_transcripts(path: Path) -> dict[str, str]:
     return {name: "".join(text).strip() for name, *text in lines}
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A text file in UTF-8, with or without byte-order mark; line ends become `\\n`.
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """The lines that are not blank of a text file in UTF-8, with or without byte-order mark, with any line ends.
+
+    Returns:
+        `(place, line)`; `place` is `FILE, line N` for messages.
 
     Raises:
         LaserError: there is no such file, it cannot be read, or it is not UTF-8 (the message names the line).
@@ -87,21 +90,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
     path = Path(path).expanduser()
     try:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return data.decode("utf-8")
+        lines = enumerate(data.decode("utf-8").split("\n"), start=1)
     except OSError as error:
         raise LaserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise LaserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
-def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """The lines of a text file that are not blank, each as `(place, line)`; `place` is `FILE, line N` for messages.
-
-    Raises:
-        LaserError: as `read_text`.
-    """
-    lines = enumerate(read_text(path).split("\n"), start=1)
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
 
 
@@ -116,15 +110,13 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[tup
         `(place, row)`: `place` is `FILE, line N` for messages, `row` has all columns of the file.
 
     Raises:
-        LaserError: as `read_text`; a column is missing; a row has too few or too many fields.
+        LaserError: as `read_lines`; a column is missing; a row has too few or too many fields.
     """
     lines = read_lines(path)
     header = lines[0][1].split("\t") if lines else []
     if missing := [column for column in columns if column not in header]:
-        raise LaserError(
-            f"{path}: no column {', '.join(missing)} in the first line; a tab-separated table with the columns "
-            f"{', '.join(columns)} was expected"
-        )
+        expected = f"a tab-separated table with the columns {', '.join(columns)} was expected"
+        raise LaserError(f"{path}: no column {', '.join(missing)} in the first line; {expected}")
     least = max((header.index(column) + 1 for column in columns), default=0)
     rows = []
     for place, line in lines[1:]:

@@ -24,10 +24,8 @@ class Noise(Perturbation):
     speech stays as it is. The sum is not clipped.
 
     Drawn: `file` (path below `folder`, with `/`), `start` (of the cut, as a fraction of the recording, in [0, 1)) and
-    `snr` (dB); each file and each ratio is equally likely.
-
-    Each process decodes a recording when it is first drawn and keeps the last ones used, up to `memory_mb` (an hour
-    takes 230 MB).
+    `snr` (dB); each file and each ratio is equally likely. Each process keeps the last recordings used, up to
+    `memory_mb` (an hour takes 230 MB).
 
     Args:
         folder: audio files at any depth, of any rate, mono or not.
@@ -68,11 +66,7 @@ class Noise(Perturbation):
         return {"file": file, "start": start, "snr": self.snrs[int(rng.integers(len(self.snrs)))]}
 
     def apply(self, waveform: torch.Tensor, *, file: str, start: float, snr: float) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`, on the device of `waveform`; the noise is cut on the CPU.
-
-        Raises:
-            LaserError: the recording cannot be used.
-        """
+        """`(samples,)` to `(samples,)`, on the device of `waveform`; the noise is cut on the CPU."""
         speech_power = float(waveform.double().square().mean()) if len(waveform) else 0.0
         if speech_power == 0:
             return waveform.clone()

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500
 """Utterances for which a further process is started."""
-_VERSION = 1  # of what is cached
 
 
 class _Pairs:
@@ -78,10 +77,8 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
             self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
             keep = np.flatnonzero(~(short | long))  # also those without a readable header: decoding reports them
             if not len(keep):
-                raise LaserError(
-                    f"no utterance is at least min_seconds {shortest:g} and at most max_seconds {longest:g} long; "
-                    f"left out: {self.left_out}"
-                )
+                limits = f"at least min_seconds {shortest:g} and at most max_seconds {longest:g} long"
+                raise LaserError(f"no utterance is {limits}; left out: {self.left_out}")
             self.speech, self._headers = speech.select(keep), (seconds[keep], sizes[keep])
             logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
 
@@ -183,7 +180,7 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
     Args:
         speech: as `load_speech` returns it.
-        folder: made if it is not there; `None` for `laser_hf` in the cache of `datasets`.
+        folder: `None` for `laser_hf` in the cache of `datasets`.
 
     Raises:
         LaserError: the folder cannot be written, or the disk is full.
@@ -192,8 +189,9 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
 
 def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
-    sizes = [(_state(audio.get("path")) or (len(audio.get("bytes") or b""), 0))[0] for audio in batch["audio"]]
-    return {"seconds": [audio_seconds(audio) for audio in batch["audio"]], "size": sizes}
+    stored = [audio or {} for audio in batch["audio"]]
+    sizes = [(_state(one.get("path")) or (len(one.get("bytes") or b""), 0))[0] for one in stored]
+    return {"seconds": [audio_seconds(one) for one in stored], "size": sizes}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
@@ -223,7 +221,7 @@ def _cached_map(
     stored = speech.flatten()
     paths = [path for path in stored["audio.path"] if path] if "audio.path" in stored.column_names else []
     name = function.__name__.strip("_")
-    key = Hasher.hash((_VERSION, name, speech._fingerprint, [_state(path) for path in paths]))
+    key = Hasher.hash((1, name, speech._fingerprint, [_state(path) for path in paths]))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -244,15 +242,11 @@ def _cached_map(
     except OSError as error:
         if error.errno is None:  # a remote file system
             raise
-        where = "set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
-        raise LaserError(
-            f"cannot write to {folder} ({error.strerror or error}): free some space, or {where}"
-        ) from error
+        mend = "free some space, or set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
+        raise LaserError(f"cannot write to {folder} ({error.strerror or error}): {mend}") from error
 
 
 def _state(path: str | None) -> tuple[int, int] | None:
     """Size and time of change of a local file, if it is there."""
-    if path is None or not os.path.isfile(path):
-        return None
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    found = os.stat(path) if path is not None and os.path.isfile(path) else None
+    return found and (found.st_size, found.st_mtime_ns)

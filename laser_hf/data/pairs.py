@@ -32,10 +32,8 @@ class PairTransform:
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
-        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place;
-            `None` for whole utterances. The perturbation's draws stay the same.
+        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
         perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
-            The draws stay the same.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -72,7 +70,7 @@ class PairTransform:
         Args:
             utterance_id: names the utterance in draws and in the log.
             audio: as `decode_audio` takes it.
-            epoch: another epoch than the one that is set.
+            epoch: another one than is set.
 
         Returns:
             `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;

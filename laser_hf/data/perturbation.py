@@ -16,8 +16,7 @@ from ..plugins import Plugin
 def draw_generator(seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
     """Random numbers that depend on seed, epoch (0-based) and utterance alone.
 
-    Order, number of workers or processes and resuming do not change what is drawn. The three are hashed with SHA-256,
-    because Python's own `hash` of text differs between processes.
+    Order, number of workers or processes and resuming do not change what is drawn.
     """
     digest = hashlib.sha256(f"{int(seed)}\n{int(epoch)}\n{utterance_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -34,17 +33,7 @@ class Perturbation(Plugin, ABC):
         changes: what the views differ in, in words for a model card.
         batched: `apply` also works on the device that trains, so that `apply_batch` can be used.
 
-    Example, in a file `my_views.py`, used with `--perturbations my_views:Gain`:
-        >>> class Gain(Perturbation):
-        ...     name, title, summary = "gain", "Gain", "plays the utterance louder or softer"
-        ...     options = (Option("decibels", [-6.0, 6.0], "gains, one drawn per pair", many=True),)
-        ...     keeps_duration, changes, batched = True, ("loudness",), True
-        ...     def __init__(self, decibels=(-6.0, 6.0)):
-        ...         self.decibels = tuple(decibels)
-        ...     def draw(self, rng):
-        ...         return {"gain": self.decibels[int(rng.integers(len(self.decibels)))]}
-        ...     def apply(self, waveform, *, gain):
-        ...         return waveform * 10 ** (gain / 20)
+    `docs/extending.md` has an example of one's own.
     """
 
     keeps_duration: bool = False

@@ -1,10 +1,9 @@
 """Band-limited resampling between any two integer rates, without a dense kernel.
 
-`torchaudio.functional.resample` builds a kernel with one row per output phase and one column per input sample of a
-period. If the rates share no factor, it is huge and almost all zeros: 17,959 -> 16,000 Hz (a pitch shift by two
-semitones) takes 1.15 GB for about 14 taps a row. This module evaluates only the taps that are not zero, from a table of
-some MB. On the CPU it uses torchaudio's kernel where that is small. (On CUDA torchaudio's convolution rounds to TF32,
-an error of up to 1e-3 of full scale.)
+If the rates share no factor, the kernel of `torchaudio.functional.resample` is huge and almost all zeros: 17,959 ->
+16,000 Hz (a pitch shift by two semitones) takes 1.15 GB for about 14 taps a row. Only the taps that are not zero are
+evaluated here, from a table of some MB. On the CPU a small kernel is left to torchaudio, whose convolution on CUDA
+rounds to TF32 (an error of up to 1e-3 of full scale).
 """
 
 from __future__ import annotations

@@ -112,15 +112,12 @@ def _ask_hub(source: str, streaming: bool, revision: str | None, token: Any) -> 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         response = getattr(error, "response", None)
         if isinstance(error, HfHubHTTPError) and response is not None and response.status_code < 500:
-            raise LaserError(
-                f"{source!r} is neither a folder here nor a dataset that the Hub lets you read ({reason}). {_MEND}"
-            ) from error
+            what = "neither a folder here nor a dataset that the Hub lets you read"
+            raise LaserError(f"{source!r} is {what} ({reason}). {_MEND}") from error
         if streaming or not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
             offline = " (offline mode is on: HF_HUB_OFFLINE)" if isinstance(error, OfflineModeIsEnabled) else ""
-            raise LaserError(
-                f"there is no folder {source!r}, and the Hub at {huggingface_hub.constants.ENDPOINT} cannot be "
-                f"reached{offline} to look for a dataset of that id ({reason}). {_MEND}"
-            ) from error
+            hub = f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached{offline}"
+            raise LaserError(f"{source!r} is no folder here, and {hub} ({reason}). {_MEND}") from error
 
 
 def _load_split(source: str, split: str | None, name: str | None, streaming: bool, **options: Any) -> Speech:

@@ -34,7 +34,7 @@ class SpeedPitch(Perturbation):
     Drawn: `speed` (factor) and `pitch` (semitones).
 
     Args:
-        speed_factors: positive factors; `[1.0]` for no change of speed.
+        speed_factors: `[1.0]` for no change of speed.
         pitch_steps: semitones; `[0]` for no change of pitch.
     """
 
@@ -89,8 +89,6 @@ def speed_batch(
 ) -> list[torch.Tensor]:
     """Play waveforms of any lengths faster or slower, as `torchaudio.transforms.SpeedPerturbation` does.
 
-    Equal factors are resampled together. On the CPU each waveform comes out bit for bit as it does alone.
-
     Args:
         waveforms: `(samples,)` each, floating point.
         factors: one each; above 1 shortens, below 1 lengthens.
@@ -116,12 +114,9 @@ def pitch_shift_batch(
     """Shift the pitch of waveforms of any lengths, keeping their lengths.
 
     The steps of `torchaudio.transforms.PitchShift`: stretch by a phase vocoder (`n_fft` 512, hop 128, Hann), resample
-    from `int(sample_rate * 2 ** (n_steps / 12))`, cut or zero-pad to the input length. The resampling is
-    `laser_hf.data.resample`; torchaudio rounds its filter phases to float32, which differs by less than 5e-4 of full
-    scale on 12 s of speech.
-
-    All are treated together. On the CPU each waveform comes out bit for bit as it does alone; on CUDA to the round-off
-    of its Fourier transform and phase.
+    from `int(sample_rate * 2 ** (n_steps / 12))`, cut or zero-pad to the input length. torchaudio resamples with filter
+    phases rounded to float32; the difference is below 5e-4 of full scale on 12 s of speech. On the CPU each waveform
+    comes out bit for bit as it does alone; on CUDA to the round-off of its Fourier transform and phase.
 
     Args:
         waveforms: `(samples,)` each, floating point.
@@ -195,29 +190,28 @@ def _phase_vocoder(
     position = pad_sequence(positions, batch_first=True)
     first_row = torch.arange(waveforms)[:, None] * (frames + 2)
     sought = (position.long() + first_row).reshape(-1), ((position + 1).long() + first_row).reshape(-1)
-    before, after = (index.to(spectrum.device, non_blocking=True) for index in sought)
+    rows = [index.to(spectrum.device, non_blocking=True) for index in sought]
     weight = (position % 1.0)[..., None].to(spectrum.device, non_blocking=True)
-    # Two frames of zeros follow the last one.
-    magnitude = pad(_cleared(spectrum.abs(), counts), (0, 0, 0, 2)).reshape(-1, bins)
-    angle = pad(_cleared(spectrum.angle(), counts), (0, 0, 0, 2)).reshape(-1, bins)
 
-    def look(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return values.index_select(0, index).reshape(waveforms, -1, bins)
+    def before_and_after(values: torch.Tensor) -> list[torch.Tensor]:
+        values = pad(_cleared(values, counts), (0, 0, 0, 2)).reshape(
+            -1, bins
+        )  # two frames of zeros follow the last one
+        return [values.index_select(0, index).reshape(waveforms, -1, bins) for index in rows]
 
-    step = look(angle, after) - look(angle, before) - advance
+    angle, angle_after = before_and_after(spectrum.angle())
+    step = angle_after - angle - advance
     step = step - 2 * math.pi * torch.round(step / (2 * math.pi)) + advance
-    step = torch.cat([angle.reshape(waveforms, -1, bins)[:, :1], step[:, :-1]], dim=1)
+    step = torch.cat([angle[:, :1], step[:, :-1]], dim=1)
     # The phase grows to many turns. The CPU sums float32 in float64 by itself; elsewhere it must be asked to.
     phase = torch.cumsum(step, dim=1) if step.device.type == "cpu" else step.double().cumsum(dim=1).to(step.dtype)
-    magnitude = weight * look(magnitude, after) + (1 - weight) * look(magnitude, before)
+    magnitude, magnitude_after = before_and_after(spectrum.abs())
+    magnitude = weight * magnitude_after + (1 - weight) * magnitude
     return torch.polar(_cleared(magnitude, found), phase), found
 
 
 def _overlap_add(spectrum: torch.Tensor, window: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """`torch.istft` (centred) of `(waveforms, frames, bins)` to `(waveforms, samples)`.
-
-    The result is undefined beyond the samples that the `counts` frames of each waveform make.
-    """
+    """`torch.istft` (centred) of `(waveforms, frames, bins)` to `(waveforms, samples)`, undefined behind each end."""
     waveforms, count, _ = spectrum.shape
     blocks = (torch.fft.irfft(spectrum, n=N_FFT) * window).reshape(waveforms, count, 4, HOP)
     squared = window.square().reshape(4, HOP)

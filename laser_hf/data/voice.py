@@ -35,9 +35,9 @@ class Voice(Perturbation):
     sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated (a third more time).
 
     Args:
-        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling`: where to look for the pitch,
-            Hz. The speaker of an utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes
-            75, as in the released code. Speakers without a line get `two_pass_range`.
+        speaker_f0: tab-separated table with the columns `speaker` (the id of an utterance up to the first `-`), `floor`
+            and `ceiling`: where to look for the pitch, Hz. A floor of 50 Hz becomes 75, as in the released code.
+            Speakers without a line get `two_pass_range`.
 
     Raises:
         LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
@@ -78,20 +78,11 @@ class Voice(Perturbation):
             logger.warning("speaker %r has no line in the table of pitch ranges; such ranges are estimated", speaker)
         return drawn
 
-    def apply(
-        self,
-        waveform: torch.Tensor,
-        *,
-        formant_ratio: float,
-        pitch_ratio: float,
-        range_ratio: float,
-        seed: int = 0,
-        floor: float | None = None,
-        ceiling: float | None = None,
-    ) -> torch.Tensor:
+    def apply(self, waveform: torch.Tensor, **drawn: Any) -> torch.Tensor:
         """`(samples,)` on the CPU to `(samples,)`."""
         import parselmouth
 
+        floor, ceiling = drawn.get("floor"), drawn.get("ceiling")
         try:
             sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
             if floor is None or ceiling is None:
@@ -101,10 +92,10 @@ class Voice(Perturbation):
             voiced = _voiced(pitch)
             if not voiced.size:
                 return waveform.clone()
-            median = float(np.median(voiced)) * pitch_ratio
+            median = float(np.median(voiced)) * drawn["pitch_ratio"]
             # Praat draws random numbers for unvoiced sound.
-            parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(seed)})")
-            ratios = (formant_ratio, median, range_ratio, 1.0)
+            parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(drawn.get('seed', 0))})")
+            ratios = (drawn["formant_ratio"], median, drawn["range_ratio"], 1.0)
             changed = parselmouth.praat.call((sound, pitch), "Change gender", *ratios).values[0]
         except parselmouth.PraatError as error:
             logger.debug("an utterance of %d samples keeps its voice: %s", len(waveform), error)
@@ -135,10 +126,12 @@ def read_speaker_f0(path: str | Path) -> dict[str, tuple[float, float]]:
     for place, row in read_table(path, ("speaker", "floor", "ceiling")):
         try:
             floor, ceiling = float(row["floor"]), float(row["ceiling"])
-        except ValueError as error:
-            raise LaserError(f"{place}: floor and ceiling must be numbers of Hz ({error})") from error
+        except ValueError:
+            floor = ceiling = math.nan
         if not 0 < floor < ceiling < math.inf:
-            raise LaserError(f"{place}: 0 < floor < ceiling was expected, got {floor:g} and {ceiling:g} Hz")
+            raise LaserError(
+                f"{place}: 0 < floor < ceiling in Hz was expected, got {row['floor']} and {row['ceiling']}"
+            )
         if row["speaker"] in ranges:
             raise LaserError(f"{place}: speaker {row['speaker']!r} has a line already; keep one")
         ranges[row["speaker"]] = 75.0 if floor == 50 else floor, ceiling

@@ -218,9 +218,12 @@ def test_pitch_ranges_of_speakers(ranges, libri, caplog):
     [
         ("", "no column speaker, floor, ceiling"),
         ("speaker\tfloor\n1\t75\n", "no column ceiling in the first line"),
-        ("speaker\tfloor\tceiling\n1\t75\t300\n2\tlow\t300\n", "line 3: floor and ceiling must be numbers"),
+        (
+            "speaker\tfloor\tceiling\n1\t75\t300\n2\tlow\t300\n",
+            "line 3: 0 < floor < ceiling in Hz was expected, got low and 300",
+        ),
         ("speaker\tfloor\tceiling\n1\t75\n", "line 2: expected the fields speaker, floor, ceiling"),
-        ("speaker\tfloor\tceiling\n1\t300\t75\n", "line 2: 0 < floor < ceiling was expected, got 300 and 75 Hz"),
+        ("speaker\tfloor\tceiling\n1\t300\t75\n", "line 2: 0 < floor < ceiling in Hz was expected, got 300 and 75"),
         ("speaker\tfloor\tceiling\n1\t75\tnan\n", "0 < floor < ceiling"),
         ("speaker\tfloor\tceiling\n1\t75\t300\n1\t80\t300\n", "line 3: speaker '1' has a line already"),
     ],
