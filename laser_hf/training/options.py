@@ -189,12 +189,14 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
         if action.dest in REFUSED or (action.dest in hidden and not show_all):
             action.help = argparse.SUPPRESS
         if action.dest in REFUSED:  # an empty text goes through `type`, too
-            action.default, action.const, action.type = argparse.SUPPRESS, "", _refuse(REFUSED[action.dest])
+            action.const, action.type = "", _refuse(action.default, REFUSED[action.dest])
     return parser
 
 
-def _refuse(why: str) -> Callable[[str], Any]:
+def _refuse(default: Any, why: str) -> Callable[[str], Any]:
     def refuse(value: str) -> Any:
+        if value == default:
+            return value
         raise argparse.ArgumentTypeError(f"it is not taken: {why}")
 
     return refuse

@@ -164,7 +164,7 @@ class LaserTrainer(UpdateTrainer):
         """Check losses and gradient norm before the optimiser steps; one host sync per update.
 
         Raises:
-            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved if it is finite.
+            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved, if finite.
         """
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
@@ -306,6 +306,7 @@ class LaserTrainer(UpdateTrainer):
         if (final.parent / RECIPE_NAME).is_file():
             shutil.copy(final.parent / RECIPE_NAME, aside)
         seal_checkpoint(aside, final)
+        aside.parent.rmdir()
         rotate_checkpoints(
             str(final.parent), kept["save_total_limit"], self.state.best_model_checkpoint, use_mtime=True
         )
