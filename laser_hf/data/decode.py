@@ -21,13 +21,12 @@ from ..errors import LaserError
 from .resampling import resample, resampled_length
 
 logger = logging.getLogger(__name__)
+_log_once = functools.cache(logger.warning)
 
 SAMPLE_RATE = 16000
 """Hz; the rate of all encoders and all perturbations."""
-KINDS = ("undecodable", "empty", "too_short", "too_long", "nan", "silent")
-"""The values of `BadAudio.kind`."""
-SILENCE_PEAK = 1e-5
-"""Full scale is 1; one step of 16-bit audio is 3e-5."""
+KINDS = ("undecodable", "empty", "too_short", "too_long", "nan", "silent")  # of `BadAudio`
+SILENCE_PEAK = 1e-5  # full scale is 1; one step of 16-bit audio is 3e-5
 _MAX_FRAMES = 2**40  # damaged and streamed headers announce more
 
 Audio = str | os.PathLike[str] | Mapping[str, Any]
@@ -52,17 +51,14 @@ class Decoded(NamedTuple):
     channels: int
 
 
-def decode_audio(
-    audio: Audio, sample_rate: int = SAMPLE_RATE, *, min_seconds: float = 0.1, max_seconds: float | None = None
-) -> Decoded:
-    """Decode to mono at `sample_rate`.
+def decode_audio(audio: Audio, *, min_seconds: float = 0.1, max_seconds: float | None = None) -> Decoded:
+    """Decode to mono at 16 kHz.
 
     Channels are averaged and other rates resampled; each process logs this once per number of channels and rate.
 
     Args:
         audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or
             `{"array", "sampling_rate"}`, the array `(samples,)` or `(channels, samples)` of floats, int16 or int32.
-        sample_rate: of the result, Hz.
         min_seconds: shorter audio is refused.
         max_seconds: longer audio is refused, before decoding if its header tells the length; `None` for no limit.
 
@@ -79,13 +75,13 @@ def decode_audio(
     if not np.isfinite(samples).all():
         raise BadAudio("nan", f"{int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
     if channels > 1:
-        _log_once(f"audio with {channels} channels is averaged to one")
+        _log_once(f"audio with {channels} channels is averaged to one (said once)")
     waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1, dtype=np.float32)))
     if float(waveform.max() - waveform.min()) < 2 * SILENCE_PEAK:
         raise BadAudio("silent", f"{frames / source_rate:.2f} s of digital silence")
-    if source_rate != sample_rate:
-        _log_once(f"audio at {source_rate} Hz is resampled to {sample_rate} Hz")
-        waveform = resample(waveform, source_rate, sample_rate)
+    if source_rate != SAMPLE_RATE:
+        _log_once(f"audio at {source_rate} Hz is resampled to {SAMPLE_RATE} Hz (said once)")
+        waveform = resample(waveform, source_rate, SAMPLE_RATE)
     return Decoded(waveform, source_rate, channels)
 
 
@@ -171,8 +167,3 @@ def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: flo
         raise BadAudio("too_short", f"{seconds:.3f} s ({frames} samples at {rate} Hz); at least {min_seconds:g} s")
     if max_seconds is not None and seconds > max_seconds:
         raise BadAudio("too_long", f"{seconds:.1f} s; at most {max_seconds:g} s")
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    logger.warning("%s (said once)", message)

@@ -73,9 +73,8 @@ class PairTransform:
             epoch: another one than is set.
 
         Returns:
-            `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
-            `skip`, empty. If the audio cannot be used, the views are `None`, `drawn` is empty and `skip` is
-            `"kind: reason"`.
+            `id`; `clean` and `perturbed`, `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
+            `skip`, empty. If the audio cannot be used: no views, nothing drawn, and `skip` is `"kind: reason"`.
 
         Raises:
             RuntimeError: the perturbation failed; the message names the utterance.
@@ -111,13 +110,12 @@ def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batch of pairs, zero-padded at the end. Skipped pairs get no row; a batch may have no rows at all.
 
     Returns:
-        - `clean` `(batch, samples)` float32 and `clean_lengths` `(batch,)` int64, samples;
-        - `perturbed` and `perturbed_lengths`, likewise; both `None` if the views are still to be made on the device;
-        - `ids`, texts, and `drawn`, the perturbation's parameters, one per row;
-        - `skipped`, a list of `(id, "kind: reason")`.
+        `clean` `(batch, samples)` float32 and `clean_lengths` `(batch,)` int64; `perturbed` and `perturbed_lengths`,
+        likewise, or both `None` if the device is to make the views; `ids` and `drawn`, one per row; `skipped`, a list
+        of `(id, "kind: reason")`.
     """
     kept = [pair for pair in pairs if not pair["skip"]]
-    batch: dict[str, Any] = {name: [pair[key] for pair in kept] for name, key in (("ids", "id"), ("drawn", "drawn"))}
+    batch: dict[str, Any] = {"ids": [pair["id"] for pair in kept], "drawn": [pair["drawn"] for pair in kept]}
     batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
     for view in ("clean", "perturbed"):
         waveforms = [pair[view] for pair in kept]

@@ -55,7 +55,9 @@ def test_a_pair(libri):
     assert item["skip"] == ""
     clean = decode_audio(load_speech(libri, "train")[3]["audio"]).waveform
     assert torch.equal(item["clean"], clean)
-    assert torch.equal(item["perturbed"], SpeedPitch()(clean, draw_generator(5, 0, "10-21-0000")))
+    assert torch.equal(
+        item["perturbed"], SpeedPitch().apply(clean, **SpeedPitch().draw(draw_generator(5, 0, "10-21-0000")))
+    )
     assert item["drawn"] == SpeedPitch().draw(draw_generator(5, 0, "10-21-0000"))
     assert item["clean"].dtype == item["perturbed"].dtype == torch.float32
 
