@@ -25,7 +25,7 @@ def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any
         default: its value if it is not given.
         text: for `--help`.
         recipe: whether it decides the result.
-        metadata: more for argparse: `choices`, `aliases`.
+        metadata: more for argparse: `choices`, `aliases`, `metavar`.
     """
     return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
 
@@ -150,19 +150,26 @@ class LaserTrainingArguments(TrainingArguments):
     )
     max_steps: int = option(3600, "updates")
     learning_rate: float = option(2e-5, "peak learning rate")
-    lr_scheduler_type: SchedulerType | str = option("linear", "schedule of the learning rate; linear decays to 0")
+    lr_scheduler_type: SchedulerType | str = option(
+        "linear", "schedule of the learning rate; linear decays to 0", metavar="NAME"
+    )
     lr_scheduler_kwargs: dict | str | None = option(
         None,
         "more for the schedule, as JSON. With warmup_stable_decay, num_decay_steps is by default all updates after "
         "the warm-up",
     )
     warmup_steps: float = option(1000, "updates of linear warm-up")
-    optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser")
+    optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser", metavar="NAME")
     adam_beta1: float = option(0.9, "beta1 of AdamW")
     adam_beta2: float = option(0.999, "beta2 of AdamW")
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")
     weight_decay: float = option(0.0, "weight decay of AdamW")
     coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
+    released: bool = option(
+        False,
+        "train as the released code does: both views of a pair padded into one batch, S3PRL's AdamW, updates that run "
+        "on over the end of an epoch (all passes then share the draws of the first)",
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     seed: int = option(1337, "seed of data order, perturbation, dropout and head")
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
@@ -229,6 +236,8 @@ class LaserTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and self.max_steps > 0:
             after_warm_up = self.max_steps - self.get_warmup_steps(self.max_steps)
             self.lr_scheduler_kwargs = {"num_decay_steps": after_warm_up} | (self.lr_scheduler_kwargs or {})
+        if self.released and (self.seconds_per_update or self.weight_decay or self.coupled_weight_decay):
+            raise ValueError("--released has updates of pairs and no weight decay, as the released code")
         # Every trained parameter takes part in every loss; and those of an objective are used outside the forward
         # call, where the search for unused ones would not see them.
         if self.ddp_find_unused_parameters is None:

@@ -21,6 +21,7 @@ from .arguments import precision
 from .evaluation import load_evaluator
 from .model import AlignmentModel
 from .options import Options, parse_options
+from .released import ReleasedModel
 from .speech import load_pairs
 from .trainer import NON_FINITE_NAME, LaserTrainer
 
@@ -69,7 +70,9 @@ def run_training(options: Options) -> dict[str, Any]:
     else:
         args.eval_strategy = "steps"
     trainer = LaserTrainer(
-        AlignmentModel(encoder, options.model.projection_dim, options.model.projection_layers),
+        (ReleasedModel if args.released else AlignmentModel)(
+            encoder, options.model.projection_dim, options.model.projection_layers
+        ),
         args,
         train,
         held_out,
@@ -119,7 +122,8 @@ def find_start(folder: RunFolder, options: Options) -> str | None:
             folder.prepare(options.recipe(), args.overwrite_output_dir)
         asked = args.resume_from_checkpoint
         if asked and str(asked).lower() != "true":
-            if fault := find_fault(asked):
+            fault = find_fault(asked) if Path(asked).is_dir() else "there is no such folder"
+            if fault:
                 raise LaserError(f"--resume_from_checkpoint {asked} cannot be resumed: {fault}")
             return str(asked)
         found = folder.last_checkpoint()
