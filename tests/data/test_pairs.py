@@ -130,6 +130,9 @@ def damaged(libri, speech):
     write(3, speech(3.0))
     write(4, nan)
     write(5, np.zeros(8000))
+    write(6, speech(1.0))
+    cut = folder / "11-1-0006.wav"
+    cut.write_bytes(cut.read_bytes()[:32000])
     return libri
 
 
@@ -144,15 +147,15 @@ def test_bad_audio_is_skipped_and_counted(damaged, streaming, workers, caplog):
     loader = DataLoader(dataset, num_workers=workers, collate_fn=pad_pairs)
     log, kept = SkipLog(), []
     for _ in range(2):
-        for batch in itertools.islice(loader, 13):
+        for batch in itertools.islice(loader, 14):
             log.update(batch["skipped"])
             kept += batch["ids"]
     good = [row["id"] for row in load_speech(damaged, "train") if not row["id"].startswith("11-1-")]
     if workers < 2 or not streaming:  # each of two workers has a stream of its own
         assert Counter(kept) == dict.fromkeys(good, 2)
-        assert log.summary() == {"utterances": 6, "times": 12, "by_kind": dict.fromkeys(sorted(KINDS), 1)}
+        assert log.summary() == {"utterances": 7, "times": 14, "by_kind": dict.fromkeys(sorted(KINDS), 1)}
     messages = [record.getMessage() for record in caplog.records if record.name == "laser_hf.data.pairs"]
-    assert len(messages) == 6
+    assert len(messages) == 7
     for index, kind in enumerate(KINDS):
         assert any(message.startswith(f"skipped utterance 11-1-{index:04d}: {kind}: ") for message in messages)
 
