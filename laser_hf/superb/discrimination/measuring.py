@@ -127,7 +127,7 @@ def load_aligned_speech(
     waveforms = {}
     for utterance in _spread(usable, long, settings.max_utterances, settings.seed):
         try:
-            waveforms[utterance] = decode_audio(wanted[utterance], SAMPLE_RATE).waveform
+            waveforms[utterance] = decode_audio(wanted[utterance]).waveform
         except BadAudio as error:
             skipped.add(f"utterances with unusable audio ({error.kind})", utterance)
     words, phones = (_inside(tokens, waveforms, skipped) for tokens in (long, found.phones))
