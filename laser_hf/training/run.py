@@ -24,7 +24,8 @@ from .model import AlignmentModel
 from .options import Options, parse_options
 from .released import ReleasedModel
 from .speech import load_evaluator, load_pairs
-from .trainer import NON_FINITE_NAME, LaserTrainer
+from .trainer import LaserTrainer
+from .updates import NON_FINITE_NAME
 
 logger = logging.getLogger(__name__)
 
