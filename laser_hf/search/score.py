@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import LaserError
-from ..records import RESULTS, located
+from ..records import RESULTS, TRAINING_RECORD, located, plain, read_json
+from ..runs import RECIPE_NAME, differences
 from ..superb import find_task
 
 QBE_METRICS = {
@@ -51,14 +53,33 @@ class Score:
 
     def measure(self, model: Path, output_dir: Path, device: str) -> float:
         """The score of an exported encoder in the folder `model`; the task's record goes to `output_dir`."""
-        task = find_task(self.task)
-        parser = argparse.ArgumentParser()
+        task, parser = find_task(self.task), argparse.ArgumentParser()
         task.add_arguments(parser)
         given = ["--model", str(model), "--layer=-1", "--device", device, "--output_dir", str(output_dir)]
         if (output_dir / RESULTS).exists():  # a search that was killed before it entered the result
             given.append("--overwrite_output_dir")
         record = task.run(parser.parse_args([*given, *map(located, self.options)]))
         return next(metric["value"] for metric in record["metrics"] if self.metric.items() <= metric.items())
+
+    def train_and_measure(self, argv: Sequence[str], folder: Path) -> float:
+        """Train a run, or resume it, or take it as it is if it is finished; score it and delete its checkpoints.
+
+        Raises:
+            LaserError: from training, a finished run of another recipe, or a score that is not a number.
+        """
+        from ..training import parse_options, run_training
+
+        options = parse_options(argv)
+        if not (folder / TRAINING_RECORD).is_file():
+            run_training(options)
+        elif changed := differences(read_json(folder / RECIPE_NAME), plain(options.recipe())):
+            raise LaserError(f"{folder} holds a finished run of another recipe ({'; '.join(changed)}); move it away")
+        value = self.measure(folder, folder / "score", "cpu" if options.training.use_cpu else "auto")
+        if value != value:
+            raise LaserError("the score is not a number: do all frames of the encoder look alike?")
+        for checkpoint in folder.glob("checkpoint-*"):  # nothing resumes a finished run
+            shutil.rmtree(checkpoint)
+        return value
 
 
 def discrimination_score(
@@ -79,29 +100,23 @@ def discrimination_score(
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")
-    chosen_on = "the held-out voices of the shipped speech"
-    if data is not None:
-        chosen_on = f"aligned speech in {data}" + (f" ({', '.join(split)})" if split else "")
-    elif split:
-        raise LaserError("--split names sub-folders of --data, which is not given")
-    else:
+    chosen_on = f"aligned speech in {data}" + (f" ({', '.join(split)})" if split else "")
+    if data is None:
+        if split:
+            raise LaserError("--split names sub-folders of --data, which is not given")
         data, alignments, split = DEMO_SPEECH, f"{DEMO_SPEECH}/words.tsv", ["heldout"]
+        chosen_on = "the held-out voices of the shipped speech"
     speech = load_aligned_speech(located(data), located(alignments), split, SETTINGS)
-    speakers: dict[str, set[str]] = {}
-    for token in speech.words:
-        speakers.setdefault(token.label, set()).add(token.speaker)
-    if len(speakers) < 2 or all(len(said_by) < 2 for said_by in speakers.values()):
-        raise LaserError(
-            f"--score discrimination compares words of several speakers, and of the {len(speakers)} words selected "
-            f"from {alignments} no two speakers share one; give more speech"
-        )
+    said_by = {(token.label, token.speaker) for token in speech.words}
+    words = {label for label, _ in said_by}
+    if len(said_by) == len(words):
+        raise LaserError(f"of the {len(words)} words selected from {alignments} no two speakers share one; give more")
     settings = {name: value for name, value in asdict(SETTINGS).items() if name != "seed"}
-    options = ["--data", data, "--alignments", alignments, *(["--split", *split] if split else [])]
-    options += [f"--{name}={value}" for name, value in settings.items()]
+    options = ["--data", data, "--alignments", alignments, *(f"--{name}={value}" for name, value in settings.items())]
     compared = [(t.utterance, t.label, round(t.start, 3), round(t.duration, 3)) for t in speech.words]
     return Score(
         "discrimination",
-        options,
+        [*options, "--split", *split] if split else options,
         {"metric": "word_ap_across"},
         "average precision of word discrimination across speakers",
         chosen_on,
@@ -111,11 +126,7 @@ def discrimination_score(
 
 
 def qbe_score(data: str, metric: str = "map") -> Score:
-    """Query by example, `python -m laser_hf.superb qbe`, on the development queries of QUESST 2014.
-
-    Args:
-        data: QUESST 2014, or a folder with three tables.
-        metric: one of `QBE_METRICS`.
+    """Query by example on the development queries of QUESST 2014, or on a folder with three tables.
 
     Raises:
         LaserError: no query-by-example task in `data`.
@@ -124,15 +135,14 @@ def qbe_score(data: str, metric: str = "map") -> Score:
 
     task = read_data(data, "dev")
     chosen_on = f"the tables in {data}, which do not say whether they are a development or a test set"
-    if task.layout == "quesst2014":
+    if is_quesst := task.layout == "quesst2014":
         chosen_on = "the development queries of QUESST 2014"
     name, title = QBE_METRICS[metric]
-    # SUPERB reports MTWV over the full lists of QUESST 2014.
-    trials = "superb" if task.layout == "quesst2014" and metric == "mtwv" else "subset"
     return Score(
         "qbe",
         ["--data", data, "--split=dev", "--skip_dev"],
-        {"metric": name, "trials": trials},
+        # SUPERB reports MTWV over the full lists of QUESST 2014.
+        {"metric": name, "trials": "superb" if is_quesst and metric == "mtwv" else "subset"},
         title,
         chosen_on,
         {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)},
