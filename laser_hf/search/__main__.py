@@ -12,20 +12,17 @@ from pathlib import Path
 
 from .. import cli
 from ..errors import LaserError
-from .plan import PICTURE, RECORD, SAMPLERS, TABLE, Plan, Value, parse_over
+from .plan import PICTURE, RECORD, TABLE, Plan, Value, parse_over
 from .report import best_of
-from .score import QBE_METRICS, Score, discrimination_score, qbe_score
+from .score import QBE_METRICS, discrimination_score, qbe_score
 from .study import SharedStudy, run_search
 
 _EPILOG = """\
 examples:
-  # No network, minutes: four points on the shipped encoder and speech, scored on its held-out voices.
   python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
-
   # The paper's way: query by example of the last layer. On QUESST 2014 the dev queries are used.
   python -m laser_hf.search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
       --score qbe --metric mtwv --qbe_data quesst14Database --output_dir outputs/search -- --bf16
-
   # Ranges instead of lists: 20 points drawn by TPE, each trained with three seeds.
   python -m laser_hf.search --preset demo --sampler tpe --trials 20 --seeds 1 2 3 \\
       --over sigma=1:5 alpha=0.01:1:log margin=0.8:1.5 --output_dir outputs/tpe
@@ -35,12 +32,11 @@ The same command continues an interrupted search. Started several times at once 
 CUDA_VISIBLE_DEVICES) it shares the points; --jobs trains several side by side."""
 
 RESERVED = {
-    "preset": "it is an option of the search; write it before --",
+    **dict.fromkeys(("preset", "overwrite_output_dir"), "it is an option of the search; write it before --"),
     "output_dir": "every run has its own folder below the --output_dir of the search",
-    "overwrite_output_dir": "it is an option of the search; write it before --",
+    "seed": "give seeds as --seeds 1 2 3, they are averaged",
     "resume_from_checkpoint": "interrupted runs resume by themselves",
-    "push_to_hub": "a search has many runs; publish the best one with push_to_hub.py",
-    "hub_model_id": "a search has many runs; publish the best one with push_to_hub.py",
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), "publish the best run with push_to_hub.py"),
 }
 """Options of train.py that a search sets or has no use for, and why."""
 
@@ -62,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
     add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
-    add("--sampler", choices=SAMPLERS, default="grid", help="all combinations, or points near good ones (%(default)s)")
+    add("--sampler", choices=("grid", "tpe"), default="grid", help="all combinations, or draw near good ones")
     add("--trials", type=int, help="points that --sampler tpe draws")
     add("--jobs", type=int, default=1, help="points trained side by side on this machine (%(default)s)")
     add("--retry_failed", action="store_true", help="train again what failed before")
@@ -85,18 +81,16 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LaserError("start a search as one process; for each GPU one more, with CUDA_VISIBLE_DEVICES")
     given = {word[2:].partition("=")[0].replace("-", "_") for word in fixed if word.startswith("--")}
-    for name in given & {*RESERVED}:
+    for name in given & set(RESERVED):
         raise LaserError(f"--{name} cannot be given to the runs of a search: {RESERVED[name]}")
-    if arguments.seeds and "seed" in given:
-        raise LaserError("--seed and --seeds are both given; leave out --seed")
     base = ["--preset", arguments.preset, *fixed]
     options, recipes = _parse(base), {}
     if options.model.do_normalize:
         raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
 
     def typed(name: str, text: str) -> Value:
-        if name in RESERVED or name == "seed":
-            raise LaserError(RESERVED.get(name, "give seeds as --seeds 1 2 3, they are averaged"))
+        if name in RESERVED:
+            raise LaserError(RESERVED[name])
         if name in given:
             raise LaserError(f"--{name} is given as a fixed option too; leave one out")
         options = _parse([*base, f"--{name}={text}"])
@@ -113,21 +107,21 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
     for name, found in recipes.items():
         if len(found) > 1 and all(recipe == found[0] for recipe in found):
             raise LaserError(f"--over {name}: it does not change what is trained here, so all points would be alike")
+    for name in ("qbe_data", "metric") if arguments.score == "discrimination" else ("data", "alignments", "split"):
+        if getattr(arguments, name):
+            raise LaserError(f"--{name} has no meaning with --score {arguments.score}")
+    if arguments.score == "discrimination":
+        score = discrimination_score(arguments.data, arguments.alignments, arguments.split)
+    elif arguments.qbe_data:
+        score = qbe_score(arguments.qbe_data, arguments.metric or "map")
+    else:
+        raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
     recipe = options.recipe()
     for group in recipe.values():
         for name in (*over, "seed"):
             group.pop(name, None)
-    return Plan(
-        folder=arguments.output_dir,
-        preset=arguments.preset,
-        fixed=tuple(fixed),
-        over=over,
-        score=_score(arguments),
-        recipe=recipe,
-        sampler=arguments.sampler,
-        trials=arguments.trials,
-        seeds=tuple(arguments.seeds),
-    )
+    how = {"sampler": arguments.sampler, "trials": arguments.trials, "seeds": tuple(arguments.seeds)}
+    return Plan(arguments.output_dir, arguments.preset, tuple(fixed), over, score, recipe, **how)
 
 
 def _parse(argv: Sequence[str]):
@@ -141,17 +135,6 @@ def _parse(argv: Sequence[str]):
         if not error.code:
             raise  # --help
         raise LaserError(messages.getvalue().strip().rpartition("error: ")[2]) from error
-
-
-def _score(arguments: argparse.Namespace) -> Score:
-    for name in ("qbe_data", "metric") if arguments.score == "discrimination" else ("data", "alignments", "split"):
-        if getattr(arguments, name):
-            raise LaserError(f"--{name} has no meaning with --score {arguments.score}")
-    if arguments.score == "discrimination":
-        return discrimination_score(arguments.data, arguments.alignments, arguments.split)
-    if not arguments.qbe_data:
-        raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
-    return qbe_score(arguments.qbe_data, arguments.metric or "map")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from ..errors import LaserError
 from .score import Score
 
-SAMPLERS = ("grid", "tpe")
 DATABASE, RECORD, TABLE, PICTURE = "study.db", "search.json", "search.md", "heatmap.png"
 Value = int | float | str | bool
 Point = dict[str, Value]
@@ -57,35 +56,28 @@ class Plan:
     seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, one in self.over.items():
-            if self.sampler == "grid" and not isinstance(one, CategoricalDistribution):
-                over = f"--over {describe(name, one)} is a range, and --sampler grid needs a list"
-                raise LaserError(f"{over}: give {name}=v1,v2,..., or use --sampler tpe --trials N")
-        if self.sampler == "grid" and self.trials is not None:
-            raise LaserError(f"--trials is for --sampler tpe; the grid trains all its {self.size} points")
-        if self.sampler == "tpe" and (self.trials is None or self.trials < 1):
-            raise LaserError("--sampler tpe needs --trials N, how many points to train")
+        ranges = [describe(*item) for item in self.over.items() if not isinstance(item[1], CategoricalDistribution)]
+        if self.sampler == "grid" and ranges:
+            raise LaserError(
+                f"--over {ranges[0]} is a range: give a list (name=v1,v2,...), or --sampler tpe --trials N"
+            )
+        if (self.sampler == "tpe") != (self.trials is not None):
+            raise LaserError("--sampler tpe needs --trials N, how many points to train; --sampler grid trains all")
         if len(set(self.seeds)) < len(self.seeds):
             raise LaserError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice")
 
     @property
     def size(self) -> int:
         """Points that this search trains; TPE ends early when a finite space is used up."""
-        size = 1
-        for one in self.over.values():
-            if isinstance(one, CategoricalDistribution):
-                size *= len(one.choices)
-            else:
-                size *= one.high - one.low + 1 if isinstance(one, IntDistribution) else self.trials
+        lists = [len(one.choices) for one in self.over.values() if isinstance(one, CategoricalDistribution)]
+        whole = [one.high - one.low + 1 for one in self.over.values() if isinstance(one, IntDistribution)]
+        size = math.prod(lists + whole) if len(lists + whole) == len(self.over) else self.trials
         return min(self.trials or size, size)
 
-    def runs(self, point: Point) -> list[Point]:
-        """The point with each seed."""
-        return [{**point, "seed": seed} for seed in self.seeds] or [point]
-
-    def folder_of(self, run: Point) -> Path:
-        """Where a run goes."""
-        return self.folder / "runs" / name_of(run)
+    def runs(self, point: Point) -> dict[Path, Point]:
+        """The point with each seed, by the folder of the run."""
+        runs = [{**point, "seed": seed} for seed in self.seeds] or [point]
+        return {self.folder / "runs" / name_of(run): run for run in runs}
 
     def arguments(self, run: Point, folder: Path | str) -> list[str]:
         """Arguments of train.py for a run in `folder`."""
@@ -127,12 +119,12 @@ def parse_over(texts: Iterable[str], typed: Callable[[str, str], Value]) -> Spac
 def _distribution(given: str, typed: Callable[[str], Value]) -> Distribution:
     found = _RANGE.fullmatch(given)
     ends = [typed(end) for end in found.group(1, 2)] if found else []
-    if not ends or not all(map(_is_number, ends)):  # values, one of which may be a text with a colon
+    if not ends or not {*map(type, ends)} <= {int, float}:  # values, one of which may be a text with a colon
         parts = [part.strip() for part in given.split(",")]
         if "" in parts:
             raise LaserError("there is nothing between two commas or at an end")
         values = tuple(dict.fromkeys(map(typed, parts)))
-        if not all(math.isfinite(value) for value in values if _is_number(value)):
+        if not all(math.isfinite(value) for value in values if isinstance(value, float)):
             raise LaserError("expected finite numbers")
         return CategoricalDistribution(values)
     (low, high), log = ends, bool(found[3])
@@ -141,10 +133,6 @@ def _distribution(given: str, typed: Callable[[str], Value]) -> Distribution:
     if log and low <= 0:
         raise LaserError("a logarithmic range begins above 0")
     return (IntDistribution if isinstance(low, int) else FloatDistribution)(low, high, log=log)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def text_of(value: Value) -> str:
@@ -163,11 +151,6 @@ def grid(space: Space) -> list[Point]:
     """All combinations of lists of values; the last option varies fastest."""
     products = itertools.product(*(distribution.choices for distribution in space.values()))
     return [dict(zip(space, values, strict=True)) for values in products]
-
-
-def label_of(point: Mapping[str, Value]) -> str:
-    """For people: `sigma=1 alpha=0.15`."""
-    return " ".join(f"{name}={text_of(value)}" for name, value in point.items())
 
 
 def name_of(point: Mapping[str, Value]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from ..records import new_record, portable
-from .plan import PICTURE, Plan, Point, describe, label_of, name_of, text_of
+from .plan import PICTURE, Plan, Point, describe, text_of
 
 
 def ranked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -23,16 +22,10 @@ def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
     return next((trial for trial in ranked(trials) if trial.value is not None), None)
 
 
-def deviation(trial: FrozenTrial) -> float | None:
-    """Standard deviation over the seeds, with n - 1; `None` for a single seed."""
-    values = trial.user_attrs.get("values", [])
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
 def best_command(plan: Plan, point: Point) -> str:
     """The command that trains a point by itself; with several seeds the first of them."""
-    arguments = plan.arguments(plan.runs(point)[0], "outputs/best")
-    return shlex.join(["python", "train.py", *map(portable, arguments)])
+    run, *_ = plan.runs(point).values()
+    return shlex.join(["python", "train.py", *map(portable, plan.arguments(run, "outputs/best"))])
 
 
 def table(plan: Plan, trials: list[FrozenTrial]) -> str:
@@ -41,12 +34,11 @@ def table(plan: Plan, trials: list[FrozenTrial]) -> str:
     head = ["", *plan.over, plan.score.metric["metric"], *(["std"] if several else [])]
     rows = [head, ["---"] * len(head)]
     for rank, trial in enumerate(ranked(trials), start=1):
-        place, scores = str(rank), [trial.value, deviation(trial)]
-        said = [f"{score:.4f}" for score in scores if score is not None]
-        if trial.value is None:
+        said = [f"{score:.4f}" for score in (trial.value, trial.user_attrs.get("std")) if score is not None]
+        if not said:
             reason = f"failed: {trial.user_attrs['reason']}" if trial.state.name == "FAIL" else "running"
-            place, said = "", [" ".join(reason.split()).replace("|", "\\|"), *([""] if several else [])]
-        rows.append([place, *(text_of(trial.params[name]) for name in plan.over), *said])
+            rank, said = "", [" ".join(reason.split()).replace("|", "\\|"), *([""] if several else [])]
+        rows.append([str(rank), *(text_of(trial.params[name]) for name in plan.over), *said])
     fixed = shlex.join(map(portable, plan.fixed))
     seeds = ", ".join(map(str, plan.seeds)) + (" (the score is their mean)" if several else "")
     lines = [
@@ -60,8 +52,9 @@ def table(plan: Plan, trials: list[FrozenTrial]) -> str:
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
     if best := best_of(trials):
-        folders = ", ".join(f"`runs/{name_of(run)}`" for run in plan.runs(best.params))
-        lines += ["", f"Best: {label_of(best.params)}, trained in {folders}. To train it by itself:"]
+        folders = ", ".join(f"`runs/{folder.name}`" for folder in plan.runs(best.params))
+        values = " ".join(f"{name}={text_of(value)}" for name, value in best.params.items())
+        lines += ["", f"Best: {values}, trained in {folders}. To train it by itself:"]
         lines += ["", "```sh", best_command(plan, best.params), "```"]
     return "\n".join(lines) + "\n"
 
@@ -74,9 +67,8 @@ def record(plan: Plan, trials: list[FrozenTrial]) -> dict[str, Any]:
             "params": trial.params,
             "state": trial.state.name.lower(),
             "value": trial.value,
-            "std": deviation(trial),
             **trial.user_attrs,
-            "runs": [f"runs/{name_of(run)}" for run in plan.runs(trial.params)],
+            "runs": [f"runs/{folder.name}" for folder in plan.runs(trial.params)],
         }
         for trial in ranked(trials)
     ]
@@ -122,7 +114,6 @@ def _dots(plan: Plan, scored: list[FrozenTrial]):
 
 
 def _heat_map(plan: Plan, scored: list[FrozenTrial]):
-    """The two options with most values; each cell is the best over the others."""
     import pandas
 
     from .. import figures

@@ -1,7 +1,6 @@
 """What a point is worth: one number for the last layer of a fine-tuned encoder, from a task of `laser_hf.superb`.
 
-`discrimination` is the average precision of word discrimination across speakers (seconds), `qbe` query by example (what
-the LASER paper chose its values by). Higher is better.
+Word discrimination takes seconds; query by example is what the LASER paper chose its values by. Higher is better.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LaserError
-from ..records import RESULTS, TRAINING_RECORD, located, plain, read_json
+from ..records import TRAINING_RECORD, located, plain, read_json
 from ..runs import RECIPE_NAME, differences
 from ..superb import find_task
 
@@ -33,8 +32,7 @@ class Score:
         task: `discrimination` or `qbe`.
         options: of the task, as its command line takes them.
         metric: entries of the metric in the task's record, `metric` (its name) first.
-        title: the metric in words.
-        chosen_on: the data in words.
+        title, chosen_on: the metric and the data in words.
         data: where they are and how much of them is used.
         digest: SHA-256 over what is compared; another digest is another score.
     """
@@ -55,9 +53,8 @@ class Score:
         """The score of an exported encoder in the folder `model`; the task's record goes to `output_dir`."""
         task, parser = find_task(self.task), argparse.ArgumentParser()
         task.add_arguments(parser)
-        given = ["--model", str(model), "--layer=-1", "--device", device, "--output_dir", str(output_dir)]
-        if (output_dir / RESULTS).exists():  # a search that was killed before it entered the result
-            given.append("--overwrite_output_dir")
+        given = ["--model", str(model), "--layer=-1", "--device", device]
+        given += ["--output_dir", str(output_dir), "--overwrite_output_dir"]  # what a killed search left
         record = task.run(parser.parse_args([*given, *map(located, self.options)]))
         return next(metric["value"] for metric in record["metrics"] if self.metric.items() <= metric.items())
 
@@ -88,9 +85,8 @@ def discrimination_score(
     """Word discrimination as `train.py --eval_alignments` measures it, so that curves and tables show one quantity.
 
     Args:
-        data: folder of speech; the held-out voices of the shipped speech if not given.
+        data, split: folder of speech and sub-folders to use; by default the held-out voices of the shipped speech.
         alignments: tab-separated words with their times in that speech.
-        split: sub-folders of `data`; all of it if not given.
 
     Raises:
         LaserError: speech that cannot be used.
@@ -108,21 +104,16 @@ def discrimination_score(
         chosen_on = "the held-out voices of the shipped speech"
     speech = load_aligned_speech(located(data), located(alignments), split, SETTINGS)
     said_by = {(token.label, token.speaker) for token in speech.words}
-    words = {label for label, _ in said_by}
-    if len(said_by) == len(words):
-        raise LaserError(f"of the {len(words)} words selected from {alignments} no two speakers share one; give more")
+    if len(said_by) == len({label for label, _ in said_by}):
+        raise LaserError(f"of the words selected from {alignments} no two speakers share one; give more speech")
     settings = {name: value for name, value in asdict(SETTINGS).items() if name != "seed"}
     options = ["--data", data, "--alignments", alignments, *(f"--{name}={value}" for name, value in settings.items())]
+    options += ["--split", *split] if split else []
     compared = [(t.utterance, t.label, round(t.start, 3), round(t.duration, 3)) for t in speech.words]
-    return Score(
-        "discrimination",
-        [*options, "--split", *split] if split else options,
-        {"metric": "word_ap_across"},
-        "average precision of word discrimination across speakers",
-        chosen_on,
-        {"source": data, "alignments": alignments, "splits": split, **speech.counts()},
-        hashlib.sha256(repr((settings, compared)).encode()).hexdigest(),
-    )
+    title = "average precision of word discrimination across speakers"
+    used = {"source": data, "alignments": alignments, "splits": split, **speech.counts()}
+    digest = hashlib.sha256(repr((settings, compared)).encode()).hexdigest()
+    return Score("discrimination", options, {"metric": "word_ap_across"}, title, chosen_on, used, digest)
 
 
 def qbe_score(data: str, metric: str = "map") -> Score:
@@ -138,13 +129,8 @@ def qbe_score(data: str, metric: str = "map") -> Score:
     if is_quesst := task.layout == "quesst2014":
         chosen_on = "the development queries of QUESST 2014"
     name, title = QBE_METRICS[metric]
-    return Score(
-        "qbe",
-        ["--data", data, "--split=dev", "--skip_dev"],
-        # SUPERB reports MTWV over the full lists of QUESST 2014.
-        {"metric": name, "trials": "superb" if is_quesst and metric == "mtwv" else "subset"},
-        title,
-        chosen_on,
-        {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)},
-        task.revision(),
-    )
+    # SUPERB reports MTWV over the full lists of QUESST 2014.
+    entries = {"metric": name, "trials": "superb" if is_quesst and metric == "mtwv" else "subset"}
+    used = {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)}
+    options = ["--data", data, "--split=dev", "--skip_dev"]
+    return Score("qbe", options, entries, title, chosen_on, used, task.revision())

@@ -12,10 +12,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import statistics
 import sys
 import threading
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,13 +30,11 @@ from ..cli import set_up_logging
 from ..errors import LaserError
 from ..records import read_json, write_json
 from ..runs import RunFolder
-from .plan import DATABASE, PICTURE, RECORD, TABLE, Plan, Point, describe, grid, label_of, name_of
+from .plan import DATABASE, PICTURE, RECORD, TABLE, Plan, Point, describe, grid, name_of
 from .report import draw, record, table
 
 SCORE = "score.json"
 """In a run's folder: its value, or why it failed."""
-Claim = tuple[Trial, IO]
-"""A point (the trial's `params`) that this process is to train, as long as it keeps the lock open."""
 
 
 def hold(path: Path, wait: bool = False) -> IO | None:
@@ -55,7 +53,6 @@ class SharedStudy:
     """The study of a plan, created or opened.
 
     Args:
-        plan: the search.
         retry_failed: give out failed points again.
         overwrite: delete what an earlier search left.
 
@@ -90,9 +87,7 @@ class SharedStudy:
         options = {"connect_args": {"timeout": 300}, "poolclass": NullPool}  # nothing is left to close
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
-            return optuna.create_study(
-                storage=storage, sampler=RandomSampler(), study_name=name, direction="maximize", load_if_exists=True
-            )
+            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except (SQLAlchemyError, RuntimeError) as error:
             raise LaserError(f"{path} cannot be used as the database of a search: {error}") from error
 
@@ -114,8 +109,8 @@ class SharedStudy:
         """Whether every point has been trained or has failed, and none is to be tried again."""
         return sum(t.state.is_finished() for t in self.trials()) >= self.plan.size and not self._waiting()
 
-    def claim(self) -> Claim | None:
-        """A point to train; `None` if all of them are finished or held by other processes."""
+    def claim(self) -> tuple[Trial, IO] | None:
+        """A point to train while its lock is open; `None` if all are finished or held by other processes."""
         with self.locked():
             trials = self.trials()
             for trial in trials:
@@ -145,24 +140,25 @@ class SharedStudy:
             copy.sampler = anywhere  # TPE may stay with the best points of a finite space
         return point
 
-    def settle(self, claim: Claim, values: list[float], reason: str | None, seconds: float) -> None:
+    def settle(self, claim: tuple[Trial, IO], values: list[float], reason: str | None, seconds: float) -> None:
         """Enter the scores of a point, one for each seed, or why it failed; give up its lock."""
         trial, lock = claim
         with self.locked(), lock:
-            for name, entry in (("values", values), ("reason", reason), ("seconds", round(seconds, 1))):
+            std = statistics.stdev(values) if len(values) > 1 else None
+            for name, entry in {"values": values, "std": std, "reason": reason, "seconds": round(seconds, 1)}.items():
                 trial.set_user_attr(name, entry)
             state, value = (TrialState.FAIL, None) if reason else (TrialState.COMPLETE, sum(values) / len(values))
             self._study.tell(trial, value, state)
 
     def report(self) -> str:
         """Write the table, and when every point is done the record and the picture; return the table."""
-        trials, folder = self.trials(), self.plan.folder
-        text = table(self.plan, trials)
         with self.locked():
+            trials, folder = self.trials(), self.plan.folder
+            text = table(self.plan, trials)
             (folder / TABLE).write_text(text, encoding="utf-8")
             if self.finished:
-                write_json(folder / RECORD, record(self.plan, trials))
                 draw(self.plan, trials)
+                write_json(folder / RECORD, record(self.plan, trials))
         return text
 
 
@@ -175,19 +171,17 @@ def run_search(study: SharedStudy, jobs: int = 1) -> str:
                 point = dict(claim[0].params)
                 working.append([claim, point, None, time.time()])
                 if outcome(plan, point)[1] is not None:
-                    print(f"{label_of(point)}: training", flush=True)
+                    print(f"{name_of(point)}: training", flush=True)
                     working[-1][2] = start_process(plan, point)
             ended = [entry for entry in working if entry[2] is None or entry[2].exitcode is not None]
-            for entry in ended:
-                working.remove(entry)
-                claim, point, process, began = entry
+            for claim, point, process, began in ended:
                 values, reason = outcome(plan, point, process and process.exitcode)
                 study.settle(claim, values, reason, time.time() - began)
                 said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
-                print(f"{label_of(point)}: {said} ({time.time() - began:.0f} s)", flush=True)
+                print(f"{name_of(point)}: {said} ({time.time() - began:.0f} s)", flush=True)
                 study.report()
-            if not ended:
-                time.sleep(0.1)  # for what was started here and by other processes
+            working = [entry for entry in working if entry not in ended]
+            time.sleep(0 if ended else 0.1)  # for what was started here and by other processes
     finally:
         for (_, lock), _, process, _ in working:
             if process is not None:
@@ -198,7 +192,7 @@ def run_search(study: SharedStudy, jobs: int = 1) -> str:
     return study.report()
 
 
-def start_process(plan: Plan, point: Point) -> BaseProcess:
+def start_process(plan: Plan, point: Point):
     """Start the process that trains and scores a point; its output goes to `runs/POINT.log`."""
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(plan, point))
     process.start()
@@ -206,14 +200,10 @@ def start_process(plan: Plan, point: Point) -> BaseProcess:
 
 
 def _work(plan: Plan, point: Point) -> None:
-    def leave_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(3)
-
     os.setsid()  # Ctrl-C is for the search, which then ends this process
     if Path(sys.argv[0]).name == "__main__.py":  # a spawned process does not know it, and records name the command
         sys.argv[0] = "laser-hf search"
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     log = plan.folder / "runs" / f"{name_of(point)}.log"
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -223,21 +213,23 @@ def _work(plan: Plan, point: Point) -> None:
         train_point(plan, point)
 
 
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(3)
+
+
 def train_point(plan: Plan, point: Point) -> None:
     """Train and score a point with each seed, up to the first that fails; runs that are scored are left alone."""
-    for run in plan.runs(point):
-        folder = plan.folder_of(run)
+    for folder, run in plan.runs(point).items():
         if "value" in read_score(folder):
             continue
         (folder / SCORE).unlink(missing_ok=True)
         try:
             value = plan.score.train_and_measure(plan.arguments(run, folder), folder)
         except Exception as error:
-            reason = str(error)
-            if not isinstance(error, LaserError):
-                logging.getLogger(__name__).exception("the run failed")
-                reason = f"{type(error).__name__}: {error}"
-            return write_json(folder / SCORE, {"failed": reason})
+            logging.getLogger(__name__).exception("the run failed")
+            kind = "" if isinstance(error, LaserError) else f"{type(error).__name__}: "
+            return write_json(folder / SCORE, {"failed": f"{kind}{error}"})
         write_json(folder / SCORE, {"value": value})
 
 
@@ -249,8 +241,8 @@ def read_score(folder: Path) -> dict[str, Any]:
 def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[float], str | None]:
     """The scores of a point, one for each seed, and why it failed if it did; `status` is that of its process."""
     values: list[float] = []
-    for run in plan.runs(point):
-        found = read_score(plan.folder_of(run))
+    for folder, run in plan.runs(point).items():
+        found = read_score(folder)
         if "value" not in found:
             how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
             how += " (out of memory?)" if how == "SIGKILL" else ""

@@ -243,8 +243,8 @@ def test_tpe_ends_when_a_finite_space_is_used_up(cheap, tmp_path):
 
 def test_bad_plans_and_folders(cheap, tmp_path):
     for over, more, message in (
-        (("alpha=0.1:1",), {}, "alpha=0.1:1.0 is a range, and --sampler grid"),
-        (("alpha=0.1",), {"trials": 3}, "--trials is for --sampler tpe"),
+        (("alpha=0.1:1",), {}, "alpha=0.1:1.0 is a range: give a list"),
+        (("alpha=0.1",), {"trials": 3}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"sampler": "tpe"}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"seeds": (1, 1)}, "names a seed twice"),
     ):
