@@ -69,7 +69,8 @@ def export_encoder(
     training_config = model.config
     try:
         model.config = config
-        model.save_pretrained(staging, state_dict=state)
+        # By their names in the model, also where the base checkpoint has older ones.
+        model.save_pretrained(staging, state_dict=state, save_original_format=False)
         _extractor(do_normalize).save_pretrained(staging)
         for file in staging.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
