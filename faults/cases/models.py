@@ -259,7 +259,9 @@ FAULTS = [
         says=("are missing", "names begin with 'module.'"),
     ),
     *(
-        Fault(4, f"base model without its top layer: {command}", _lacking(command), status=1, says=("are missing",))
+        Fault(
+            4, f"base model without its top layer: {command}", _lacking(command), status=1, says=("encoder.layers.2.",)
+        )
         for command in ("asr", "pr", "qbe", "discrimination", "convert", "search")
     ),
     Fault(
@@ -331,6 +333,13 @@ FAULTS = [
         )
         for kind in ("Wav2Vec2", "WavLM")
     ),
+    Fault(
+        5,
+        "base model for another sampling rate",
+        _trained(_damage("preprocessor_config.json", b'{"sampling_rate": 8000}')),
+        status=1,
+        says=("8000 Hz", "16000 Hz"),
+    ),
     Fault(5, "activation checkpointing", _checkpointed, status=0, judge=_same_weights),
     Fault(
         5,
@@ -353,7 +362,7 @@ FAULTS = [
             f"unsupported model type: {command}",
             _unsupported(command),
             status=1,
-            says=("'whisper' model; supported are hubert",),
+            says=("'whisper' model", "hubert"),
             quick=command == "train",
         )
         for command in ("train", "asr", "pr", "qbe", "discrimination", "convert", "search")

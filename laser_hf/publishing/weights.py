@@ -64,12 +64,7 @@ def base_weights(record: Mapping[str, Any], token: str | None = None) -> dict[st
         name, revision = located(record["recipe"]["model"]["model_name_or_path"]), None
     try:
         model, info = AutoModel.from_pretrained(
-            name,
-            revision=revision or "main",
-            token=token,
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
+            name, revision=revision or "main", token=token, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         said = str(error).strip().splitlines()[0]
