@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from ..encoders import load_pretrained
 from ..errors import LaserError
 from ..records import new_record, tensors_digest, write_json
 from .export import export_encoder
@@ -125,7 +126,7 @@ def convert_checkpoint(
     model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
     export_encoder(model.eval(), model.config, output_dir, do_normalize=do_normalize)
     digest = tensors_digest(model.state_dict())
-    if tensors_digest(AutoModel.from_pretrained(output_dir).state_dict()) != digest:
+    if tensors_digest(load_pretrained(str(output_dir))[0].state_dict()) != digest:
         raise LaserError(f"{output_dir} does not load as it was written")
     local = base is None or Path(base).is_dir()
     config_from = "base model" if base else "checkpoint" if model_cfg else "shapes of the weights"
@@ -151,10 +152,7 @@ def convert_checkpoint(
 
 
 def _load_base(base: str, revision: str | None) -> PreTrainedModel:
-    try:
-        model = AutoModel.from_pretrained(base, revision=revision or "main", dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise LaserError(f"--base {base} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model, _ = load_pretrained(base, revision)
     if model.config.model_type not in CLASSES:
         raise LaserError(f"--base {base} is a {model.config.model_type!r} model; expected hubert or wavlm")
     return model

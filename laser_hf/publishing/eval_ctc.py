@@ -176,10 +176,13 @@ class Recogniser:
         # The cache keeps a file of the Hub below its commit.
         self.commit = None if Path(name).is_dir() else Path(cached_file(name, "config.json", **where)).parent.name
         load = (AutoModel if arguments.train_head else AutoModelForCTC).from_pretrained
+        where["trust_remote_code"] = False
         self.model, info = load(name, dtype=torch.float32, output_loading_info=True, **where)
         if missing := [key for key in info["missing_keys"] if not key.endswith("masked_spec_embed")]:
             lacks = ", ".join(sorted(missing)[:5])
             raise EvaluationError(f"it lacks {lacks}. For a bare encoder add --train_head SPLIT (quick, not SUPERB)")
+        if broken := [key for key, weight in self.model.state_dict().items() if not weight.isfinite().all()]:
+            raise EvaluationError(f"its weights are not finite: {', '.join(broken[:5])}")
         self.model.to(arguments.device).eval()
         self.extractor = AutoFeatureExtractor.from_pretrained(name, **where)
         self.head, self.phones, self.stress, self.blank = None, arguments.metric == "per", False, 0
