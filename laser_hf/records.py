@@ -195,8 +195,7 @@ def new_record(
     if protocol not in (None, *PROTOCOLS):
         raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     for metric in metrics:
-        missing = sorted(set(_METRIC) - set(metric))
-        if missing:
+        if missing := sorted(set(_METRIC) - set(metric)):
             raise ValueError(f"the metric {dict(metric)} lacks {', '.join(missing)}")
     evaluation = {"protocol": protocol, **(model or {}), **metrics[0], "metrics": list(metrics)} if metrics else {}
     return portable(
@@ -234,12 +233,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     Raises:
         LaserError: a file that cannot be read, is no JSON object, or is no record of this schema; the message names it.
     """
-    try:
-        record = read_json(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LaserError(f"cannot read {path}: {error}") from error
-    if not isinstance(record, dict):
-        raise LaserError(f"{path} is no record: expected a JSON object, got {type(record).__name__}")
+    record = read_json(path, dict)
     missing = sorted(set(_FRAME) - set(record))
     if missing:
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
@@ -284,12 +278,22 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     path = Path(path)
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text())
+def read_json(path: str | Path, kind: type = object) -> Any:
+    """The content of a JSON file, of type `kind`.
+
+    Raises:
+        LaserError: it cannot be read, is no JSON, or holds something else; the message names it.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LaserError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, kind):
+        raise LaserError(f"{path} holds a {type(content).__name__} instead of a JSON object")
+    return content
