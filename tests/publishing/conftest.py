@@ -21,9 +21,8 @@ from laser_hf import records
 from laser_hf.publishing import export_encoder, push, sample_features
 from laser_hf.publishing.card import render_card
 from laser_hf.publishing.export import load_frames
-from laser_hf.publishing.facts import find_facts
+from laser_hf.publishing.facts import find_facts, read_results
 from laser_hf.publishing.repository import without_private
-from laser_hf.publishing.results import read_results
 from laser_hf.records import tensors_digest
 
 CONFIG = {**make_model().config.to_dict()}

@@ -17,6 +17,7 @@ import torch
 from conftest import make_model
 from transformers import AutoFeatureExtractor, AutoModel
 
+from laser_hf.__main__ import main as laser_hf
 from laser_hf.errors import LaserError
 from laser_hf.publishing.convert import convert_checkpoint, main
 from laser_hf.publishing.fairseq import rename
@@ -160,7 +161,7 @@ def test_with_a_base_model_by_the_command(base, tmp_path, capsys):
     weights["encoder.layer_norm.bias"] += 1
     weights["label_embs_concat"] = torch.zeros(5, 4)
     torch.save(states(weights), tmp_path / "states-3600.ckpt")
-    command = ["convert", str(tmp_path / "states-3600.ckpt"), "--base", folder, "--output_dir", str(tmp_path / "out")]
+    command = [str(tmp_path / "states-3600.ckpt"), "--base", folder, "--output_dir", str(tmp_path / "out")]
     main(command)
     out = capsys.readouterr().out
     assert "left out: label_embs_concat" in out
@@ -182,7 +183,7 @@ def test_with_a_base_model_by_the_command(base, tmp_path, capsys):
     # A second time only when asked to.
     with pytest.raises(LaserError, match="already holds a model"):
         main(command)
-    main([*command, "--overwrite_output_dir"])
+    laser_hf(["convert", *command, "--overwrite_output_dir"])
 
 
 def test_every_misfit_is_named(base, tmp_path):
@@ -195,13 +196,14 @@ def test_every_misfit_is_named(base, tmp_path):
     with pytest.raises(LaserError) as caught:
         convert_checkpoint(tmp_path / "c.ckpt", tmp_path / "out", base=folder)
     message = str(caught.value)
-    assert "missing: encoder.layers.1.feed_forward.output_dense.bias" in message
-    assert "unexpected: encoder.layers.0.adapter.weight" in message
-    assert "feature_projection.layer_norm.weight (7,) instead of (16,)" in message
+    assert 'Missing key(s) in state_dict: "encoder.layers.1.feed_forward.output_dense.bias".' in message
+    assert 'Unexpected key(s) in state_dict: "encoder.layers.0.adapter.weight".' in message
+    assert "size mismatch for feature_projection.layer_norm.weight" in message
+    assert "\n" not in message
     assert not (tmp_path / "out").exists()
     # WavLM's own weights in what is said to be a HuBERT, and the other way round.
     torch.save(fairseq_names(make_model("wavlm")), tmp_path / "w.pt")
-    with pytest.raises(LaserError, match=r"unexpected: .*gru_rel_pos_const"):
+    with pytest.raises(LaserError, match=r"Unexpected key.*gru_rel_pos_const"):
         convert_checkpoint(tmp_path / "w.pt", tmp_path / "out", model_type="hubert", num_attention_heads=4)
     torch.save(fairseq_names(model), tmp_path / "h.pt")
     with pytest.raises(LaserError, match=r"no wavlm encoder: it lacks .*rel_attn_embed"):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from laser_hf.encoders import load_encoder
 from laser_hf.errors import LaserError
-from laser_hf.publishing import push, sample_features, weights
-from laser_hf.publishing.export import difference, load_in_fresh_process
+from laser_hf.publishing import push, sample_features
+from laser_hf.publishing.export import difference, load_checkpoint, load_in_fresh_process
 from laser_hf.publishing.repository import without_private
 from laser_hf.records import tensors_digest
 
@@ -96,9 +96,11 @@ def test_unevaluated_models(make_run, refuse):
 def test_results_of_other_weights_under_this_name(make_run, refuse):
     run = make_run()
     run.add_result("old", "0" * 64, model=str(run))
-    assert f"results/old.json names this model ({run}) but was made with other weights (000000000000…)" in refuse(run)
+    assert f"results/old.json names this model ({run}) but was made with other weights (000000000000…, not" in refuse(
+        run
+    )
     run.add_result("old", None, model=REPO)
-    assert f"names this model ({REPO}) but has no weights_sha256" in refuse(run)
+    assert f"names this model ({REPO}) but has no digest" in refuse(run)
 
 
 def test_what_was_measured_of_the_base_model_in_the_same_record(make_run, refuse, show):
@@ -134,7 +136,7 @@ def test_digest_is_that_of_evaluation_records(kind, tmp_path):
     model.half().save_pretrained(tmp_path / "half")
     for folder in (tmp_path, tmp_path / "half"):
         evaluated = tensors_digest(load_encoder(folder).model.state_dict())
-        exported = weights.load_checkpoint(folder / "model.safetensors")
+        exported = load_checkpoint(folder / "model.safetensors")
         assert tensors_digest({name: tensor.float() for name, tensor in exported.items()}) == evaluated
 
 
