@@ -1,7 +1,6 @@
 """The output folder of a command: refused, cleared, resumed or finished, by the same rules for every command.
 
-A folder is *finished* once it has its record, which is written last. It is *unfinished* if it has something to resume.
-`recipe.json` says which run it belongs to.
+It is *finished* once it has its record, *unfinished* if it has something to resume; `recipe.json` says of which run.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,11 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        record: str,
-        progress: Sequence[str] = ("checkpoint-*",),
-        owned: Sequence[str] = (),
+        self, path: str | Path, record: str, progress: Sequence[str] = ("checkpoint-*",), owned: Sequence[str] = ()
     ) -> None:
         if not str(path):
             raise LaserError("--output_dir is empty; give the folder for this run's files")
-        self.path = Path(path)
-        self.record = record
-        self.progress = tuple(progress)
-        self.owned = tuple(owned)
+        self.path, self.record, self.progress, self.owned = Path(path), record, tuple(progress), tuple(owned)
 
     @property
     def finished(self) -> bool:
@@ -65,7 +57,7 @@ class RunFolder:
         """Make the folder ready for a run of `recipe`; of several processes, only the first one calls it.
 
         Args:
-            recipe: what decides the result, in groups or flat. It is written to `recipe.json`.
+            recipe: what decides the result, in groups or flat; written to `recipe.json`.
             overwrite: delete what an earlier run left.
             reopen: take a finished run of the same recipe too, for commands that add to it.
 
@@ -101,20 +93,14 @@ class RunFolder:
             raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
 
     def make(self) -> None:
-        """Create the folder if there is none.
-
-        Raises:
-            LaserError: it cannot be written to.
-        """
+        """Create the folder if there is none; `LaserError` if it cannot be written to."""
         trial = self.path / ".writable"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             trial.touch()
             trial.unlink(missing_ok=True)  # another process may try the same
         except OSError as error:
-            raise LaserError(
-                f"cannot write to --output_dir {self.path} ({error.strerror}); choose another folder"
-            ) from error
+            raise LaserError(f"cannot write to --output_dir {self.path} ({error.strerror})") from error
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else; folders that this empties go too."""
@@ -134,7 +120,8 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest intact checkpoint; newer ones that are not are renamed `broken-checkpoint-N`, with a warning."""
-        for checkpoint in self._checkpoints():
+        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
+        for _, checkpoint in sorted(numbered.items(), reverse=True):
             fault = find_fault(checkpoint)
             if fault is None:
                 return checkpoint
@@ -142,11 +129,6 @@ class RunFolder:
             logger.warning("%s cannot be resumed (%s); it is kept as %s", checkpoint, fault, aside.name)
             os.replace(checkpoint, aside)
         return None
-
-    def _checkpoints(self) -> Iterator[Path]:
-        """Newest first."""
-        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
-        return (numbered[step] for step in sorted(numbered, reverse=True))
 
     def _fresh(self, name: str) -> Path:
         path, number = self.path / name, 1
@@ -158,15 +140,10 @@ class RunFolder:
 
 def seal_checkpoint(folder: str | Path) -> None:
     """Mark a checkpoint as complete, after all its files are written: sizes and digests go to `files.json`."""
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
-    write_json(
-        folder / SEAL_NAME,
-        {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in files
-        },
-    )
+    folder, seal = Path(folder), {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME):
+        seal[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(folder / SEAL_NAME, seal)
 
 
 def find_fault(checkpoint: str | Path) -> str | None:
@@ -186,8 +163,8 @@ def find_fault(checkpoint: str | Path) -> str | None:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

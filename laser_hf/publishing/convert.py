@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel
 from transformers.utils import cached_file
 
+from ..encoders import load_pretrained
 from ..errors import LaserError
 from ..records import new_record, tensors_digest, write_json
-from .export import export_encoder, load_base, load_checkpoint
+from .export import export_encoder, load_checkpoint
 from .fairseq import CLASSES, find_weights, infer_config, rename
 
 RECORD_NAME = "conversion.json"
@@ -104,9 +104,9 @@ def convert_checkpoint(
     content = load_checkpoint(checkpoint)
     layout, weights, model_cfg, task_cfg = find_weights(content, checkpoint.name)
     converted, dropped = rename(weights)
-    changed, before, notes = None, {}, []
+    changed, notes = None, []
     if base is not None:
-        model, before = load_base(base, revision)
+        model, _ = load_pretrained(base, revision)
         if model.config.model_type not in CLASSES:
             raise LaserError(f"--base {base} is a {model.config.model_type!r} model; expected hubert or wavlm")
     else:
@@ -117,8 +117,8 @@ def convert_checkpoint(
         if stated is None:
             notes.append(f"do_normalize is {str(do_normalize).lower()}, as usual with this front-end's normalisation")
     if base is not None:
-        known = {name: tensor for name, tensor in converted.items() if name in before}
-        names = [name for name, tensor in known.items() if not torch.equal(before[name], tensor.float())]
+        before = model.state_dict()
+        names = [n for n, tensor in converted.items() if n in before and not torch.equal(before[n], tensor.float())]
         # `encoder.layers.10` instead of its sixteen tensors, in the order of numbers.
         changed = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
         changed = sorted(changed, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
@@ -133,7 +133,7 @@ def convert_checkpoint(
         ) from None
     export_encoder(model.eval(), model.config, output_dir, do_normalize=do_normalize)
     digest = tensors_digest(model.state_dict())
-    if tensors_digest(AutoModel.from_pretrained(output_dir, trust_remote_code=False).state_dict()) != digest:
+    if tensors_digest(load_pretrained(str(output_dir))[0].state_dict()) != digest:
         raise LaserError(f"{output_dir} does not load as it was written")
     # The cache keeps a file of the Hub below its commit.
     hub = base is not None and not Path(base).is_dir()

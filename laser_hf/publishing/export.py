@@ -34,10 +34,6 @@ Load = Callable[[str, Sequence[float]], torch.Tensor]
 """Loads the encoder in a folder and runs it on a waveform: `(samples,)` to frames `(frames, dimension)`."""
 
 
-class NoBaseModel(LaserError):
-    """The base model cannot be had, so that nothing can be compared with it."""
-
-
 def export_encoder(
     model: PreTrainedModel, base_config: PretrainedConfig, output_dir: str | Path, do_normalize: bool = False
 ) -> None:
@@ -213,30 +209,6 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise LaserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
-
-
-def load_base(
-    name: str, revision: str | None = None, token: str | None = None
-) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-    """A base model in float32, by Hub id or folder, and its weights as far as they are stored.
-
-    No code of its repository runs.
-
-    Raises:
-        NoBaseModel: it cannot be had; the message says why.
-        LaserError: the checkpoint lacks weights.
-    """
-    from transformers import AutoModel
-
-    how = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
-    try:
-        model, info = AutoModel.from_pretrained(name, revision=revision or "main", token=token, **how)
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise NoBaseModel(f"the base model {name} cannot be loaded ({said})") from error
-    missing = set(info["missing_keys"])
-    refuse_names(sorted(missing - {"masked_spec_embed"}), f"the checkpoint of the base model {name} lacks")
-    return model, {name: tensor for name, tensor in model.state_dict().items() if name not in missing}
 
 
 def refuse_infinite(weights: Mapping[str, torch.Tensor], reason: str) -> None:
