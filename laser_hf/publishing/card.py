@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,18 @@ def render_card(
         LaserError: a record or facts without something that the card must say.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "listed": listed, "duration": _duration}
+    environment.filters |= {"number": number, "listed": listed, "duration": _duration, "code": code, "text": text}
     texts = json.loads(card_file("texts.json"))
     try:
         source, machine = record["data"]["source"], record["hardware"]
-        hardware = ", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores, no GPU"
+        hardware = text(", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores, no GPU")
         given = {"record": record, "facts": facts, "config": config, "preprocessor": preprocessor, "repo_id": repo_id}
         card = environment.from_string(card_file("model_card.md.jinja")).render(
             given,
             metadata=_metadata(record, facts, repo_id, results),
             frame_milliseconds=1000 * math.prod(config["conv_stride"]) / preprocessor["sampling_rate"],
             trained_layers=sorted({int(number) for number in _LAYER.findall(" ".join(record["trained_parameters"]))}),
-            trained_others=[f"`{name}`" for name in record["trained_parameters"] if not _LAYER.match(name)],
+            trained_others=[code(name) for name in record["trained_parameters"] if not _LAYER.match(name)],
             source_name=_source_name(record["data"]),
             speech=next((entry for entry in texts["speech"] if matches(located(source), entry["match"])), None),
             hardware=hardware,
@@ -62,9 +63,11 @@ def render_card(
             others=[_words(result, texts) for result in results if result.whose == OTHER],
             evaluated=any(result.whose == OWN for result in results),
             published=published_values(facts["base_title"], record["method"], facts["method_title"]),
-            plots={plot: texts["plots"].get(Path(plot).stem, Path(plot).stem.replace("_", " ")) for plot in plots},
+            plots={
+                _url(plot): texts["plots"].get(Path(plot).stem, Path(plot).stem.replace("_", " ")) for plot in plots
+            },
         )
-    except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
         raise LaserError(f"the card cannot be filled: {type(error).__name__} {error}") from error
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"  # blocks that were left out leave their blank lines behind
 
@@ -97,7 +100,8 @@ def _metadata(record: Values, facts: Values, repo_id: str, results: Sequence[Res
 
 def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, Any]]:
     recipe, base, versions = record["recipe"], record["base_model"], record["versions"]
-    revision = f" at revision `{base['revision']}`" if base["revision"] else ""
+    revision = f" at revision {code(base['revision'])}" if base["revision"] else ""
+    commit = f", commit {code(record['commit'])}" if record["commit"] else ""
     options = {**recipe["model"], **recipe["data"], **recipe["training"]}
     if options["seconds_per_update"]:
         options["pairs_per_update"] = None  # it has no effect then
@@ -105,34 +109,50 @@ def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, 
         options["optim"] = "Adam with L2 regularisation"  # it takes the place of what the Trainer makes
     names = recipe["perturbations"]["name"]
     rows = [
-        ("base model", ("a local folder, " if base["local"] else "") + f"`{base['name']}`{revision}"),
+        ("base model", ("a local folder, " if base["local"] else "") + f"{code(base['name'])}{revision}"),
         ("parameters of the encoder", f"{base['parameters']:,}"),
-        ("preset", f"`{record['preset']}`" if record["preset"] else None),
+        ("preset", code(record["preset"]) if record["preset"] else None),
         *_options(find_objective(record["method"]), recipe["objective"]),
-        ("perturbation", ", ".join(f"`{name}`" for name in names)),
+        ("perturbation", ", ".join(map(code, names))),
         *(row for name in names for row in _options(find_perturbation(name), recipe["perturbations"])),
-        *((label, options[name] or None) for name, label in labels.items()),
-        ("precision", record["precision"]),
+        *((label, _value(options[name] or None)) for name, label in labels.items()),
+        ("precision", _value(record["precision"])),
         ("seed", record["seed"]),
         ("wall time", _duration(record["wall_seconds"])),
         ("hardware", hardware),
-        ("code", f"laser_hf {versions['laser_hf']}" + (f", commit `{record['commit']}`" if record["commit"] else "")),
-        ("libraries", f"torch {versions['torch']}, transformers {versions['transformers']}"),
-        ("finished", record["written"]),
+        ("code", text(f"laser_hf {versions['laser_hf']}") + commit),
+        ("libraries", text(f"torch {versions['torch']}, transformers {versions['transformers']}")),
+        ("finished", _value(record["written"])),
     ]
-    return [(name, _value(value)) for name, value in rows if value is not None]
+    return [(name, value) for name, value in rows if value is not None]
 
 
 def _options(plugin: type[Plugin], values: Values) -> list[tuple[str, Any]]:
-    return [(f"{re.split(r'[;(]', o.help)[0].strip()} (`{o.dest}`)", values.get(o.dest)) for o in plugin.options]
+    labels = {o.dest: f"{re.split(r'[;(]', o.help)[0].strip()} (`{o.dest}`)" for o in plugin.options}
+    return [(label, _value(values.get(dest))) for dest, label in labels.items()]
 
 
-def _value(value: Any) -> str:
+def _value(value: Any) -> str | None:
+    """A value of a record as Markdown; `None` if it is `None`."""
     if isinstance(value, dict):
-        value = [f"{name} {_value(one)}" for name, one in value.items()]
+        return ", ".join(f"{text(name)} {_value(one)}" for name, one in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_value, value))
-    return number(value) if isinstance(value, float) else str(value)
+        return ", ".join(map(str, map(_value, value)))
+    return number(value) if isinstance(value, float) else None if value is None else text(value)
+
+
+def text(value: Any) -> str:
+    """A foreign text as Markdown that shows it: on one line, without markup, links or HTML."""
+    return re.sub(r"([\\*\[\]|~])", r"\\\1", _line(value).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def code(value: Any) -> str:
+    """A foreign name as a code span, on one line and fit for a table."""
+    return "`" + re.sub(r"\\*\|", r"\\|", _line(value)) + "`"
+
+
+def _line(value: Any) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split()).replace("`", "'")
 
 
 def _held_out(record: Values, labels: Values) -> list[tuple[str, str, str]]:
@@ -152,13 +172,14 @@ def _words(result: Result, texts: Values) -> dict[str, str]:
     deviation, runs = metric.get("standard_deviation"), result.record.get("runs")
     if deviation is not None and runs:
         value, unit = f"{value} ± {number(deviation)}", f"{unit} ({len(runs)} runs)"
-    return {
-        "task": f"{texts['tasks'].get(task, task.replace('_', ' '))} ({texts['protocols'].get(protocol, protocol)})",
-        "measure": ", ".join(filter(None, (measure, metric["split"], layer))),
-        "text": (value + unit).strip(),
-        "model": result.model,
-        "file": result.file,
-    }
+    task = f"{texts['tasks'].get(task, task.replace('_', ' '))} ({texts['protocols'].get(protocol, protocol)})"
+    measure = ", ".join(filter(None, (measure, metric["split"], layer)))
+    words = {"task": task, "measure": measure, "text": (value + unit).strip(), "model": result.model}
+    return {**{name: text(word) for name, word in words.items()}, "file": f"[{code(result.file)}]({_url(result.file)})"}
+
+
+def _url(path: str) -> str:
+    return urllib.parse.quote(path, errors="surrogateescape")
 
 
 def _comparison(results: Sequence[Result], texts: Values) -> list[dict[str, Any]]:
@@ -169,7 +190,7 @@ def _comparison(results: Sequence[Result], texts: Values) -> list[dict[str, Any]
             words = _words(result, texts)
             row = rows.setdefault((words["task"], words["measure"]), {**words, OWN: [], BASE: [], "files": {}})
             row[result.whose].append(words["text"])
-            row["files"][result.file] = None
+            row["files"][words["file"]] = None
     return list(rows.values()) if any(row[OWN] for row in rows.values()) else []
 
 
@@ -181,8 +202,8 @@ def _on_hub(data: Values) -> bool:
 def _source_name(data: Values) -> str:
     source = data["source"]
     name = f"[{source}](https://huggingface.co/datasets/{source})"
-    name = name if _on_hub(data) else f"the local folder `{Path(source).name}`"
-    return ", ".join([name, *(f"`{data[key]}`" for key in ("name", "split") if data.get(key))])
+    name = name if _on_hub(data) else f"the local folder {code(Path(source).name)}"
+    return ", ".join([name, *(code(data[key]) for key in ("name", "split") if data.get(key))])
 
 
 def number(value: float) -> str:

@@ -21,8 +21,8 @@ from transformers.utils import cached_file
 
 from ..encoders import load_pretrained
 from ..errors import LaserError
-from ..records import new_record, tensors_digest, write_json
-from .export import export_encoder, load_checkpoint
+from ..records import TRAINING_RECORD, new_record, tensors_digest, write_json
+from .export import EXPORTED, export_encoder, load_checkpoint
 from .fairseq import CLASSES, find_weights, infer_config, rename
 
 RECORD_NAME = "conversion.json"
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--base", help="model of the same shape (hub id or folder) whose config is taken over")
     source.add_argument("--model_type", choices=sorted(CLASSES), help="or: infer the config from the weights")
-    add("--output_dir", type=Path, required=True, help="folder to write")
+    add("--output_dir", required=True, help="folder to write")
     add("--revision", help="branch, tag or commit of --base")
     add("--num_attention_heads", type=int, help="with --model_type hubert, if the checkpoint does not say it")
     normalise = "waveforms of zero mean and unit variance (default: as the checkpoint says, else for large models only)"
@@ -96,9 +96,19 @@ def convert_checkpoint(
     Raises:
         LaserError: no such layout, missing or unexpected weights, other shapes, a file that would run code.
     """
+    if not str(output_dir):
+        raise LaserError("--output_dir is empty; give the folder to write")
     started, checkpoint, output_dir = time.perf_counter(), Path(checkpoint), Path(output_dir)
     if (base is None) == (model_type is None):
         raise LaserError("give either a base model or a model type")
+    inputs = [checkpoint, *(Path(base).iterdir() if base and Path(base).is_dir() else ())]
+    written = {(output_dir / name).resolve() for name in (*EXPORTED, RECORD_NAME)}
+    if overwritten := [path for path in inputs if path.resolve() in written]:
+        raise LaserError(
+            f"--output_dir {output_dir} would overwrite {overwritten[0]}, which is read; choose another one"
+        )
+    if (output_dir / TRAINING_RECORD).exists():
+        raise LaserError(f"{output_dir} holds a finished run of train.py; choose another --output_dir")
     if (output_dir / "config.json").exists() and not overwrite_output_dir:
         raise LaserError(f"{output_dir} already holds a model; choose another folder or --overwrite_output_dir")
     content = load_checkpoint(checkpoint)

@@ -26,6 +26,7 @@ from ..errors import LaserError
 if TYPE_CHECKING:  # importing transformers takes seconds that --help and early refusals of a push need not wait for
     from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
+EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 SAMPLE_RATE = 16_000
 TOLERANCE = 1e-3
 """Allowed difference in units of the root mean square of the numbers kept; processors differ by far less."""
@@ -63,14 +64,14 @@ def export_encoder(
         # AutoTokenizer needs it to make a CTC tokenizer for WavLM; the Hub's own configs carry it.
         config.tokenizer_class = "Wav2Vec2CTCTokenizer"
     # Write to a folder inside first: an interrupted export never leaves half a model at the root.
-    staging = output_dir / ".export"
+    staging = output_dir / ".export-staging"
     shutil.rmtree(staging, ignore_errors=True)  # of a killed export
     staging.mkdir(parents=True)
     try:
         config.save_pretrained(staging)
         save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
         _extractor(do_normalize).save_pretrained(staging)
-        for file in staging.iterdir():
+        for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):  # last: it says "complete"
             file.chmod(0o644)  # safetensors writes for the owner alone
             file.replace(output_dir / file.name)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -125,6 +124,8 @@ def infer_config(
         notes.append(f"{heads} attention heads, 64 dimensions each as in all released models")
     if heads is None:
         raise LaserError("the weights do not tell the number of attention heads; give --num_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise LaserError(f"{heads} attention heads do not divide the {hidden} dimensions; give --num_attention_heads")
     kernels = [shape[2] for shape in convolutions]
     strides = _strides(kernels, model_cfg)
     try:
@@ -159,10 +160,10 @@ def _strides(kernels: list[int], model_cfg: Mapping[str, Any]) -> list[int]:
     """Strides of the front-end: fairseq writes its layers as "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"."""
     if text := str(model_cfg.get("conv_feature_layers") or ""):
         layers = []
-        for part in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", text):
-            layers += list(ast.literal_eval(f"[{part[0]}]")) * int(part[1] or 1)
-        if [layer[1] for layer in layers] == kernels:
-            return [layer[2] for layer in layers]
+        for part, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", text):
+            layers += re.findall(r"\(\s*\d+\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", part) * int(times or 1)
+        if [int(kernel) for kernel, _ in layers] == kernels:
+            return [int(stride) for _, stride in layers]
         raise LaserError(f"conv_feature_layers {text!r} does not fit the kernels of the weights, {kernels}")
     if kernels == [10, 3, 3, 3, 3, 2, 2]:
         return [5, 2, 2, 2, 2, 2, 2]

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LaserError
+from ..records import TRAINING_RECORD
 from . import upload
 from .export import Load, load_in_fresh_process
 from .repository import Bundle, prepare
@@ -54,7 +55,12 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
     request.branch = request.revision or constants.DEFAULT_REVISION
     _check(request)
     with tempfile.TemporaryDirectory(prefix="laser-push-") as staging:
-        bundle, api = prepare(request, Path(staging), load), HfApi(token=request.token)
+        try:
+            bundle = prepare(request, Path(staging), load)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            what = f"{TRAINING_RECORD}, config.json or a result in {request.run_dir} does not hold what it should"
+            raise LaserError(f"{what}, it was damaged or changed ({type(error).__name__} {error})") from error
+        api = HfApi(token=request.token)
         if request.show_card:
             print(bundle.card)
         try:

@@ -16,15 +16,13 @@ import torch
 import yaml
 from huggingface_hub import constants, eval_result_entries_to_yaml
 
-from ..encoders import load_pretrained
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, located, read_json, read_record, tensors_digest, write_json
 from .card import placeholders, render_card
-from .export import Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
+from .export import EXPORTED, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
 from .facts import OWN, find_facts, hub_entries, read_results
 from .upload import EVALUATION_SCRIPTS
 
-EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 _RESULTS = ("results/*.json", "results*.json")
 _HUB_RESULTS = ".eval_results/librispeech_asr.yaml"
 
@@ -46,6 +44,8 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     Raises:
         LaserError: with the first reason not to publish.
     """
+    from ..encoders import load_pretrained  # with transformers, for which --help need not wait
+
     sources = collect(request.run_dir, request.results)
     record, config = read_record(request.run_dir / TRAINING_RECORD), read_json(request.run_dir / "config.json", dict)
     if "auto_map" in config:
@@ -57,6 +57,9 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     local = located(record["recipe"]["model"]["model_name_or_path"]) if record["base_model"]["local"] else None
     exported = load_checkpoint(request.run_dir / "model.safetensors")
     exported = {name: tensor.float() for name, tensor in exported.items()}  # as it is loaded for an evaluation
+    digest = tensors_digest(exported)
+    if record.get("weights_sha256", digest) != digest:
+        raise LaserError(f"{request.run_dir / 'model.safetensors'} was changed or damaged after training ended")
     try:
         base = load_pretrained(local or base_name, record["base_model"]["revision"], request.token)[0].state_dict()
     except LaserError as error:
@@ -71,7 +74,7 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else None
     records = {name: path for name, path in sources.items() if any(fnmatch(name, pattern) for pattern in _RESULTS)}
     names = (str(request.run_dir), request.repo_id)
-    results, unread = read_results(records, tensors_digest(exported), base_digest, base_name, names)
+    results, unread = read_results(records, digest, base_digest, base_name, names)
     notes += [f"{name} is no evaluation record; it is uploaded, but the card does not list it" for name in unread]
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
         models = ", ".join(sorted({result.model for result in results}))

@@ -15,7 +15,7 @@ from ..cpu import keep_freed_memory
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
-from ..records import TRAINING_RECORD, new_record, portable, write_json
+from ..records import TRAINING_RECORD, new_record, portable, tensors_digest, write_json
 from ..runs import RunFolder, find_fault
 from . import callbacks
 from .arguments import precision
@@ -177,6 +177,7 @@ def _make_record(
         first=_summary(reversed(history)),
         last=_summary(history),
         sample_features=sample_features(encoder.model, model.do_normalize),
+        weights_sha256=tensors_digest(encoder.model.state_dict()),
     )
 
 
@@ -199,8 +200,9 @@ def _publish(options: Options, output_dir: Path) -> None:
     command = [str(output_dir), "--repo_id", args.hub_model_id, *private, "--allow_unevaluated", "--yes"]
     try:
         push([*command, "--token", args.hub_token] if args.hub_token else command)
-    except LaserError as error:
+    except (LaserError, OSError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
         raise LaserError(
-            f"the run is complete in {output_dir}, but it was not published: {error}. To publish it later: "
+            f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
             f"{shlex.join(['python', 'push_to_hub.py', *command])}"
         ) from error

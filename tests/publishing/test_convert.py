@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from safetensors.torch import save_file
 from transformers import AutoFeatureExtractor, AutoModel
 
 from laser_hf.__main__ import main as laser_hf
@@ -275,3 +276,30 @@ def test_unknown_names_stay_as_they_are():
     converted, dropped = rename({"final_proj.weight": torch.zeros(1), "final_proj_extra": torch.zeros(1)})
     assert list(converted) == ["final_proj_extra"]
     assert dropped == ["final_proj.weight"]
+
+
+@pytest.mark.parametrize("heads", [0, -1, 3])
+def test_heads_that_do_not_divide_the_dimensions(heads, base, tmp_path):
+    torch.save(fairseq_names(base[0]), tmp_path / "c.pt")
+    with pytest.raises(LaserError, match="--num_attention_heads"):
+        convert_checkpoint(tmp_path / "c.pt", tmp_path / "out", model_type="hubert", num_attention_heads=heads)
+
+
+def test_folders_that_are_read_are_not_written(base, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "laser_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(base[1])
+    torch.save(fairseq_names(base[0]), tmp_path / "c.pt")
+    for out, said in (
+        ("base", "would overwrite .*, which is read"),
+        ("link", "would overwrite"),
+        ("run", "finished run"),
+    ):
+        with pytest.raises(LaserError, match=said):
+            convert_checkpoint(tmp_path / "c.pt", tmp_path / out, base=base[1], overwrite_output_dir=True)
+    save_file(fairseq_names(base[0]), tmp_path / "model.safetensors")
+    with pytest.raises(LaserError, match=r"would overwrite .*model\.safetensors"):
+        convert_checkpoint(tmp_path / "model.safetensors", tmp_path, model_type="hubert")
+    with pytest.raises(LaserError, match="--output_dir is empty"):
+        convert_checkpoint(tmp_path / "c.pt", "", base=base[1])
+    AutoModel.from_pretrained(base[1])
