@@ -30,11 +30,7 @@ class Search:
 
 
 def search_layers(
-    features: Features,
-    layers: Sequence[int],
-    sets: Sequence[QbeData],
-    folder: Path,
-    device: torch.device | str = "cpu",
+    features: Features, layers: Sequence[int], sets: Sequence[QbeData], folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[tuple[str, int], Search], dict[Utterance, tuple[str, str]]]:
     """Encode the recordings of `sets` once, and search each set at each layer.
 
@@ -106,7 +102,12 @@ def search(
     def frames(index: int) -> torch.Tensor:
         return unit_frames(store.read(layer, index), mean, deviation)
 
-    scores = _open_scores(path, (len(queries), len(documents)))
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            np.save(file, np.full((len(queries), len(documents)), np.nan))
+        os.replace(fresh, path)
+    scores = np.lib.format.open_memmap(path, mode="r+")
     with tqdm(total=len(columns), desc=path.stem, unit="document", mininterval=2) as bar:
         for first in range(0, len(columns), BLOCK_DOCUMENTS):
             block = columns[first : first + BLOCK_DOCUMENTS]
@@ -117,16 +118,6 @@ def search(
                 scores.flush()
             bar.update(len(block))
     return Search(np.array(scores), mean, deviation)
-
-
-def _open_scores(path: Path, shape: tuple[int, int]) -> np.memmap:
-    """The scores of an interrupted search, or new ones, all NaN."""
-    if not path.exists():
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            np.save(file, np.full(shape, np.nan))
-        os.replace(fresh, path)
-    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

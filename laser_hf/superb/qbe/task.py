@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from ..features import add_arguments as add_feature_arguments
 from ..features import load_features, pick_device, pick_layers
 from . import report, scoring
 from .data import GAIN_DB, SPLITS, QbeData, read_data
-from .evaluation import PRIMARY, Evaluation, count, evaluate
 from .matching import SHORTEST_QUERY
+from .scoring import PRIMARY, Evaluation, evaluate
 from .search import search_layers
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 NAME = "qbe"
 HELP = "query by example: find recordings that hold a spoken word; MTWV and mean average precision"
 CACHE = "cache"
-_FILES = (report.SCORES, report.STDLIST, report.SKIPPED, report.DETECTION, report.ALIGNMENT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         LaserError: data or options that do not fit; the message says how to mend it.
     """
     began = time.time()
-    folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=_FILES)
+    folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=report.FILES)
     data, dev = _read_sets(arguments)
     sets = [data] if dev is None else [data, dev]
     device = pick_device(arguments.device)
@@ -112,11 +110,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     first = best.find(metric, trials)
     metrics = [m for evaluation in evaluations.values() for m in evaluation.metrics]
     described = {
-        one.split: {
-            "source": str(source),
-            **count(one, ~np.isnan(searches[one.split, chosen].scores)),
-            "skipped": report.count_skipped(one, skipped),
-        }
+        one.split: {"source": str(source)}
+        | report.describe(one, ~np.isnan(searches[one.split, chosen].scores), skipped)
         for one, source in zip(sets, (arguments.data, arguments.dev_data or arguments.data), strict=False)
     }
     record = new_record(
@@ -163,6 +158,6 @@ def _read_sets(arguments: argparse.Namespace) -> tuple[QbeData, QbeData | None]:
 
 def _digest(data: QbeData) -> str:
     """Digest of the task and of the size and time of its files: an interrupted run goes on with the same ones only."""
-    files: Sequence[Path] = sorted({utterance.audio for utterance in (*data.queries, *data.documents)})
+    files = sorted({utterance.audio for utterance in (*data.queries, *data.documents)})
     found = [(path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in files]
     return hashlib.sha256(json.dumps([data.revision(), list(map(str, files)), found]).encode()).hexdigest()[:12]
