@@ -78,11 +78,9 @@ class QbeData:
 
 
 def read_data(folder: str | Path, split: str = "eval") -> QbeData:
-    """Read a folder of either layout, told apart by what lies in it.
+    """Read a folder of either layout: three tables, or QUESST 2014 (`quesst14Database` or the folder around it).
 
-    Args:
-        folder: three tables, or QUESST 2014 (`quesst14Database` or the folder around it).
-        split: "eval" or "dev" of QUESST 2014; without meaning for tables.
+    `split`, "eval" or "dev", is of QUESST 2014 and has no meaning for tables.
 
     Raises:
         LaserError: neither layout, or something in it is missing.
@@ -158,13 +156,10 @@ def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
 def read_quesst(root: Path, split: str = "eval") -> QbeData:
     """Read the English queries of `split`, the English documents and the ground truth; every pair is a trial.
 
-    Args:
-        root: folder that holds `Audio`, `dev_queries`, `eval_queries` and `scoring`.
-        split: "dev" or "eval".
+    `root` holds `Audio`, `dev_queries`, `eval_queries` and `scoring`. Audio files are not looked at here.
 
     Raises:
-        LaserError: an unknown split, a list or ground-truth file is missing or cannot be read, or nothing English is
-            left. Audio files are not looked at here.
+        LaserError: an unknown split, a list or ground-truth file is missing or unreadable, or nothing English is left.
     """
     if split not in SPLITS:
         raise LaserError(f"QUESST 2014 has the splits {', '.join(SPLITS)}, not {split!r}")

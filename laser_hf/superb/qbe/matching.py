@@ -26,7 +26,7 @@ from torch.nn import functional as F
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
 
-# ------------------------------------------------------------------------------------------------------ compiled kernel
+# ------------------------------------------------------------------------------------------------------------- kernel
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -89,7 +89,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="qbe")
 
 
-# ------------------------------------------------------------------------------------------------------ distances, costs
+# ---------------------------------------------------------------------------------------------------- distances, costs
 
 
 def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: np.ndarray) -> torch.Tensor:

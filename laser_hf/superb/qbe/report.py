@@ -83,14 +83,9 @@ def write_scores(path: Path, scores: np.ndarray, queries: Sequence[str], documen
 
 
 def write_stdlist(path: Path, scores: np.ndarray, queries: Sequence[str], documents: Sequence[str]) -> None:
-    """The list of detected terms that the official scorer of QUESST reads, as SUPERB writes it.
+    """The list of detected terms that the official scorer of QUESST reads: every trial, YES for scores above 2.
 
-    It has every trial, and YES for scores above two standard deviations.
-
-    Args:
-        path: `benchmark.stdlist.xml` in the folder given to the scorer.
-        scores: (queries, documents), normalised, NaN for no trial.
-        queries, documents: names as in the term list and the experiment control file, without extension.
+    `scores` are (queries, documents), normalised, NaN for no trial.
     """
     head = {"termlist_filename": STDLIST, "indexing_time": "1.00", "language": "english", "index_size": "1"}
     root = ElementTree.Element("stdlist", head, system_id="benchmark")
@@ -158,13 +153,7 @@ def _deviate(rates: np.ndarray) -> np.ndarray:
 
 
 def plot_matches(matches: Mapping[str, np.ndarray], path: Path, frame_seconds: float) -> None:
-    """Distance matrices below each other, dark where frames are alike, with the best alignment drawn in.
-
-    Args:
-        matches: scaled distances (query frames, document frames) by title, at least one.
-        path: of the PNG.
-        frame_seconds: time from one frame to the next.
-    """
+    """Scaled distances (query frames, document frames) by title below each other, with the best alignment drawn in."""
     from ... import figures
 
     figure, axes = figures.new_figure(len(matches), 1, (9, 2.9 * len(matches)), squeeze=False)

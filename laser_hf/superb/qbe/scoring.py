@@ -1,7 +1,8 @@
 """From scores to measures: term-weighted value, mean average precision, precision at N.
 
-Scores are arrays (queries, documents) in which NaN marks a pair that is no trial. Queries without a target among their
-trials are left out of every measure, as the official scorer does.
+Scores are arrays (queries, documents) in which NaN marks a pair that is no trial; targets are bool of the same shape.
+Queries without a target among their trials are left out of every measure, as the official scorer does. All measures
+raise a `ValueError` for shapes that do not fit, infinite scores, and if no query has a target.
 
 The term-weighted value (Fiscus et al., "Results of the 2006 spoken term detection evaluation", 2007) weighs all
 queries alike,
@@ -92,15 +93,7 @@ def _checked(scores, targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def detection_curve(scores, targets) -> DetectionCurve:
-    """Miss and false-alarm rate at every threshold, equal scores being accepted together.
-
-    Args:
-        scores: (queries, documents), NaN where there is no trial.
-        targets: bool, same shape.
-
-    Raises:
-        ValueError: shapes that do not fit, infinite scores, or no query with a target.
-    """
+    """Miss and false-alarm rate at every threshold, equal scores being accepted together."""
     scores, targets, trials = _checked(scores, targets)
     # What one hit takes from the mean miss rate and one false alarm adds to the mean false-alarm rate, by query.
     hit = 1 / targets.sum(1) / len(targets)
@@ -127,7 +120,7 @@ def mtwv(scores, targets, beta: float = BETA) -> TermWeightedValue:
         Value and threshold; of equally good thresholds the highest.
 
     Raises:
-        ValueError: as `detection_curve`, or a beta that is not positive.
+        ValueError: as all measures, or a beta that is not positive.
     """
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
@@ -138,11 +131,7 @@ def mtwv(scores, targets, beta: float = BETA) -> TermWeightedValue:
 
 
 def twv(scores, targets, threshold: float, beta: float = BETA) -> TermWeightedValue:
-    """Term-weighted value when scores of at least `threshold` are accepted: the "actual" one; may be negative.
-
-    Raises:
-        ValueError: as `detection_curve`.
-    """
+    """Term-weighted value when scores of at least `threshold` are accepted: the "actual" one; may be negative."""
     curve = detection_curve(scores, targets)
     point = int(np.searchsorted(-curve.thresholds, -threshold, side="right")) - 1
     return TermWeightedValue(float(1 - curve.miss[point] - beta * curve.false_alarm[point]), float(threshold))
@@ -162,8 +151,7 @@ def normalise_scores(scores: np.ndarray) -> np.ndarray:
 def on_collection(scores: np.ndarray, queries: list[str], documents: list[str], collection: Collection) -> np.ndarray:
     """Scores (queries, documents) of a part of `collection` among `DEFAULT_SCORE` for every other pair of it.
 
-    This is SUPERB's definition of the trials: the official scorer takes the full term list and collection. NaN becomes
-    the default as well.
+    NaN becomes the default as well. So SUPERB defines the trials: the official scorer takes the full lists.
     """
     full = np.full(collection.targets.shape, DEFAULT_SCORE)
     rows, columns = numbered(collection.queries), numbered(collection.documents)
@@ -173,11 +161,7 @@ def on_collection(scores: np.ndarray, queries: list[str], documents: list[str], 
 
 
 def mean_average_precision(scores, targets) -> float:
-    """Mean over queries of `average_precision`; equal scores rank targets last.
-
-    Raises:
-        ValueError: as `detection_curve`.
-    """
+    """Mean over queries of `average_precision`; equal scores rank targets last."""
     rows = zip(*_checked(scores, targets), strict=True)
     return float(np.mean([average_precision(row[used], hits[used]) for row, hits, used in rows]))
 
@@ -185,12 +169,10 @@ def mean_average_precision(scores, targets) -> float:
 def precision_at(scores, targets, n: int | None = None) -> float:
     """Mean over queries of the share of targets among the best `n` trials; equal scores rank targets last.
 
-    Args:
-        scores, targets: as in `mtwv`.
-        n: how many; `None` for as many as the query has targets (R-precision, the "P@N" of Hazen et al., 2009).
+    `n=None` takes as many as the query has targets (R-precision, the "P@N" of Hazen et al., 2009).
 
     Raises:
-        ValueError: as `detection_curve`, or n < 1.
+        ValueError: as all measures, or n < 1.
     """
     if n is not None and n < 1:
         raise ValueError(f"n must be at least 1, got {n}")

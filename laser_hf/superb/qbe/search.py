@@ -32,14 +32,9 @@ class Search:
 def search_layers(
     features: Features, layers: Sequence[int], sets: Sequence[QbeData], folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[tuple[str, int], Search], dict[Utterance, tuple[str, str]]]:
-    """Encode the recordings of `sets` once, and search each set at each layer.
+    """Encode the recordings of `sets`, all of one gain, once, and search each set at each layer.
 
-    Args:
-        features: what makes frames.
-        layers: numbers of the layers.
-        sets: evaluation sets, all with one gain.
-        folder: of everything that an interrupted run can go on from; memory holds few frames at a time.
-        device: where to align.
+    `folder` gets everything that an interrupted run can go on from; memory holds few frames at a time.
 
     Returns:
         Searches by split and layer, and kind and reason of each recording that could not be used.
@@ -80,11 +75,8 @@ def search(
     Frames are normalised by their mean and deviation over all these queries and documents.
 
     Args:
-        store: frames on disk.
-        layer: which frames.
         queries, documents: indices in the store; those that it skipped get NaN.
         path: where the scores are kept (npy), a block of documents after the other.
-        device: where to align.
 
     Raises:
         LaserError: no query or no document could be used.

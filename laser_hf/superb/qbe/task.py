@@ -36,20 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
     add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        help="QUESST 2014 (quesst14Database): protocol superb, judged by MTWV; or a folder with queries.tsv, "
-        "documents.tsv and targets.tsv: protocol quick, judged by mean average precision",
+    layouts = (
+        "QUESST 2014 (quesst14Database): protocol superb, judged by MTWV; or a folder with queries.tsv, documents.tsv "
+        "and targets.tsv: protocol quick, judged by mean average precision"
     )
+    add("--data", type=Path, required=True, help=layouts)
     add("--split", choices=SPLITS, default="eval", help="queries of QUESST 2014 to report on")
-    add(
-        "--select_layer",
-        choices=("last", "dev"),
-        default="last",
-        help="which of several layers is reported: the last one named (LASER), or the best on dev (SUPERB)",
-    )
+    which = "which of several layers is reported: the last one named (LASER), or the best on dev (SUPERB)"
+    add("--select_layer", choices=("last", "dev"), default="last", help=which)
     add("--dev_data", type=Path, help="development set as three tables: gives the threshold of act_twv and the layer")
     add("--skip_dev", action="store_true", help="leave out the dev queries of QUESST 2014")
 
@@ -72,13 +66,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = features.describe(arguments.model)
     protocol = "superb" if data.layout == "quesst2014" else "quick"
     metric, trials = PRIMARY[protocol]
-    recipe = {
-        "layers": layers,
-        "select_layer": arguments.select_layer,
-        "shortest_query_frames": SHORTEST_QUERY,
-        "beta": scoring.BETA,
-        "trials": trials,
-    }
+    recipe = {"layers": layers, "select_layer": arguments.select_layer, "shortest_query_frames": SHORTEST_QUERY}
+    recipe |= {"beta": scoring.BETA, "trials": trials}
     if data.layout == "quesst2014":
         recipe |= {"gain_db": GAIN_DB, "default_score": scoring.DEFAULT_SCORE}
     about = {"model": (model["weights_sha256"] or arguments.model)[:12], "files": [_digest(one) for one in sets]}
@@ -91,10 +80,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     evaluations: dict[tuple[str, int], Evaluation] = {}
     for layer in layers:
         thresholds = None
-        if dev is not None:
-            found = evaluations["dev", layer] = evaluate(dev, searches["dev", layer].scores, layer)
+        for one in reversed(sets):
+            found = evaluate(one, searches[one.split, layer].scores, layer, thresholds)
             thresholds = {which: found.find("mtwv", which)["threshold"] for which in found.measured}
-        evaluations[data.split, layer] = evaluate(data, searches[data.split, layer].scores, layer, thresholds)
+            evaluations[one.split, layer] = found
     chosen = layers[-1]
     if arguments.select_layer == "dev":
         chosen = max(layers, key=lambda layer: evaluations["dev", layer].find(metric, trials)["value"])
@@ -144,15 +133,12 @@ def _read_sets(arguments: argparse.Namespace) -> tuple[QbeData, QbeData | None]:
         dev = read_data(arguments.data, "dev")
     if arguments.select_layer == "dev" and dev is None:
         raise LaserError(
-            "--select_layer dev needs a development set: --dev_data FOLDER with three tables, or QUESST 2014 with "
-            "--split eval and without --skip_dev"
+            "--select_layer dev needs a development set: --dev_data FOLDER, or QUESST 2014 without --skip_dev"
         )
     for one in (data,) if dev is None else (data, dev):
-        without = int((~(one.targets & one.trials).any(1)).sum())
-        if without:
-            logger.warning(
-                "%d of %d queries of %s have no target; they count in no measure", without, len(one.queries), one.split
-            )
+        if without := int((~(one.targets & one.trials).any(1)).sum()):
+            counts = (without, len(one.queries), one.split)
+            logger.warning("%d of %d queries of %s have no target; they count in no measure", *counts)
     return data, dev
 
 
