@@ -24,6 +24,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numba
 import numpy as np
@@ -38,15 +39,12 @@ from .tokens import Token, token_frames
 
 
 def dtw_distances(segments: Sequence[Tensor], first: ArrayLike, second: ArrayLike, progress: str = "") -> np.ndarray:
-    """Normalised symmetric DTW distances of many pairs.
+    """Normalised symmetric DTW distances of many pairs: smallest path costs divided by `n + m` frames; 0 to 2.
 
     Args:
         segments: stretches of frames `(frames, dim)` whose rows have length one (or zero).
-        first, second: indices into `segments`; pair `p` compares `first[p]` with `second[p]`.
+        first, second: indices into `segments`, each `(pairs,)` as is the float64 result.
         progress: label of a progress bar; none if empty.
-
-    Returns:
-        `(pairs,)` float64: the smallest path cost of each pair, divided by `n + m` frames; 0 to 2.
 
     Raises:
         ValueError: a stretch without frames.
@@ -246,47 +244,34 @@ def abx_error(
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, token in enumerate(tokens):
         cells[token.speaker][token.label].append(index)
-    names = {token.label for token in tokens}
     errors = {"within": defaultdict(list), "across": defaultdict(list)}  # by ordered pair of phones
     triples = {"within": 0, "across": 0}
+    names = {token.label for token in tokens}
     if len(names) > 1:
         low, high = np.triu_indices(len(tokens), k=1)
         distances = np.zeros((len(tokens), len(tokens)))
         segments = token_frames(frames, tokens, frame_rate, first_seconds)
         distances[low, high] = dtw_distances(segments, low, high, progress)
         distances += distances.T
-        for speaker, own in cells.items():
-            for other, foreign in cells.items():
-                kind = "within" if speaker == other else "across"
-                for label in own:
-                    by_phone, compared = _errors(distances, own, foreign, label)
-                    triples[kind] += compared
-                    for phone, error in by_phone.items():
-                        errors[kind][label, phone].append(error)
+        for (speaker, own), (other, foreign) in product(cells.items(), repeat=2):
+            kind = "within" if speaker == other else "across"
+            for label, a in own.items():  # A is a token of `label` in `own`, X one in `foreign`, B another in `own`
+                x = foreign.get(label, [])
+                others = [(phone, index) for phone, members in own.items() if phone != label for index in members]
+                if not x or not others or (own is foreign and len(a) < 2):
+                    continue
+                by_phone, b = zip(*others, strict=True)
+                to_a, to_b = distances[np.ix_(x, a)][:, :, None], distances[np.ix_(x, b)][:, None, :]
+                wrong = (to_a > to_b) + 0.5 * (to_a == to_b)
+                if own is foreign:
+                    wrong = wrong[~np.eye(len(a), dtype=bool)]  # A is not X
+                triples[kind] += wrong.size
+                compared, place = np.unique(by_phone, return_inverse=True)
+                means = np.bincount(place, wrong.reshape(-1, len(b)).mean(0)) / np.bincount(place)
+                for phone, error in zip(compared.tolist(), means.tolist(), strict=True):
+                    errors[kind][label, phone].append(error)
     found = {"tokens": len(tokens), "phones": len(names), "speakers": len(cells)}
     for kind, pairs in errors.items():
         error = float(np.mean([np.mean(values) for values in pairs.values()])) if pairs else math.nan
         found |= {kind: error, f"{kind}_triples": triples[kind], f"{kind}_phone_pairs": len(pairs)}
     return AbxReport(**found)
-
-
-def _errors(
-    distances: np.ndarray, own: Mapping[str, list[int]], foreign: Mapping[str, list[int]], label: str
-) -> tuple[dict[str, float], int]:
-    """Errors by phone of B, and how many triples: A is a token of `label` in `own`, X one in `foreign`, B is in `own`.
-
-    `foreign` is `own` within a speaker. `distances` is symmetric `(tokens, tokens)`.
-    """
-    a, x = own[label], foreign.get(label, [])
-    others = [(phone, index) for phone, members in own.items() if phone != label for index in members]
-    if not x or not others or (own is foreign and len(a) < 2):
-        return {}, 0
-    phones, b = zip(*others, strict=True)
-    to_a, to_b = distances[np.ix_(x, a)][:, :, None], distances[np.ix_(x, b)][:, None, :]
-    wrong = (to_a > to_b) + 0.5 * (to_a == to_b)
-    if own is foreign:
-        wrong = wrong[~np.eye(len(a), dtype=bool)]  # A is not X
-    names, place = np.unique(phones, return_inverse=True)
-    by_token = wrong.reshape(-1, len(b)).mean(0)
-    means = np.bincount(place, by_token) / np.bincount(place)
-    return dict(zip(names.tolist(), means.tolist(), strict=True)), wrong.size

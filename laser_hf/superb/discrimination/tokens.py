@@ -173,7 +173,7 @@ def token_frames(
         # Encoders drop a frame or so at the end, but the rest of the token must be there.
         if end > len(matrix) + 2 or begin >= len(matrix):
             raise LaserError(
-                f"the {len(matrix)} frames of {token.utterance!r} and the times do not fit: its {token.label!r} ends at "
+                f"the {len(matrix)} frames of {token.utterance!r} and the times do not fit: {token.label!r} ends at "
                 f"frame {end} for a frame rate of {frame_rate:g} Hz"
             )
         segments.append(matrix[begin:end])

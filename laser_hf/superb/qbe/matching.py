@@ -174,11 +174,9 @@ def batched_costs(
 def match(
     queries: Sequence[torch.Tensor], documents: Sequence[torch.Tensor], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Scores (queries, documents), float64: minus the alignment cost, 0 for queries of fewer than five frames.
+    """Scores (queries, documents), float64, of unit-norm frames, each (frames, dim); one document at least.
 
-    Args:
-        queries, documents: unit-norm frames, each (frames, dim); one document at least.
-        device: where to compute.
+    A score is minus the alignment cost, 0 for queries of fewer than five frames.
     """
     scores = torch.zeros(len(queries), len(documents), dtype=torch.float64)
     lengths = [len(document) for document in documents]

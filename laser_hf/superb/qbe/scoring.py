@@ -57,17 +57,11 @@ class TermWeightedValue(NamedTuple):
 
 
 class DetectionCurve(NamedTuple):
-    """Operating points, from the one that accepts nothing on; each (points,).
+    """Operating points, from the one that accepts nothing on; each (points,)."""
 
-    Attributes:
-        thresholds: infinity, then every distinct score, descending.
-        miss: mean over queries of the share of targets below the threshold.
-        false_alarm: mean over queries of the share of other trials at or above it.
-    """
-
-    thresholds: np.ndarray
-    miss: np.ndarray
-    false_alarm: np.ndarray
+    thresholds: np.ndarray  # infinity, then every distinct score, descending
+    miss: np.ndarray  # mean over queries of the share of targets below the threshold
+    false_alarm: np.ndarray  # mean over queries of the share of other trials at or above it
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
