@@ -61,6 +61,27 @@ class RunFolder:
         """Whether there is something to resume and no record."""
         return not self.finished and any(next(self.path.glob(pattern), None) for pattern in self.progress)
 
+    def protect(self, inputs: Mapping[str, str | Path | None]) -> None:
+        """Refuse an output folder that is an input of the run or above one; call it before anything is touched.
+
+        Args:
+            inputs: by option, such as `{"--model": options.model}`. `None` and what is no path here, such as an id on
+                the Hub, are passed over. Real paths count, so links hide nothing.
+
+        Raises:
+            LaserError: an input would be mixed with the run's files, or deleted by `--overwrite_output_dir`.
+        """
+        for option, given in inputs.items():
+            place = os.path.abspath(os.path.expanduser(given or ""))
+            if not given or not os.path.exists(place) or not self.path.exists():
+                continue
+            above = [one for path in (Path(place), Path(os.path.realpath(place))) for one in (path, *path.parents)]
+            if any(os.path.samefile(self.path, one) for one in above):
+                raise LaserError(
+                    f"--output_dir {self.path} is the folder of {option} {given} or above it, so this run could "
+                    "overwrite or delete what it reads; choose another --output_dir"
+                )
+
     def prepare(self, recipe: Mapping[str, Any], overwrite: bool = False, reopen: bool = False) -> None:
         """Make the folder ready for a run of `recipe`; of several processes, only the first one calls it.
 

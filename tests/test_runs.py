@@ -143,3 +143,26 @@ def test_a_folder_can_be_checked_before_its_recipe_is_known(tmp_path):
         run.check()
     run.check(overwrite=True)
     assert not run.finished
+
+
+@pytest.mark.parametrize("place", ["data/base", "data", ".", "link", "nested/../data/base"])
+def test_a_folder_at_or_above_an_input_is_refused(tmp_path, place):
+    (tmp_path / "data" / "base").mkdir(parents=True)
+    (tmp_path / "data" / "base" / "config.json").write_text("{}")
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "base")
+    for given in ("data/base", "link", "data/base/config.json"):
+        with pytest.raises(LaserError, match=r"is the folder of --model .*; choose another --output_dir"):
+            folder(tmp_path / place).protect({"--data": None, "--model": tmp_path / given})
+    assert sorted(one.name for one in (tmp_path / "data" / "base").iterdir()) == ["config.json"]
+
+
+def test_a_folder_beside_or_below_an_input_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    inputs = {"--model": "base", "--data": tmp_path / "nowhere", "--train_data": "openslr/librispeech_asr", "--x": ""}
+    for place in ("base/scores", "out", "base-2", "openslr/librispeech_asr"):
+        folder(tmp_path / place).protect(inputs)
+    (tmp_path / "a").symlink_to(tmp_path / "base")
+    with pytest.raises(LaserError, match="folder of --model base"):
+        folder("a").protect(inputs)
