@@ -13,7 +13,7 @@ from laser_hf.superb.discrimination import words as module
 from laser_hf.superb.discrimination.alignments import Token as Word
 from laser_hf.superb.discrimination.token_distances import dtw_distances
 from laser_hf.superb.discrimination.words import word_discrimination
-from laser_hf.superb.ranking import average_precision
+from laser_hf.superb.qbe.scoring import average_precision
 
 
 def unit_rows(*shape: int, seed: int = 0) -> torch.Tensor:
