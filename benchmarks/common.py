@@ -22,24 +22,24 @@ RECORDS = Path(__file__).resolve().parent / "records"
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall times of one function in seconds: median and least of the repetitions."""
+    """Wall times of one function in seconds: median and minimum of the repetitions."""
 
     median: float
     minimum: float
     repeats: int
 
     def __str__(self) -> str:
-        return f"{1000 * self.median:.1f} ms (least {1000 * self.minimum:.1f}, {self.repeats} runs)"
+        return f"{1000 * self.median:.1f} ms (minimum {1000 * self.minimum:.1f}, {self.repeats} runs)"
 
 
 def build_parser(name: str, description: str, quick: str, device: str | None = "") -> argparse.ArgumentParser:
-    """A parser with the options that benchmarks have in common; to be used with `parse_options`.
+    """A parser with the options that all benchmarks have; use it with `parse_options`.
 
     Args:
         name: of the module.
         description: its docstring, shown as it is.
-        quick: help of `--quick`, what is made small.
-        device: help of `--device`; `None` for a benchmark of the CPU alone, which has no such option.
+        quick: what `--quick` makes small, for its help.
+        device: help of `--device`; `None` leaves the option out.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -57,7 +57,7 @@ def parse_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | No
     """Parse the command line.
 
     Raises:
-        SystemExit: wrong options, or a device that is not here.
+        SystemExit: wrong options, or a device that this machine does not have.
     """
     options = parser.parse_args(arguments)
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
@@ -66,11 +66,19 @@ def parse_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | No
 
 
 def time_side_by_side(
-    functions: dict[str, Callable[[], Any]], repeats: int = 7, warm_up: int = 1, budget: float = 60.0
+    functions: dict[str, Callable[[], Any]],
+    repeats: int = 7,
+    warm_up: int = 1,
+    budget: float = 60.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time `functions` in turn, round after round, so that a slow spell of the machine meets all of them.
+    """Time `functions` in turn, round after round, so that a slow spell of the machine affects all of them.
 
-    A function that has used `budget` seconds is not called again. On CUDA every call is synchronised.
+    Args:
+        functions: what to time, by name. On CUDA every call is synchronised.
+        repeats, warm_up: rounds that count and rounds before them that do not.
+        budget: seconds; a function that has used more is not called again.
+        clock: gives the time in seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + repeats):
@@ -78,10 +86,10 @@ def time_side_by_side(
             if sum(times[name]) > budget:
                 continue
             _synchronise()
-            start = time.perf_counter()
+            start = clock()
             function()
             _synchronise()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if number >= warm_up or elapsed > budget:
                 times[name].append(elapsed)
     return {name: Timing(statistics.median(t), min(t), len(t)) for name, t in times.items()}
@@ -93,11 +101,12 @@ def _synchronise() -> None:
 
 
 def peak_memory_mib(function: Callable[..., Any], *arguments: Any, warm_up: Sequence[Any] | None = None) -> float:
-    """Growth of the resident memory's peak in MiB while `function(*arguments)` runs in a fresh process.
+    """Growth of the peak of resident memory in MiB while `function(*arguments)` runs in a fresh process.
 
-    `function` must be importable (no lambda). What it imports itself counts, unless it is imported before: give
-    a module-level function of a module that imports all it needs, or with `warm_up` the arguments of a small
-    first call that does not count.
+    Args:
+        function: importable (no lambda). What it imports counts, unless its module or the warm-up imports it first.
+        arguments: of the call that counts.
+        warm_up: arguments of a small first call that does not count.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -122,7 +131,7 @@ def _measure_memory(sender, function, arguments, warm_up) -> None:
 
 def peak_mib() -> float:
     """Peak resident memory of this process in MiB (Linux)."""
-    # Not ru_maxrss, which a new process inherits from the one that started it.
+    # A new process inherits ru_maxrss from the one that started it, so that cannot be used.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 

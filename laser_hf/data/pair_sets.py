@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class _Pairs:
 
 
 class PairDataset(_Pairs, torch.utils.data.Dataset):
-    """Map-style data set of pairs; each is made when it is read.
+    """Map-style data set of pairs; each is made when it is read, see `PairTransform.pair`.
 
     Args:
         speech: as `load_speech` returns it.
@@ -68,49 +69,49 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
     """
 
     def __init__(self, speech: datasets.Dataset, transform: PairTransform, check_lengths: bool | None = None) -> None:
-        self.transform = transform
-        self.speech = speech
+        self.speech, self.transform = speech, transform
         self.left_out: dict[str, int] = {}
         if check_lengths or (check_lengths is None and transform.max_seconds is not None):
-            self._leave_out()
-        self._pairs = self.speech.with_transform(transform)
+            shortest, longest = transform.min_seconds, transform.max_seconds or float("inf")
+            seconds, sizes = self._headers
+            short, long = seconds < shortest, seconds > longest
+            self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
+            keep = np.flatnonzero(~(short | long))  # also those without a readable header: decoding reports them
+            if not len(keep):
+                raise LaserError(
+                    f"no utterance is at least min_seconds {shortest:g} and at most max_seconds {longest:g} long; "
+                    f"left out: {self.left_out}"
+                )
+            self.speech, self._headers = speech.select(keep), (seconds[keep], sizes[keep])
+            logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
 
-    def _leave_out(self) -> None:
-        """Keep utterances within the limits, and those without a readable header, so that decoding reports them."""
-        shortest, longest = self.transform.min_seconds, self.transform.max_seconds or float("inf")
-        found = self._header_seconds()
-        short, long = found < shortest, found > longest
-        self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
-        keep = np.flatnonzero(~(short | long))
-        if not len(keep):
-            raise LaserError(
-                f"no utterance is at least min_seconds {shortest:g} and at most max_seconds {longest:g} long; "
-                f"left out: {self.left_out}"
-            )
-        self.speech, self.seconds = self.speech.select(keep), self._as_trained(found[keep])
-        logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
+    @cached_property
+    def _headers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds (NaN where they cannot be read) and bytes of each utterance, read in parallel and cached."""
+        if not len(self.speech):
+            return np.zeros(0), np.zeros(0)
+        features = {"seconds": datasets.Value("float64"), "size": datasets.Value("int64")}
+        found = _cached_map(self.speech, _headers, None, features)
+        return np.array(found["seconds"][:], dtype=float), np.array(found["size"][:])
 
     @cached_property
     def seconds(self) -> list[float]:
         """Length of each utterance as trained on (cropped), from its header; 0 where that cannot be read."""
-        return self._as_trained(self._header_seconds())
+        return np.fmin(np.nan_to_num(self._headers[0]), self.transform.crop_seconds or np.inf).tolist()
 
-    def _header_seconds(self) -> np.ndarray:
-        """Seconds of each utterance from its header, read in parallel and cached; NaN where it cannot be read."""
-        if not len(self.speech):
-            return np.zeros(0)
-        found = _cached_map(self.speech, _lengths, None, {"seconds": datasets.Value("float64")})
-        return np.array(found["seconds"][:], dtype=float)
-
-    def _as_trained(self, seconds: np.ndarray) -> list[float]:
-        return np.fmin(np.nan_to_num(seconds), self.transform.crop_seconds or np.inf).tolist()
+    def fingerprint(self) -> str:
+        """SHA-256 over id, size in bytes and duration of every utterance, in order. It does not depend on any path."""
+        digest = hashlib.sha256()
+        for name, seconds, size in zip(self.speech["id"], *self._headers, strict=True):
+            digest.update(f"{name}\t{size}\t{seconds:.6f}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.speech)
 
     def __getitem__(self, index: int) -> Pair:
-        """See `PairTransform.pair`."""
-        return self._pairs[index]
+        row = self.speech[index]
+        return self.transform.pair(row["id"], row["audio"])
 
 
 @dataclass(eq=False)
@@ -136,27 +137,41 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     buffer_size: int = 1000
     rank: int = 0
     world_size: int = 1
+    _skipped: tuple[int, int] = (0, 1)  # batches and their size
 
     @property
     def num_shards(self) -> int:
         """Files that this process reads; more workers than that would idle."""
         return max(self.speech.num_shards // self.world_size, 1)
 
-    def of_epoch(self, epoch: int) -> Iterator[Pair]:
-        """The pairs of one epoch for this process (in a dataloader worker: for this worker)."""
+    def skip(self, examples: int, batch_size: int = 1) -> PairStream:
+        """The stream with `None` for the first `examples` of this process: no audio is decoded or perturbed for them.
+
+        A resumed run drops the batches of `None`. As many batches as before come from each worker of the loader, so
+        that those behind them are the same.
+
+        Args:
+            examples: how many; a multiple of `batch_size`.
+            batch_size: of the data loader, whose workers take batches in turn.
+        """
+        return replace(self, _skipped=(examples // batch_size, batch_size))
+
+    def rows(self, epoch: int) -> datasets.IterableDataset:
+        """The utterances of one epoch for this process (in a dataloader worker: for this worker), not decoded."""
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         stream = self.speech.shuffle(seed=seed, buffer_size=self.buffer_size)
-        if self.world_size > 1:
-            stream = split_dataset_by_node(stream, self.rank, self.world_size)
-        transform = self.transform.at_epoch(epoch)
-        return (transform.pair(row["id"], row["audio"]) for row in stream)
+        return split_dataset_by_node(stream, self.rank, self.world_size) if self.world_size > 1 else stream
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[Pair | None]:
+        batches, batch_size = self._skipped
+        worker = torch.utils.data.get_worker_info()
+        skip = batch_size * (len(range(worker.id, batches, worker.num_workers)) if worker else batches)
         for epoch in itertools.count(self.transform.epoch):
             empty = True
-            for pair in self.of_epoch(epoch):
+            for row in self.rows(epoch):
                 empty = False
-                yield pair
+                yield None if skip > 0 else self.transform.pair(row["id"], row["audio"], epoch)
+                skip -= 1
             if empty:
                 return
 
@@ -178,8 +193,9 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     return _cached_map(speech, _decoded, folder, speech.features | {"audio": datasets.Audio(decode=False)})
 
 
-def _lengths(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
-    return {"seconds": [audio_seconds(audio) for audio in batch["audio"]]}
+def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+    sizes = [(_state(audio.get("path")) or (len(audio.get("bytes") or b""), 0))[0] for audio in batch["audio"]]
+    return {"seconds": [audio_seconds(audio) for audio in batch["audio"]], "size": sizes}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
@@ -237,10 +253,9 @@ def _cached_map(
         ) from error
 
 
-def _state(path: str) -> tuple[int, int] | None:
-    """Size and time of change of a local file."""
-    try:
-        found = os.stat(path)
-    except OSError:
+def _state(path: str | None) -> tuple[int, int] | None:
+    """Size and time of change of a local file, if it is there."""
+    if path is None or not os.path.isfile(path):
         return None
+    found = os.stat(path)
     return found.st_size, found.st_mtime_ns

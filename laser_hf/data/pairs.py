@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,6 @@ from .perturbation import Perturbation, draw_generator
 logger = logging.getLogger(__name__)
 
 Pair = dict[str, Any]
-COLUMNS = ("id", "clean", "perturbed", "drawn", "skip")
-"""Keys of a pair."""
 
 
 @dataclass(eq=False)
@@ -72,23 +69,13 @@ class PairTransform:
         """Set the epoch, here and in all running workers."""
         self._epoch.fill_(epoch)
 
-    def at_epoch(self, epoch: int) -> PairTransform:
-        """A copy whose epoch nothing else changes."""
-        fixed = copy.copy(self)
-        fixed._epoch = torch.tensor(epoch)
-        return fixed
-
-    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The transform for `datasets`: columns `id` and `audio` to the columns of `pair`."""
-        pairs = [self.pair(utterance, audio) for utterance, audio in zip(batch["id"], batch["audio"], strict=True)]
-        return {column: [pair[column] for pair in pairs] for column in COLUMNS}
-
-    def pair(self, utterance_id: str, audio: Any) -> Pair:
+    def pair(self, utterance_id: str, audio: Any, epoch: int | None = None) -> Pair:
         """Both views of one utterance.
 
         Args:
             utterance_id: names the utterance in draws and in the log.
             audio: as `decode_audio` takes it.
+            epoch: another epoch than the one that is set.
 
         Returns:
             `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
@@ -98,22 +85,18 @@ class PairTransform:
         Raises:
             RuntimeError: the perturbation failed; the message names the utterance.
         """
+        epoch = self.epoch if epoch is None else epoch
         try:
             clean = decode_audio(audio, min_seconds=self.min_seconds, max_seconds=self.max_seconds).waveform
-            clean = self._cropped(clean, utterance_id)
-            drawn = self.perturbation.draw_for(draw_generator(self.seed, self.epoch, utterance_id), utterance_id)
+            if self.crop_seconds is not None and (spare := len(clean) - round(self.crop_seconds * SAMPLE_RATE)) > 0:
+                start = int(draw_generator(self.seed, epoch, f"{utterance_id}\ncrop").integers(spare + 1))
+                # A copy: a view would carry the whole utterance from the worker to the main process.
+                clean = clean[start : start + len(clean) - spare].clone()
+            drawn = self.perturbation.draw_for(draw_generator(self.seed, epoch, utterance_id), utterance_id)
             perturbed = self._perturbed(clean, drawn, utterance_id) if self.perturb else None
         except BadAudio as error:
             return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
         return {"id": utterance_id, "clean": clean, "perturbed": perturbed, "drawn": drawn, "skip": ""}
-
-    def _cropped(self, clean: torch.Tensor, utterance_id: str) -> torch.Tensor:
-        spare = len(clean) - round(self.crop_seconds * SAMPLE_RATE) if self.crop_seconds is not None else 0
-        if spare <= 0:
-            return clean
-        start = int(draw_generator(self.seed, self.epoch, f"{utterance_id}\ncrop").integers(spare + 1))
-        # A copy: a view would carry the whole utterance from the worker to the main process.
-        return clean[start : start + len(clean) - spare].clone()
 
     def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
         try:
@@ -139,17 +122,14 @@ def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         - `skipped`, a list of `(id, "kind: reason")`.
     """
     kept = [pair for pair in pairs if not pair["skip"]]
-    batch: dict[str, Any] = {}
+    batch: dict[str, Any] = {name: [pair[key] for pair in kept] for name, key in (("ids", "id"), ("drawn", "drawn"))}
+    batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
     for view in ("clean", "perturbed"):
         waveforms = [pair[view] for pair in kept]
-        if any(waveform is None for waveform in waveforms):
-            batch[view] = batch[f"{view}_lengths"] = None
-            continue
-        batch[view] = pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
-        batch[f"{view}_lengths"] = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
-    batch["ids"] = [pair["id"] for pair in kept]
-    batch["drawn"] = [pair["drawn"] for pair in kept]
-    batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
+        batch[view] = batch[f"{view}_lengths"] = None
+        if all(waveform is not None for waveform in waveforms):
+            batch[view] = pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
+            batch[f"{view}_lengths"] = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
     return batch
 
 
@@ -184,9 +164,5 @@ class SkipLog:
 
     def summary(self) -> dict[str, Any]:
         """Different `utterances` skipped so far, `times` over all epochs, and different utterances `by_kind`."""
-        by_kind = Counter(self._kinds.values())
-        return {
-            "utterances": len(self._kinds),
-            "times": self._times.total(),
-            "by_kind": dict(sorted(by_kind.items())),
-        }
+        by_kind = dict(sorted(Counter(self._kinds.values()).items()))
+        return {"utterances": len(self._kinds), "times": self._times.total(), "by_kind": by_kind}

@@ -20,6 +20,7 @@ from ..records import located
 from .facts import card_file, listed, matches, published_values
 from .results import BASE, OTHER, OWN, Result, model_index
 
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\b(?:TODO|TBD|FIXME|XXX|None|undefined|nan)\b|(?i:more information needed)"
 )
@@ -64,7 +65,8 @@ def render_card(
             preprocessor=preprocessor,
             metadata=_metadata(record, facts, repo_id, results),
             frame_milliseconds=1000 * math.prod(config["conv_stride"]) / preprocessor["sampling_rate"],
-            trained=_trained(record["trained_parameters"]),
+            trained_layers=sorted({int(number) for number in _LAYER.findall(" ".join(record["trained_parameters"]))}),
+            trained_others=[f"`{name}`" for name in record["trained_parameters"] if not _LAYER.match(name)],
             source_name=_source_name(record["data"]),
             speech=next((entry for entry in texts["speech"] if matches(located(source), entry["match"])), None),
             hardware=_hardware(record["hardware"]),
@@ -111,21 +113,14 @@ def _metadata(record: Mapping[str, Any], facts: Mapping[str, Any], repo_id: str,
     ).to_yaml()
 
 
-def _trained(names: Sequence[str]) -> dict[str, list[Any]]:
-    """Numbers of the trained layers, and trained parameters outside layers."""
-    layers = {int(number) for number in re.findall(r"encoder\.layers\.(\d+)\.", " ".join(names))}
-    return {
-        "layers": sorted(layers),
-        "others": [f"`{name}`" for name in names if not re.match(r"encoder\.layers\.\d+\.", name)],
-    }
-
-
 def _settings(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, Any]]:
     recipe, base, versions = record["recipe"], record["base_model"], record["versions"]
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     options = {**recipe["model"], **recipe["data"], **recipe["training"]}
     if options["seconds_per_update"]:
         options["pairs_per_update"] = None  # it has no effect then
+    if options["coupled_weight_decay"]:
+        options["optim"] = "Adam with L2 regularisation"  # it takes the place of what the Trainer makes
     names = recipe["perturbations"]["name"]
     rows = [
         ("base model", ("a local folder, " if base["local"] else "") + f"`{base['name']}`{revision}"),
@@ -151,12 +146,11 @@ def _options(plugin: type[Plugin], values: Mapping[str, Any]) -> list[tuple[str,
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {_value(one)}" for name, one in value.items()]
     if isinstance(value, list):
         return ", ".join(map(_value, value))
-    if isinstance(value, float):
-        return number(value)
-    # An enumeration is written as `SchedulerType.LINEAR`.
-    return re.sub(r"^[A-Z]\w+\.([A-Z_]+)$", lambda match: match[1].lower(), str(value))
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _held_out(record: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..errors import LaserError
@@ -110,25 +110,23 @@ def convert_checkpoint(
     converted, dropped = rename(weights)
     notes: list[str] = []
     if base is not None:
-        base_model, config = _load_base(base, revision)
-        model = type(base_model)(config)
+        model = _load_base(base, revision)
     else:
-        config = infer_config(converted, model_type, model_cfg, num_attention_heads, notes)
-        model = CLASSES[model_type][1](config)
+        model = CLASSES[model_type][1](infer_config(converted, model_type, model_cfg, num_attention_heads, notes))
     stated = {**model_cfg, **task_cfg}.get("normalize")
     if do_normalize is None:
-        do_normalize = config.feat_extract_norm == "layer" if stated is None else bool(stated)
+        do_normalize = model.config.feat_extract_norm == "layer" if stated is None else bool(stated)
         if stated is None:
             notes.append(f"do_normalize is {str(do_normalize).lower()}, as usual with this front-end's normalisation")
     _check_fit(model.state_dict(), converted, base or f"the inferred {model_type} config")
     changed = None
     if base is not None:
-        before = base_model.state_dict()
+        before = model.state_dict()
         changed = _by_module([name for name in converted if not torch.equal(before[name], converted[name].float())])
     if any(tensor.dtype != torch.float32 for tensor in converted.values()):
         notes.append("weights of lower precision were stored as float32")
     model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
-    export_encoder(model.eval(), config, output_dir, do_normalize=do_normalize)
+    export_encoder(model.eval(), model.config, output_dir, do_normalize=do_normalize)
     digest = tensors_digest(model.state_dict())
     if tensors_digest(AutoModel.from_pretrained(output_dir).state_dict()) != digest:
         raise LaserError(f"{output_dir} does not load as it was written")
@@ -155,15 +153,14 @@ def convert_checkpoint(
     return record
 
 
-def _load_base(base: str, revision: str | None) -> tuple[PreTrainedModel, PretrainedConfig]:
+def _load_base(base: str, revision: str | None) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision)
-        model = AutoModel.from_pretrained(base, revision=revision, dtype=torch.float32)
+        model = AutoModel.from_pretrained(base, revision=revision or "main", dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise LaserError(f"--base {base} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if config.model_type not in CLASSES:
-        raise LaserError(f"--base {base} is a {config.model_type!r} model; expected hubert or wavlm")
-    return model, config
+    if model.config.model_type not in CLASSES:
+        raise LaserError(f"--base {base} is a {model.config.model_type!r} model; expected hubert or wavlm")
+    return model
 
 
 def _check_fit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str) -> None:

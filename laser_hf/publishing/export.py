@@ -22,6 +22,8 @@ from ..errors import LaserError
 if TYPE_CHECKING:  # importing transformers takes seconds, and a push does not need it in its own process
     from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
+SAMPLE_RATE = 16_000
+"""Of every supported encoder, Hz."""
 KEPT_VALUES = 64
 """Numbers kept of the frames by `describe_frames`."""
 TOLERANCE = 1e-3
@@ -32,11 +34,7 @@ Load = Callable[[str, Sequence[float]], torch.Tensor]
 
 
 def export_encoder(
-    model: PreTrainedModel,
-    base_config: PretrainedConfig,
-    output_dir: str | Path,
-    do_normalize: bool = False,
-    sampling_rate: int = 16_000,
+    model: PreTrainedModel, base_config: PretrainedConfig, output_dir: str | Path, do_normalize: bool = False
 ) -> None:
     """Save `config.json`, `model.safetensors` and `preprocessor_config.json` at the root of `output_dir`.
 
@@ -49,7 +47,6 @@ def export_encoder(
         base_config: config of the base checkpoint, before training-time changes.
         output_dir: created if missing; other files in it are left alone.
         do_normalize: whether waveforms were normalised in training.
-        sampling_rate: in Hz.
 
     Raises:
         LaserError: weights that are not finite.
@@ -73,7 +70,7 @@ def export_encoder(
     try:
         model.config = config
         model.save_pretrained(staging, state_dict=state)
-        _extractor(do_normalize, sampling_rate).save_pretrained(staging)
+        _extractor(do_normalize).save_pretrained(staging)
         for file in staging.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
             file.replace(output_dir / file.name)
@@ -82,12 +79,12 @@ def export_encoder(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _extractor(do_normalize: bool, sampling_rate: int) -> Wav2Vec2FeatureExtractor:
+def _extractor(do_normalize: bool) -> Wav2Vec2FeatureExtractor:
     from transformers import Wav2Vec2FeatureExtractor
 
     return Wav2Vec2FeatureExtractor(
         feature_size=1,
-        sampling_rate=sampling_rate,
+        sampling_rate=SAMPLE_RATE,
         padding_value=0.0,
         do_normalize=do_normalize,
         return_attention_mask=True,
@@ -95,7 +92,7 @@ def _extractor(do_normalize: bool, sampling_rate: int) -> Wav2Vec2FeatureExtract
 
 
 @torch.no_grad()
-def sample_features(model: PreTrainedModel, do_normalize: bool = False, sampling_rate: int = 16_000) -> dict[str, Any]:
+def sample_features(model: PreTrainedModel, do_normalize: bool = False) -> dict[str, Any]:
     """Frames of one second of made-up sound, for the record: a reloaded encoder is compared with them.
 
     Computed on the CPU in evaluation mode; the model is left as it was.
@@ -103,7 +100,6 @@ def sample_features(model: PreTrainedModel, do_normalize: bool = False, sampling
     Args:
         model: bare encoder (no task head), on any device.
         do_normalize: whether waveforms were normalised in training.
-        sampling_rate: in Hz.
 
     Returns:
         `frames`, `dimension` and 64 evenly spaced `values` of the last hidden state.
@@ -111,18 +107,16 @@ def sample_features(model: PreTrainedModel, do_normalize: bool = False, sampling
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     encoder = model if on_cpu else copy.deepcopy(model).cpu()
     training = encoder.training
-    inputs = _extractor(do_normalize, sampling_rate)(
-        made_up_sound(sampling_rate), sampling_rate=sampling_rate, return_tensors="pt"
-    )
+    inputs = _extractor(do_normalize)(made_up_sound(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
     try:
         return describe_frames(encoder.eval()(inputs["input_values"]).last_hidden_state[0])
     finally:
         encoder.train(training)
 
 
-def made_up_sound(sampling_rate: int = 16_000) -> list[float]:
+def made_up_sound() -> list[float]:
     """A second of tones that come and go: quiet and with an offset, so that normalising it changes the frames."""
-    time = torch.arange(sampling_rate, dtype=torch.float64) * (2 * math.pi / sampling_rate)
+    time = torch.arange(SAMPLE_RATE, dtype=torch.float64) * (2 * math.pi / SAMPLE_RATE)
     wave = torch.full_like(time, 0.004)
     for pitch in (180.0, 450.0, 1170.0, 2300.0):
         wave += 0.004 * (pitch * time).sin() * ((3 * time + pitch).sin() > 0)

@@ -1,5 +1,4 @@
-"""HuBERT and WavLM of S3PRL and fairseq in transformers' terms: where their checkpoints keep the encoder, how its
-weights are called, and a config inferred from them."""
+"""HuBERT and WavLM of S3PRL and fairseq in transformers' terms: layouts of checkpoints, names of weights, a config."""
 
 from __future__ import annotations
 

@@ -102,11 +102,12 @@ def prepare(request: Request, staging: Path, load: Load) -> Bundle:
     record, config = read_record(request.run_dir / TRAINING_RECORD), read_object(request.run_dir / "config.json")
     if "auto_map" in config:
         raise LaserError("config.json has an auto_map, so that loading would run code of the repository")
-    if not (record.get("base_model") or {}).get("name"):
-        raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned")
+    if record["task"] != "training" or not (record.get("base_model") or {}).get("name"):
+        raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned; it is no record of train.py")
     facts = find_facts(record, read_object(request.facts) if request.facts else None)
     base_name, base, notes = record["base_model"]["name"], None, []
-    exported = weights.encoder_weights(request.run_dir / "model.safetensors", record["base_model"]["model_type"])
+    exported = weights.load_checkpoint(request.run_dir / "model.safetensors")
+    exported = {name: tensor.float() for name, tensor in exported.items()}  # as it is loaded for an evaluation
     try:
         base = weights.base_weights(record, request.token)
     except weights.NoBaseModel as error:

@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import LaserError
 from ..records import located
-
-_FILES = ("model.safetensors", "pytorch_model.bin")
-# Older checkpoints name the two parts of a weight-normalised convolution so.
-_OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
 class NoBaseModel(LaserError):
@@ -56,50 +50,26 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def encoder_weights(path: Path, model_type: str) -> dict[str, torch.Tensor]:
-    """Tensors by their names in a bare encoder, in float32, from a checkpoint of transformers with or without a head.
-
-    Raises:
-        LaserError: a file that cannot be read.
-    """
-    weights = {}
-    for name, tensor in load_checkpoint(path).items():
-        owner, dot, last = name.removeprefix(f"{model_type.replace('-', '_')}.").rpartition(".")
-        new = owner + dot + _OLD_NAMES.get(last, last)
-        weights[new] = tensor.float() if tensor.is_floating_point() else tensor
-    return weights
-
-
 def base_weights(record: Mapping[str, Any], token: str | None = None) -> dict[str, torch.Tensor]:
-    """Weights of the base model that a record names, from its folder or downloaded at the recorded revision.
+    """Weights in float32 of the base model that a record names, from its folder or the Hub at the recorded revision.
 
     Raises:
         NoBaseModel: they cannot be had; the message says why.
     """
+    from transformers import AutoModel  # takes seconds, which --help and early refusals need not wait for
+
     base = record["base_model"]
+    name, revision = base["name"], base["revision"]
+    if base["local"]:
+        name, revision = located(record["recipe"]["model"]["model_name_or_path"]), None
     try:
-        if not base["local"]:
-            return encoder_weights(_downloaded(base, token), base["model_type"])
-        folder = Path(located(record["recipe"]["model"]["model_name_or_path"]))
-        path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-        if path is None:
-            raise LaserError(f"the base model's folder {folder} is not here, or holds no weights")
-        return encoder_weights(path, base["model_type"])
-    except LaserError as error:
-        raise NoBaseModel(str(error)) from error
-
-
-def _downloaded(base: Mapping[str, Any], token: str | None) -> Path:
-    for name in _FILES:
-        try:
-            return Path(hf_hub_download(base["name"], name, revision=base["revision"], token=token))
-        except EntryNotFoundError as error:  # an offline client says so of a file that is not in its cache
-            reason = error
-        except (HTTPError, OSError, ValueError) as error:
-            reason = error
-            break
-    said = str(reason).strip().splitlines()[0]
-    raise LaserError(f"the base model {base['name']} cannot be downloaded ({said})") from reason
+        model, info = AutoModel.from_pretrained(
+            name, revision=revision or "main", token=token, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise NoBaseModel(f"the base model {name} cannot be loaded ({said})") from error
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
 
 
 def check_weights(

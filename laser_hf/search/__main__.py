@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import cli
 from ..errors import LaserError
-from .report import best_of, write_report
+from .report import best_of, table, write_report
 from .run import run_search
 from .score import QBE_METRICS, Score, discrimination_score, qbe_score
 from .space import Value, parse_over
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{plan.size} points over {', '.join(plan.over)}, chosen on {plan.score.chosen_on}", flush=True)
     study = SharedStudy(plan, arguments.retry_failed, arguments.overwrite_output_dir)
     run_search(study, arguments.jobs, after_each=lambda: write_report(study))
-    print("\n" + write_report(study))
+    print("\n" + table(plan, study.trials()))
     if best_of(study.trials()) is None:
         raise LaserError("no point has a score; the table says why")
     print(", ".join(str(plan.folder / name) for name in (TABLE, RECORD, PICTURE)))

@@ -124,6 +124,7 @@ def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
     scored = [trial for trial in trials if trial.value is not None]
     if not scored:
         return
+    title = f"{plan.score.title}\n{plan.preset}, last layer"
     if plan.sampler == "grid" and len(plan.over) > 1:
         figure = _heat_map(plan, scored)
     else:
@@ -132,8 +133,13 @@ def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
         with warnings.catch_warnings(), figures.plt.style.context([]):
             warnings.simplefilter("ignore")  # the function is experimental, and one value alone has no width
             axes = optuna.visualization.matplotlib.plot_slice(study, target_name=plan.score.metric["metric"])
-        figure = axes.flat[0].figure if len(plan.over) > 1 else axes.figure
-    figures.save(figure, plan.folder / PICTURE, f"{plan.score.title}\n{plan.preset}, last layer")
+        first = axes.flat[0] if len(plan.over) > 1 else axes
+        first.yaxis.get_major_formatter().set_useOffset(False)
+        if first is axes:  # a single panel has its title, several have that of the figure
+            axes.set_title(title, fontsize=11)
+            title = ""
+        figure = first.figure
+    figures.save(figure, plan.folder / PICTURE, title)
 
 
 def _heat_map(plan: Plan, scored: list[FrozenTrial]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +39,8 @@ def start(plan: Plan, point: Point, train: Train | None = None) -> BaseProcess:
 
 def _work(plan: Plan, point: Point, train: Train) -> None:
     os.setsid()  # Ctrl-C is for the search, which then ends this process
+    if Path(sys.argv[0]).name == "__main__.py":  # a spawned process does not know it, and records name the command
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec("laser_hf.search.__main__")
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     log = plan.folder / "runs" / f"{name_of(point)}.log"
     with log.open("ab") as file:

@@ -155,7 +155,14 @@ class SharedStudy:
                 URL.create("sqlite", database=str(path)).render_as_string(),
                 engine_kwargs={"connect_args": {"timeout": 300}, "poolclass": NullPool},  # nothing is left to close
             )
-            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+            # All points are enqueued, so the sampler draws nothing.
+            return optuna.create_study(
+                storage=storage,
+                sampler=RandomSampler(),
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+            )
         except (SQLAlchemyError, RuntimeError) as error:
             raise LaserError(f"{path} cannot be used as the database of a search: {error}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -25,14 +25,14 @@ BATCH_SECONDS = 60.0
 """Audio encoded at once, padding included."""
 
 
-def length_batches(samples: Sequence[int], batch_seconds: float = BATCH_SECONDS) -> list[list[int]]:
-    """Indices in batches of at most `batch_seconds` of padded audio (at least one utterance each), longest first.
+def length_batches(lengths: Sequence[int], limit: float = BATCH_SECONDS * SAMPLE_RATE) -> list[list[int]]:
+    """Indices in batches whose padded length is at most `limit` (at least one index each), longest first.
 
     A batch too large for the memory then fails at the start and not after hours. Equal lengths keep their order.
     """
     batches: list[list[int]] = []
-    for index in sorted(range(len(samples)), key=lambda index: -samples[index]):
-        if batches and samples[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_seconds * SAMPLE_RATE:
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= limit:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -79,8 +79,11 @@ class FrameStore:
         self._content = json.dumps([self.layers, dim, key])
         self.folder.mkdir(parents=True, exist_ok=True)
         while self._path(self.batches).exists():
-            with safe_open(self._path(self.batches), "np") as file:
-                about = file.metadata()
+            try:
+                with safe_open(self._path(self.batches), "np") as file:
+                    about = file.metadata()
+            except SafetensorError:  # cut short by a power failure; it is encoded again
+                break
             if about["content"] != self._content:
                 shutil.rmtree(self.folder)
                 self.folder.mkdir(parents=True)
@@ -166,7 +169,7 @@ def fill(
     bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress, mininterval=1)
     with ThreadPoolExecutor(1) as executor, bar:
         ahead = None
-        for batch in [*length_batches(samples, batch_seconds)[store.batches :], None]:
+        for batch in [*length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :], None]:
             ready, ahead = ahead, executor.submit(decode, batch) if batch else None
             if ready is None:
                 continue

@@ -25,7 +25,7 @@ def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any
         default: its value if it is not given.
         text: for `--help`.
         recipe: whether it decides the result.
-        metadata: more for argparse: `choices`, `aliases`.
+        metadata: more for argparse: `choices`, `aliases`, `metavar`.
     """
     return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
 
@@ -150,14 +150,16 @@ class LaserTrainingArguments(TrainingArguments):
     )
     max_steps: int = option(3600, "updates")
     learning_rate: float = option(2e-5, "peak learning rate")
-    lr_scheduler_type: SchedulerType | str = option("linear", "schedule of the learning rate; linear decays to 0")
+    lr_scheduler_type: SchedulerType | str = option(
+        "linear", "schedule of the learning rate; linear decays to 0", metavar="NAME"
+    )
     lr_scheduler_kwargs: dict | str | None = option(
         None,
         "more for the schedule, as JSON. With warmup_stable_decay, num_decay_steps is by default all updates after "
         "the warm-up",
     )
     warmup_steps: float = option(1000, "updates of linear warm-up")
-    optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser")
+    optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser", metavar="NAME")
     adam_beta1: float = option(0.9, "beta1 of AdamW")
     adam_beta2: float = option(0.999, "beta2 of AdamW")
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")

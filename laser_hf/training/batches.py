@@ -21,24 +21,43 @@ from ..objectives import Objective
 
 Batch = dict[str, Any]
 Pair = Mapping[str, Any]
+Update = Mapping[str, Any]
+VIEWS = ("clean", "perturbed")
 
 
-def to_device(pairs: Sequence[Pair], device: torch.device) -> list[Pair]:
-    """The usable pairs with their waveforms on `device`; the copies from pinned memory do not block."""
-    return [
-        {**pair, **{view: pair[view].to(device, non_blocking=True) for view in _views(pair)}}
-        for pair in pairs
-        if not pair["skip"]
-    ]
+def pack(pairs: Sequence[Pair]) -> Update:
+    """The pairs of an update as a data worker hands them over: all waveforms end to end in one tensor.
+
+    However many pairs there are, they take one block of shared memory (each needs an open file) and one copy to the
+    device. Nothing is padded.
+
+    Returns:
+        `samples` `(samples,)`, and `pairs` with lengths in place of waveforms.
+    """
+    waveforms = [pair[view] for pair in pairs for view in VIEWS if pair[view] is not None]
+    return {
+        "samples": torch.cat(waveforms) if waveforms else torch.zeros(0),
+        "pairs": [
+            {**pair, **{view: None if pair[view] is None else len(pair[view]) for view in VIEWS}} for pair in pairs
+        ],
+    }
 
 
-def _views(pair: Pair) -> list[str]:
-    return [view for view in ("clean", "perturbed") if pair[view] is not None]
+def unpack(update: Update, device: torch.device | str) -> list[Pair]:
+    """The pairs, skipped ones included, with waveforms on `device`; the copy from pinned memory does not block."""
+    samples, used, pairs = update["samples"].to(device, non_blocking=True), 0, []
+    for packed in update["pairs"]:
+        pair = dict(packed)
+        for view in VIEWS:
+            if pair[view] is not None:
+                pair[view], used = samples[used : used + pair[view]], used + pair[view]
+        pairs.append(pair)
+    return pairs
 
 
 @torch.no_grad()
 def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None) -> list[Pair]:
-    """The pairs with the perturbed views that are missing, made where the clean ones lie, in one batched call.
+    """The usable pairs with the perturbed views that are missing, made where the clean ones lie, in one batched call.
 
     Raises:
         LaserError: there is no perturbation to make them.

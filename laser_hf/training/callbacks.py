@@ -97,9 +97,9 @@ class UpdateProfiler(TrainerCallback):
 
     It writes `profile.json`, seconds of an update and of its parts, and `profile_trace.json.gz`, a trace for
     https://ui.perfetto.dev. The parts are `wait` (for the loader), `perturb` (on the device), `encode`, `loss`,
-    `backward` and `optimizer`. Evaluation, checkpoints and logging count for the update that follows them. The times
-    are those of the main thread; on a GPU, whose kernels run later, `device_seconds` are those of the kernels that this
-    thread starts (autograd starts those of the backward pass in a thread of its own).
+    `backward` and `optimizer`; evaluation, checkpoints and logging are in the time of the update that follows them. The
+    times are those of the main thread. On a GPU, whose kernels run later, `device_seconds` are those of the kernels
+    that this thread starts (autograd starts those of the backward pass in a thread of its own).
 
     Args:
         updates: how many to profile.

@@ -122,13 +122,14 @@ def pair_terms(
     if count == 0:
         return *_terms_of_nothing(model, core, next(core.parameters()).device), []
     waveforms, lengths = stack_views(batch, swap)
-    with record_function("encode"):
+    about = "" if torch.is_grad_enabled() else "held-out "
+    with record_function(f"{about}encode"):
         # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
         output = model(waveforms, lengths.tolist())
     frames = core.encoder.frame_lengths(lengths)
     (x, y), (m, n) = output["projected"].split(count), output["lengths"].split(count)
     longest_x, longest_y = (int(part.max()) for part in frames.split(count))
-    with record_function("loss"):
+    with record_function(f"{about}loss"):
         terms = core.objective(x[:, :longest_x], m, y[:, :longest_y], n)
     return terms, x, frames.tolist()
 

@@ -119,7 +119,8 @@ def find_start(folder: RunFolder, options: Options) -> str | None:
             folder.prepare(options.recipe(), args.overwrite_output_dir)
         asked = args.resume_from_checkpoint
         if asked and str(asked).lower() != "true":
-            if fault := find_fault(asked):
+            fault = find_fault(asked) if Path(asked).is_dir() else "there is no such folder"
+            if fault:
                 raise LaserError(f"--resume_from_checkpoint {asked} cannot be resumed: {fault}")
             return str(asked)
         found = folder.last_checkpoint()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import LaserError
 from .arguments import LaserTrainingArguments
+from .batches import pack
 
 
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
@@ -101,7 +102,7 @@ def micro_batches(args: LaserTrainingArguments) -> int:
 
 
 def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, UpdateSampler | None]:
-    """A loader whose item is the list of this process's pairs of one update, and its sampler (a stream has none).
+    """A loader whose item holds this process's pairs of one update (`pack`), and its sampler (a stream has none).
 
     Args:
         dataset: pairs, map-style or a stream of this process's share. With `seconds_per_update` it needs `seconds`,
@@ -138,16 +139,12 @@ def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, Upd
 
 
 def eval_loader(dataset, args: LaserTrainingArguments) -> DataLoader:
-    """Held-out pairs in the order of the data set, shared among the processes; an item is a list of pairs."""
+    """Held-out pairs in the order of the data set, shared among the processes, as `pack` hands them over."""
     world = args.world_size
     batches = updates_of_pairs(range(len(dataset)), args.per_device_eval_batch_size * world)
     sampler = UpdateSampler(lambda generator: batches, world, args.process_index)
     # Without a generator of its own, the loader would draw from torch's, and evaluation would change later dropout.
     return _loader(dataset, args, batch_sampler=sampler, generator=torch.Generator().manual_seed(args.seed))
-
-
-def _as_it_is(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return pairs
 
 
 def _loader(dataset, args: LaserTrainingArguments, **how: Any) -> DataLoader:
@@ -157,7 +154,7 @@ def _loader(dataset, args: LaserTrainingArguments, **how: Any) -> DataLoader:
         workers = min(workers, dataset.num_shards)
     return DataLoader(
         dataset,
-        collate_fn=_as_it_is,
+        collate_fn=pack,
         num_workers=workers,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers and workers > 0,

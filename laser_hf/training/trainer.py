@@ -174,8 +174,8 @@ class LaserTrainer(UpdateTrainer):
         was_training = self.model.training
         self.model.eval()
         means = Means(self.objective.term_names, self.args.device)
-        for pairs in self.get_eval_dataloader(dataset):
-            (batch,) = self._cut(pairs, dataset, 1, self.eval_skip_log)
+        for item in self.get_eval_dataloader(dataset):
+            (batch,) = self._cut(item, dataset, 1, self.eval_skip_log)
             count = len(batch["ids"])
             if count == 0 and self.args.world_size == 1:
                 continue  # several processes may compute a loss together

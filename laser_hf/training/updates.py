@@ -15,7 +15,7 @@ from transformers import Trainer
 from ..data import SkipLog
 from ..errors import LaserError
 from ..objectives import Objective
-from .batches import Batch, Pair, add_perturbed_views, cut_by_length, drawn_sides, to_device
+from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .sampling import UpdateSampler, eval_loader, train_loader
@@ -64,7 +64,7 @@ class UpdateTrainer(Trainer):
         return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Updates: an item is the list of the pairs of this process."""
+        """Updates: an item holds the pairs of this process, see `pack`."""
         loader, self._sampler = train_loader(self.train_dataset, self.args)
         return loader
 
@@ -83,10 +83,10 @@ class UpdateTrainer(Trainer):
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs  # already on the device, with lengths on the CPU
 
-    def _cut(self, pairs: list[Pair], dataset, count: int, skip_log: SkipLog) -> list[Batch]:
+    def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
         """Micro-batches on the device, with both views."""
-        skip_log.update((pair["id"], pair["skip"]) for pair in pairs if pair["skip"])
-        usable = to_device(pairs, self.args.device)
+        skip_log.update((pair["id"], pair["skip"]) for pair in update["pairs"] if pair["skip"])
+        usable = [pair for pair in unpack(update, self.args.device) if not pair["skip"]]
         return cut_by_length(add_perturbed_views(usable, getattr(dataset, "perturbation", None)), count)
 
     def _units(self, batch: Batch) -> int:
@@ -95,7 +95,7 @@ class UpdateTrainer(Trainer):
             return len(batch["ids"])
         return int(self.model.encoder.frame_lengths(batch["clean_lengths"]).sum())
 
-    def training_step(self, model, inputs: list[Pair], num_items_in_batch=None) -> torch.Tensor:
+    def training_step(self, model, inputs: Update, num_items_in_batch=None) -> torch.Tensor:
         """Forward and backward of the pairs of one update; gradients are exchanged with the last micro-batch."""
         self.objective.prepare_update()
         self.losses = []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -176,31 +174,40 @@ def test_soft_dtw(tmp_path, monkeypatch, capsys):
 
 
 def test_timing_leaves_the_warm_up_out_and_stops_at_the_budget():
-    calls = {"quick": 0, "slow": 0}
+    """By a clock that only the functions move."""
+    now, calls = [0.0], {"quick": 0, "slow": 0}
 
-    def quick():
-        calls["quick"] += 1
+    def takes(name, seconds):
+        def function():
+            calls[name] += 1
+            now[0] += seconds * (10 if calls[name] == 1 else 1)  # the first call is slower
 
-    def slow():
-        calls["slow"] += 1
-        time.sleep(0.02)
+        return function
 
-    found = common.time_side_by_side({"quick": quick, "slow": slow}, repeats=4, warm_up=2, budget=0.03)
+    functions = {"quick": takes("quick", 0.125), "slow": takes("slow", 4.0)}
+    found = common.time_side_by_side(functions, repeats=4, warm_up=2, budget=7.0, clock=lambda: now[0])
+    # The first slow call alone is beyond the budget: it counts, and is the only one.
     assert (calls["quick"], found["quick"].repeats) == (6, 4)
-    assert (calls["slow"], found["slow"].repeats) == (4, 2)
-    assert found["slow"].minimum >= 0.02 > found["quick"].median
+    assert (calls["slow"], found["slow"].repeats) == (1, 1)
+    assert found["slow"].median == 40.0
+    assert found["quick"].minimum == found["quick"].median == 0.125
+    calls["slow"] = 1
+    found = common.time_side_by_side(functions, repeats=4, warm_up=2, budget=7.0, clock=lambda: now[0])
+    assert (calls["slow"], found["slow"].repeats) == (1 + 4, 2)  # two of warm-up, two that use the budget up
 
 
-def test_gpu_check_says_what_is_missing():
-    """In an interpreter in which some packages cannot be imported."""
+def test_gpu_check_says_what_is_missing(monkeypatch, capsys):
+    """With some packages that cannot be imported."""
     blocked = ("datasets", "soundfile", "torchaudio", "pysdtw")
-    code = (
-        f"import sys, runpy; [sys.modules.__setitem__(name, None) for name in {blocked!r}]; "
-        "sys.argv = ['gpu_check.py', '--dry_run']; runpy.run_path('scripts/gpu_check.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("gpu_check", REPOSITORY / "scripts" / "gpu_check.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_check", script)  # its dataclass looks there
+    spec.loader.exec_module(script)
     for package in blocked:
-        assert f"missing: {package}" in done.stdout
-    assert 'tests: {"status": "would run"' in done.stdout
-    assert '"reason": "missing: torchaudio, datasets, soundfile"' in done.stdout
+        monkeypatch.setitem(sys.modules, package, None)
+    assert script.main(["--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    for package in blocked:
+        assert f"missing: {package}" in shown
+    assert 'tests: {"status": "would run"' in shown
+    assert '"reason": "missing: torchaudio, datasets, soundfile"' in shown

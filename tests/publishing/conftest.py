@@ -12,12 +12,13 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers
 from conftest import make_model
 from hub_server import HubServer
 from safetensors.torch import save
 
 from laser_hf import records
-from laser_hf.publishing import export_encoder, push, sample_features, weights
+from laser_hf.publishing import export_encoder, push, sample_features
 from laser_hf.publishing.card import render_card
 from laser_hf.publishing.export import load_frames
 from laser_hf.publishing.facts import find_facts
@@ -98,10 +99,10 @@ def make_record(kind: str = "hubert") -> dict:
                 "seconds_per_update": None,
                 "max_steps": 3600,
                 "learning_rate": 2e-5,
-                "lr_scheduler_type": "SchedulerType.LINEAR",
+                "lr_scheduler_type": "linear",
                 "lr_scheduler_kwargs": None,
                 "warmup_steps": 1000,
-                "optim": "OptimizerNames.ADAMW_TORCH_FUSED",
+                "optim": "adamw_torch_fused",
                 "coupled_weight_decay": False,
                 "seed": 1337,
             },
@@ -184,7 +185,7 @@ class Run:
     folder: Path
     digest: str
     base_digest: str
-    base_file: Path
+    base_folder: Path
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -221,14 +222,16 @@ def make_run(tmp_path):
         for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
             found = next(n for n in base if n.endswith(f"parametrizations.weight.{new}"))
             base[found.replace(f"parametrizations.weight.{new}", old)] = base.pop(found)
-        base_file = tmp_path / f"{name}-base.safetensors"
-        base_file.write_bytes(save({**base, "lm_head.weight": torch.ones(3)}))
+        base_folder = tmp_path / f"{name}-base"
+        model.config.save_pretrained(base_folder)
+        (base_folder / "model.safetensors").write_bytes(save({**base, "lm_head.weight": torch.ones(3)}))
         config = copy.deepcopy(model.config)
         torch.nn.init.normal_(model.encoder.layers[-1].attention.k_proj.weight)
         export_encoder(model, config, folder)
         record = {**make_record(kind), "sample_features": sample_features(model), **changes}
         if hub is not None:
-            commit = hub.create(record["base_model"]["name"], {"model.safetensors": base_file.read_bytes()}).at("main")
+            files = {path.name: path.read_bytes() for path in base_folder.iterdir()}
+            commit = hub.create(record["base_model"]["name"], files).at("main")
             record["base_model"]["revision"] = commit.oid
         (folder / "laser_config.json").write_text(json.dumps(record))
         (folder / "training_log.json").write_text(json.dumps({"log": [{"loss": 11259.978, "step": 1}]}))
@@ -241,7 +244,7 @@ def make_run(tmp_path):
         torch.save({"state": 1}, checkpoint / "optimizer.pt")
         torch.save({"state": 1}, folder / "training_args.bin")
         (folder / "results").mkdir()
-        run = Run(folder, tensors_digest(model.state_dict()), base_digest, base_file)
+        run = Run(folder, tensors_digest(model.state_dict()), base_digest, base_folder)
         if evaluated:
             run.add_result("qbe", run.digest)
         return run
@@ -253,8 +256,13 @@ def make_run(tmp_path):
 def base_at_hand(monkeypatch):
     """Makes the base model of a `Run` what a download gives."""
 
+    load = transformers.AutoModel.from_pretrained
+
     def use(run: Run) -> None:
-        monkeypatch.setattr(weights, "hf_hub_download", lambda name, file, **_: str(run.base_file))
+        def load_base(name, **options):
+            return load(run.base_folder if name == run.record()["base_model"]["name"] else name, **options)
+
+        monkeypatch.setattr(transformers.AutoModel, "from_pretrained", load_base)
 
     return use
 

@@ -21,6 +21,7 @@ from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtr
 
 from laser_hf.publishing import eval_ctc
 from laser_hf.records import read_record, tensors_digest
+from laser_hf.superb.__main__ import main as superb
 
 TEXTS = {"1-2-0000": "THE CAT SAT", "1-2-0001": "A BAD ACT", "1-2-0002": "SEED", "3-4-0000": "EAST BEACH"}
 LETTERS = ["[PAD]", "[UNK]", "|", *"ABCDEHST"]
@@ -319,6 +320,15 @@ def test_command_line(letters, speech, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         eval_ctc.main(["--help"])
     assert "--train_head" in capsys.readouterr().out
+
+
+def test_its_report_is_a_row_of_the_tables(letters, speech, tmp_path, capsys):
+    report = tmp_path / "wer.json"
+    eval_ctc.main(["--model", letters, "--data", str(speech), "--split", "test", "--output", str(report)])
+    capsys.readouterr()
+    superb(["table", str(report)])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {Path(letters).name}")]
+    assert f"{read_record(report)['value']:.2f}" in row
 
 
 def test_it_stands_alone():

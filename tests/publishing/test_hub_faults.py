@@ -49,10 +49,19 @@ def test_transfers_are_repeated(faults, hub, make_run, publish):
         (Fault("POST .*/commit/main", 504, times=1), "nothing is half published"),
         # The commit is made, but its answer is lost.
         (Fault("POST .*/commit/main", 0, times=1, after=True), "give the same command again"),
-        (Fault("POST .*/commit/main", 412, times=1), "somebody changed the repository at the same time (HTTP 412)"),
-        (Fault("POST .*/commit/main", 409, times=1), "somebody changed the repository at the same time (HTTP 409)"),
+        (
+            Fault("POST .*/commit/main", 412, times=1),
+            "somebody changed the repository at the same time; look at it and try again (HTTP 412)",
+        ),
+        (
+            Fault("POST .*/commit/main", 409, times=1),
+            "somebody changed the repository at the same time; look at it and try again (HTTP 409)",
+        ),
         (Fault("POST .*/tag/", 500, times=1), "but not tagged: the Hub does not work (HTTP 500)"),
-        (Fault("GET /api/models/org/hubert-laser/refs", 400, times=1), "refused the request (HTTP 400)"),
+        (
+            Fault("GET /api/models/org/hubert-laser/refs", 400, times=1),
+            "refused the request: made to fail with 400 (HTTP 400)",
+        ),
     ],
 )
 def test_the_same_command_goes_on(fault, said, hub, make_run, publish):
@@ -88,9 +97,9 @@ def test_tokens_that_may_not_write(hub, make_run, publish):
     run = make_run(hub=hub)
     hub.create(REPO)
     hub.failures = [Fault("POST .*/commit/forbidden", 403)]
-    with pytest.raises(LaserError, match=r"HTTP 403.*hf auth login"):
+    with pytest.raises(LaserError, match=r"hf auth login.*HTTP 403"):
         publish(run, "--yes", "--revision", "forbidden")
-    with pytest.raises(LaserError, match=r"HTTP 401.*hf auth login"):
+    with pytest.raises(LaserError, match=r"hf auth login.*HTTP 401"):
         publish(run, "--yes", "--token", "hf_wrong", repo_id="org/new")
     assert set(hub.repositories) == {REPO, "facebook/hubert-base-ls960"}
     assert set(hub.files(REPO)) == {".gitattributes"}

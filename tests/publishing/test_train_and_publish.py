@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from laser_hf.errors import LaserError
 from laser_hf.publishing import push, sample_features
-from laser_hf.publishing.export import difference
+from laser_hf.publishing.export import difference, load_frames
 from laser_hf.training import parse_options, run_training
 
 REPO = "org/demo-laser"
@@ -34,21 +34,20 @@ assert not any(name.startswith("laser_hf") for name in sys.modules)
 
 def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_path, capsys):
     out = tmp_path / "run"
-    options = parse_options(
-        ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
-        + ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
-        + ["--max_train_samples", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
-        + ["--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"]
-    )
+    argv = ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
+    argv += ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
+    argv += ["--max_train_samples", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
+    argv += ["--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"]
+    options = parse_options(argv)
     hub.failures = [Fault("POST /api/repos/create", 403, times=1)]
-    # The push reloads the encoder in a fresh process, here and below.
+    # This push reloads the encoder in a fresh process.
     with pytest.raises(LaserError) as caught:
         run_training(options)
     later = f"{out} --repo_id {REPO} --private --allow_unevaluated --yes"
     said = str(caught.value)
     assert f"the run is complete in {out}, but it was not published: the Hub refused the token" in said
     assert f"To publish it later: python push_to_hub.py {later}" in said
-    push.main(shlex.split(later))
+    push.main(shlex.split(later), load=load_frames)
     files = hub.files(REPO)
     assert hub.repositories[REPO].private
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "eval_ctc.py"} <= set(files)

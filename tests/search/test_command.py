@@ -303,7 +303,7 @@ def test_pictures(over, labels, cheap, tmp_path, monkeypatch):
     plan = cheap.make_plan(tmp_path, *over, **({"sampler": "tpe", "trials": 9} if ranges else {}))
     points = [{"alpha": 0.1 * n, "margin": 1.0 + n % 2} for n in range(9)] if ranges else None
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path, title: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, *_: drawn.append(figure))
     draw(plan, made_up(plan, points))
     (figure,) = drawn
     assert {(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes} >= set(labels)

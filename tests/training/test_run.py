@@ -40,7 +40,7 @@ def straight(tiny_encoder, small_tree, tmp_path_factory):
 def test_what_a_run_leaves(straight, small_tree):
     output, record, by_step, _ = straight
     assert {p.name for p in output.iterdir()} == {
-        "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
+        ".lock", "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
         TRAINING_RECORD, "training_log.json", "recipe.json",
     }  # fmt: skip
     assert json.loads((output / TRAINING_RECORD).read_text())["updates"] == 4
@@ -140,6 +140,7 @@ def test_decoding_once_changes_nothing(straight, tiny_encoder, small_tree, tmp_p
 
 def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, caplog):
     extra = ("--profile_updates", "2", "--per_device_train_batch_size", "3", "--perturb_on", "device")
+    extra += ("--eval_data", str(small_tree), "--eval_steps", "3")  # not counted as training
     with caplog.at_level("INFO", logger="laser_hf"):
         start(tiny_encoder, small_tree, tmp_path, *extra)
     profile = json.loads((tmp_path / "profile.json").read_text())
@@ -412,7 +413,7 @@ def test_overwriting_deletes_our_files_only(straight, tiny_encoder, small_tree, 
     shutil.copytree(straight[0], output)
     (output / "notes.txt").write_text("mine")
     assert begin(tiny_encoder, small_tree, output, "--overwrite_output_dir") is None
-    assert {p.name for p in output.iterdir()} == {"notes.txt", "recipe.json"}
+    assert {p.name for p in output.iterdir()} == {".lock", "notes.txt", "recipe.json"}
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_resumed(straight, tiny_encoder, small_tree, tmp_path):
@@ -437,6 +438,8 @@ def test_which_checkpoint_is_resumed(straight, tiny_encoder, small_tree, tmp_pat
     (output / "checkpoint-4" / "files.json").unlink()
     assert begin(tiny_encoder, small_tree, output) is None
     assert {p.name for p in output.glob("broken-*")} == {"broken-checkpoint-2", "broken-checkpoint-4"}
+    with pytest.raises(LaserError, match="there is no such folder"):
+        begin(tiny_encoder, small_tree, output, *asked)
     with pytest.raises(LaserError, match="nothing to resume"):
         begin(tiny_encoder, small_tree, output, "--resume_from_checkpoint", "true")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -91,7 +93,7 @@ def test_a_streamed_update_is_shared_by_any_number_of_processes(small_tree, worl
         stream = PairStream(speech, PairTransform(SpeedPitch()), rank=rank, world_size=world)
         loader, sampler = train_loader(stream, arguments(world, rank, pairs_per_update=7))
         assert sampler is None
-        update = next(iter(loader))
+        update = next(iter(loader))["pairs"]
         assert len(update) == size
         seen += [pair["id"] for pair in update]
     assert len(set(seen)) == 7
@@ -101,13 +103,14 @@ def test_an_item_of_the_loader_is_an_update(small_tree):
     data = PairDataset(load_speech(small_tree), PairTransform(SpeedPitch()))
     loader, sampler = train_loader(data, arguments(1))
     items = list(loader)
-    assert [len(item) for item in items] == [8, 8, 2]
-    assert {pair["id"] for item in items for pair in item} == {row["id"] for row in load_speech(small_tree)}
-    assert {len(pair["clean"]) for pair in items[0]} != {len(items[0][0]["clean"])}  # not padded
+    assert [len(item["pairs"]) for item in items] == [8, 8, 2]
+    assert {pair["id"] for item in items for pair in item["pairs"]} == {row["id"] for row in load_speech(small_tree)}
+    for item in items:  # not padded
+        assert len(item["samples"]) == sum(pair["clean"] + pair["perturbed"] for pair in item["pairs"])
     loader, sampler = train_loader(data, arguments(1, seconds_per_update=4.0))
     assert len(loader) == len(sampler) == len(list(sampler.updates()))
     with pytest.raises(LaserError, match="needs a training set with `seconds`"):
-        train_loader(items[0], arguments(1, seconds_per_update=4.0))
+        train_loader([], arguments(1, seconds_per_update=4.0))
 
 
 LENGTHS = [3.0, 9.0, 1.5, 7.0, 7.0, 2.0, 4.5, 6.0, 0.0, 12.0]
@@ -141,3 +144,18 @@ def test_updates_of_seconds_whatever_the_number_of_processes(world):
     used = [i for update in first for i in update]
     assert len(used) == len(set(used))
     assert sum(lengths) - sum(lengths[i] for i in used) <= 64.0
+
+
+def test_a_large_update_takes_few_open_files():
+    """Workers hand it over in one block, not in one for each waveform."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("open files are counted on Linux")
+    pairs = [
+        {"id": str(i), "clean": torch.ones(5), "perturbed": torch.ones(7), "drawn": {}, "skip": ""} for i in range(600)
+    ]
+    args = arguments(1, pairs_per_update=300)
+    args.dataloader_num_workers = 1
+    before = set(os.listdir("/proc/self/fd"))
+    for item in train_loader(pairs, args)[0]:
+        assert item["samples"].shape == (3600,)
+        assert len(set(os.listdir("/proc/self/fd")) - before) < 50

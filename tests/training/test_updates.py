@@ -14,7 +14,7 @@ from laser_hf.encoders import SpeechEncoder
 from laser_hf.errors import LaserError
 from laser_hf.objectives import LaserLoss, MseIdmLoss
 from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
-from laser_hf.training.batches import add_perturbed_views, cut_by_length, drawn_sides, stack_views, to_device
+from laser_hf.training.batches import add_perturbed_views, cut_by_length, drawn_sides, pack, stack_views, unpack
 
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout"), 0.0)
 
@@ -57,10 +57,33 @@ def test_the_cut_holds_every_pair_once_the_longest_first(lengths, count):
                 assert not batch[view][row, length:].any()
 
 
+BAD = {"id": "bad", "clean": None, "perturbed": None, "drawn": {}, "skip": "silent: all zeros"}
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.none() | st.integers(1, 9)), max_size=6))
+def test_packing_is_undone_by_unpacking(lengths):
+    pairs = [
+        {
+            "id": str(i),
+            "clean": torch.rand(m),
+            "perturbed": None if n is None else torch.rand(n),
+            "drawn": {"speed": n},
+            "skip": "",
+        }
+        for i, (m, n) in enumerate(lengths)
+    ]
+    packed = pack([*pairs, BAD])
+    assert packed["samples"].shape == (sum(m + (n or 0) for m, n in lengths),)
+    found = unpack(packed, "cpu")
+    assert found.pop() == BAD
+    for one, other in zip(found, pairs, strict=True):
+        assert (one["id"], one["drawn"], one["skip"]) == (other["id"], other["drawn"], "")
+        assert torch.equal(one["clean"], other["clean"])
+        assert one["perturbed"] is other["perturbed"] is None or torch.equal(one["perturbed"], other["perturbed"])
+
+
 def test_waveforms_go_to_the_device_and_lengths_stay():
-    moved = to_device([*PAIRS, {"id": "bad", "clean": None, "perturbed": None, "drawn": {}, "skip": "nan: x"}], "meta")
-    assert [one["id"] for one in moved] == [one["id"] for one in PAIRS]
-    (batch,) = cut_by_length(moved, 1)
+    (batch,) = cut_by_length(unpack(pack(PAIRS), "meta"), 1)
     assert batch["clean"].device.type == batch["perturbed"].device.type == "meta"
     assert batch["clean_lengths"].device.type == batch["perturbed_lengths"].device.type == "cpu"
 
@@ -140,7 +163,7 @@ def gradients(trainer: LaserTrainer, monkeypatch) -> tuple[float, dict[str, torc
     # The head itself always gives float32.
     monkeypatch.setattr(head, "forward", lambda frames: nn.functional.normalize(head.projection(frames), dim=-1))
     pairs = [{**one, "clean": one["clean"].double(), "perturbed": one["perturbed"].double()} for one in PAIRS]
-    loss = trainer.training_step(trainer.model, pairs)
+    loss = trainer.training_step(trainer.model, pack(pairs))
     found = {name: value.grad.clone() for name, value in trainer.model.named_parameters() if value.grad is not None}
     return float(loss), found
 
@@ -166,12 +189,11 @@ def test_micro_batches_give_loss_and_gradients_of_the_whole_update(tmp_path, mon
 
 
 def test_skipped_pairs_leave_the_mean_of_the_others(trainer, monkeypatch):
-    bad = {"id": "bad", "clean": None, "perturbed": None, "drawn": {}, "skip": "silent: all zeros"}
-    whole = trainer.training_step(trainer.model, [*PAIRS[:3], bad, bad])
-    assert float(trainer.training_step(trainer.model, PAIRS[:3])) == pytest.approx(float(whole), rel=1e-6)
+    whole = trainer.training_step(trainer.model, pack([*PAIRS[:3], BAD, BAD]))
+    assert float(trainer.training_step(trainer.model, pack(PAIRS[:3]))) == pytest.approx(float(whole), rel=1e-6)
     assert trainer.skip_log.summary()["times"] == 2
     trainer.model.zero_grad()
-    assert float(trainer.training_step(trainer.model, [bad])) == 0
+    assert float(trainer.training_step(trainer.model, pack([BAD]))) == 0
     assert all(not value.grad.any() for value in trainer.model.parameters() if value.requires_grad)
 
 

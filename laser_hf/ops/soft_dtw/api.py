@@ -5,34 +5,28 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from functools import cache
 
 import torch
 
-from . import operators
+from . import IDM, operators
 from .reference import ReferenceSoftDTW
-from .terms import IDM
 
 
 class SoftDTWBackendError(ValueError):
     """An unknown soft-DTW backend, or one that cannot run on the given tensors."""
 
 
-_BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton")
+"""What `backend=` accepts besides "auto"."""
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on CPU tensors; the tests use it where there is no GPU.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_announced: set[str] = set()
 
 
-def available_backends() -> tuple[str, ...]:
-    """Names that `backend=` accepts besides "auto"."""
-    return _BACKENDS
-
-
+@cache
 def _announce(reason: str) -> None:
-    if reason not in _announced:
-        _announced.add(reason)
-        warnings.warn(f"soft-DTW runs in plain PyTorch (backend 'reference'): {reason}", stacklevel=4)
+    warnings.warn(f"soft-DTW runs in plain PyTorch (backend 'reference'): {reason}", stacklevel=4)
 
 
 def pick_backend(name: str, tensor: torch.Tensor) -> str:
@@ -56,10 +50,8 @@ def pick_backend(name: str, tensor: torch.Tensor) -> str:
         else:
             _announce(f"no compiled backend for tensors on {tensor.device}")
         return "reference"
-    if name not in _BACKENDS:
-        raise SoftDTWBackendError(
-            f"unknown soft-DTW backend {name!r}; choose one of: {', '.join(('auto', *_BACKENDS))}"
-        )
+    if name not in BACKENDS:
+        raise SoftDTWBackendError(f"unknown soft-DTW backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
     if name == "cpu" and kind != "cpu":
         raise SoftDTWBackendError(f"backend 'cpu' cannot take tensors on {tensor.device}; use 'auto' or 'reference'")
     if name == "triton":
@@ -74,13 +66,20 @@ def pick_backend(name: str, tensor: torch.Tensor) -> str:
     return name
 
 
+def check_tensor(name: str, tensor: torch.Tensor, shape: str, dims: int) -> None:
+    """Raise `ValueError` unless `tensor` has `dims` dimensions, in words `shape`, and is float32 or float64."""
+    if tensor.dim() != dims:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}; cast with .float() first")
+
+
 def check_lengths(
     lengths: torch.Tensor | None, batch: int, longest: int, device: torch.device, name: str
 ) -> torch.Tensor:
     """Return `lengths` as int64 `(batch,)` on `device`; `None` means that nothing is padded.
 
-    Raises `ValueError` on a wrong shape, and on values outside 1..longest if `lengths` is on the CPU. Values on an
-    accelerator are not checked, because reading them is a host sync.
+    Raises `ValueError` on a wrong shape, and on values outside 1..longest unless reading them is a host sync.
     """
     if lengths is None:
         return torch.full((batch,), longest, dtype=torch.int64, device=device)
@@ -116,12 +115,11 @@ def soft_dtw(
     """Soft-DTW value of each cost matrix of a ragged batch (Cuturi & Blondel 2017, Eq. 1).
 
     Args:
-        cost: local costs, `(batch, m, n)`, float32 or float64 (float32 for "triton"), any device. Entries beyond
-            the lengths are ignored (they may even be NaN) and receive a gradient of exactly zero.
-        lengths_x: rows in use of each matrix, `(batch,)`, 1..m; `None` for all of them.
-        lengths_y: columns in use, `(batch,)`, 1..n.
+        cost: local costs, `(batch, m, n)`, float32 or float64 (float32 for "triton"). Entries beyond the lengths are
+            ignored (they may even be NaN) and receive a gradient of exactly zero.
+        lengths_x, lengths_y: rows and columns in use of each matrix, `(batch,)`; `None` for all of them.
         gamma: smoothing; the softmin goes to the minimum as gamma goes to 0.
-        backend: "auto" or one of `available_backends()`.
+        backend: "auto" or one of `BACKENDS`.
 
     Returns:
         `(batch,)` in the dtype of `cost`. Differentiable once with respect to `cost`.
@@ -130,10 +128,7 @@ def soft_dtw(
         ValueError: wrong shapes, an integer or half-precision cost, lengths out of range, gamma <= 0.
         SoftDTWBackendError: unknown backend.
     """
-    if cost.dim() != 3:
-        raise ValueError(f"cost must have shape (batch, m, n), got {tuple(cost.shape)}")
-    if cost.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"cost must be float32 or float64, got {cost.dtype}; cast it with .float() first")
+    check_tensor("cost", cost, "(batch, m, n)", 3)
     batch, m, n = cost.shape
     if m == 0 or n == 0:
         raise ValueError(f"cost must have at least one row and one column, got {tuple(cost.shape)}")
@@ -184,15 +179,12 @@ def soft_dtw_divergence(
     Zero for `x == y`, and positive otherwise up to the bias of soft-DTW (Blondel et al., AISTATS 2021).
 
     Args:
-        x: frames `(batch, m, d)`; `y`: frames `(batch, n, d)`. Padded frames never change a value or a gradient.
+        x, y: frames `(batch, m, d)` and `(batch, n, d)`. Padded frames never change a value or a gradient.
         lengths_x, lengths_y: frames in use, `(batch,)`.
-        gamma, backend: as in `soft_dtw`.
-
-    Returns:
-        `(batch,)`, in the dtype of the frames.
+        gamma, backend: as in `soft_dtw`; the result and the errors are too.
 
     Raises:
-        ValueError, SoftDTWBackendError: as `soft_dtw`, and frames whose shapes do not belong together.
+        ValueError: frames whose shapes do not belong together.
     """
     check_frames(x, y)
     batch, m, _ = x.shape
@@ -231,15 +223,11 @@ def pair_terms(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`soft_dtw + alpha idm`, the normalised soft-DTW, and the IDM terms of both views, added (0 without `idm`).
 
-    All of them use the same three distance matrices of a pair, which are computed once. The first is the cheapest to
-    differentiate; training needs no other gradient. For the compiled backends only; arguments otherwise as for
-    `soft_dtw_divergence`.
-
-    Returns:
-        Three tensors `(batch,)` in the dtype of the frames.
+    Three tensors `(batch,)` from one computation of the distances. The first is the cheapest to differentiate; training
+    needs no other gradient. Arguments and errors are otherwise as for `soft_dtw_divergence`.
 
     Raises:
-        ValueError, SoftDTWBackendError: as `soft_dtw_divergence`, and backend "reference".
+        SoftDTWBackendError: backend "reference".
     """
     check_frames(x, y)
     if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
@@ -266,8 +254,7 @@ def soft_dtw_alignment(
 ) -> torch.Tensor:
     """Expected alignment matrix `(batch, m, n)`: the gradient of soft-DTW by its cost (Cuturi & Blondel 2017).
 
-    Entry (i, j) is the probability that the alignment passes through the pair of frames (i, j). The result has no
-    graph.
+    Entry (i, j) is the probability that the alignment passes through the frames i and j. The result has no graph.
     """
     check_frames(x, y)
     with torch.enable_grad():

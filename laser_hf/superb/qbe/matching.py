@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..frame_store import length_batches
+
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
 
@@ -113,23 +115,13 @@ def match(
     lengths = [len(document) for document in documents]
     frames = torch.cat(list(documents)).to(device)
     width = max(lengths) * len(lengths) if frames.device.type != "cpu" else len(frames)
-    for group in _groups([len(query) for query in queries], _CELLS.get(frames.device.type, _CELLS["cuda"]) // width):
+    most = _CELLS.get(frames.device.type, _CELLS["cuda"]) // width
+    usable = [index for index, query in enumerate(queries) if len(query) >= SHORTEST_QUERY]
+    for batch in length_batches([len(queries[index]) for index in usable], most):
+        group = [usable[index] for index in batch]
         found = frame_distances(torch.cat([queries[index] for index in group]).to(device), frames)
         scores[group] = -alignment_costs(found, [len(queries[index]) for index in group], lengths)
     return scores
-
-
-def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Queries of similar length that together have at most `most` frames (one query at least)."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if lengths[index] < SHORTEST_QUERY:
-            break
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= most:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def best_path(distance: np.ndarray) -> tuple[float, list[tuple[int, int]]]:

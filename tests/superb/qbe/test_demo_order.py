@@ -1,4 +1,4 @@
-"""On real speech the shipped encoder must find words better than log mel energies, and those better than chance."""
+"""On real speech the shipped encoder finds words better than log mel energies, and those better than chance."""
 
 from __future__ import annotations
 
@@ -54,4 +54,5 @@ def test_the_order_of_features_comes_out_right(short_documents, tmp_path, monkey
         out = tmp_path / name
         main(["qbe", "--model", str(model), "--data", str(short_documents), "--output_dir", str(out)])
         values[name] = json.loads((out / "results.json").read_text())["value"]
-    assert values["encoder"] > values["logmel"] > values["random"]
+    # As measured with the first version of the code; 0.184 on the whole task.
+    assert values == pytest.approx({"encoder": 0.3329, "logmel": 0.3005, "random": 0.1127}, abs=1e-3)
