@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import LaserError
-from ..ranking import average_precision
+from ..qbe.scoring import average_precision
 from .tokens import Token, token_frames
 
 
@@ -112,7 +112,7 @@ class WordReport:
     ratio: float
     """`same_distance / different_distance`; lower is better, 1: words are not told apart, NaN: all frames alike."""
     average_precision: float
-    """Of finding same-word pairs by small distance (`ranking.average_precision`). Higher is better, 1 is perfect."""
+    """Of finding same-word pairs by small distance (`average_precision`). Higher is better, 1 is perfect."""
     chance: float
     """Expected average precision of a random ranking: the share of same-word pairs."""
     same_pairs: int

@@ -12,7 +12,7 @@ import torch
 from laser_hf.superb.discrimination import comparisons as module
 from laser_hf.superb.discrimination.comparisons import dtw_distances, word_discrimination
 from laser_hf.superb.discrimination.tokens import Token as Word
-from laser_hf.superb.ranking import average_precision
+from laser_hf.superb.qbe.scoring import average_precision
 
 
 def unit_rows(*shape: int, seed: int = 0) -> torch.Tensor:
