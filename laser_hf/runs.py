@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,8 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest intact checkpoint; newer ones that are not are renamed `broken-checkpoint-N`, with a warning."""
-        for checkpoint in self._checkpoints():
+        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
+        for _, checkpoint in sorted(numbered.items(), reverse=True):
             fault = find_fault(checkpoint)
             if fault is None:
                 return checkpoint
@@ -170,11 +171,6 @@ class RunFolder:
             logger.warning("%s cannot be resumed (%s); it is kept as %s", checkpoint, fault, aside.name)
             os.replace(checkpoint, aside)
         return None
-
-    def _checkpoints(self) -> Iterator[Path]:
-        """Newest first."""
-        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
-        return (numbered[step] for step in sorted(numbered, reverse=True))
 
     def _fresh(self, name: str) -> Path:
         path, number = self.path / name, 1

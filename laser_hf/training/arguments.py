@@ -56,8 +56,9 @@ class ModelArguments:
     trainable_layers: int = option(2, "Transformer layers trained, counted from the top")
     train_encoder_layer_norm: bool = option(
         False,
-        "also train the LayerNorm behind the positional convolution, as the released code does (gradients then run "
-        "through all layers: slower, more memory)",
+        "also train the encoder's own LayerNorm, as the released code does. It stands behind the positional "
+        "convolution, so gradients run through all layers: slower, more memory. In encoders with do_stable_layer_norm "
+        "(most large ones) it stands behind the last layer and costs nothing",
     )
     projection_dim: int = option(256, "dimension of the projection that the loss is computed on")
     projection_layers: int = option(1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)")
@@ -165,6 +166,11 @@ class LaserTrainingArguments(TrainingArguments):
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")
     weight_decay: float = option(0.0, "weight decay of AdamW")
     coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
+    released: bool = option(
+        False,
+        "train as the released code does: both views of a pair padded into one batch, S3PRL's AdamW, updates that run "
+        "on over the end of an epoch (all passes then share the draws of the first)",
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     seed: int = option(1337, "seed of data order, perturbation, dropout and head")
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
@@ -231,6 +237,8 @@ class LaserTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and self.max_steps > 0:
             after_warm_up = self.max_steps - self.get_warmup_steps(self.max_steps)
             self.lr_scheduler_kwargs = {"num_decay_steps": after_warm_up} | (self.lr_scheduler_kwargs or {})
+        if self.released and (self.seconds_per_update or self.weight_decay or self.coupled_weight_decay):
+            raise ValueError("--released has updates of pairs and no weight decay, as the released code")
         # Every trained parameter takes part in every loss; and those of an objective are used outside the forward
         # call, where the search for unused ones would not see them.
         if self.ddp_find_unused_parameters is None:

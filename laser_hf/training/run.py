@@ -21,6 +21,7 @@ from .arguments import precision
 from .evaluation import load_evaluator
 from .model import AlignmentModel
 from .options import Options, parse_options
+from .released import ReleasedModel
 from .speech import load_pairs
 from .trainer import NON_FINITE_NAME, LaserTrainer
 
@@ -69,7 +70,9 @@ def run_training(options: Options) -> dict[str, Any]:
     else:
         args.eval_strategy = "steps"
     trainer = LaserTrainer(
-        AlignmentModel(encoder, options.model.projection_dim, options.model.projection_layers),
+        (ReleasedModel if args.released else AlignmentModel)(
+            encoder, options.model.projection_dim, options.model.projection_layers
+        ),
         args,
         train,
         held_out,

@@ -18,6 +18,7 @@ from ..objectives import Objective
 from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
+from .released import ReleasedAdamW
 from .sampling import UpdateSampler, eval_loader, train_loader
 
 Losses = Sequence[tuple[list[str], torch.Tensor]]
@@ -51,16 +52,15 @@ class UpdateTrainer(Trainer):
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As `Trainer.create_optimizer`; with `coupled_weight_decay` Adam with L2 on all trained parameters (Spin)."""
+        """As `Trainer.create_optimizer`; `coupled_weight_decay`: Adam with L2 (Spin); `released`: S3PRL's AdamW."""
         args = self.args
-        if self.optimizer is None and args.coupled_weight_decay:
-            self.optimizer = torch.optim.Adam(
-                [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad],
-                lr=args.learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
+        if self.optimizer is None and (args.coupled_weight_decay or args.released):
+            trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+            how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            if args.released:
+                self.optimizer = ReleasedAdamW(trained, **how)
+            else:
+                self.optimizer = torch.optim.Adam(trained, **how, weight_decay=args.weight_decay)
         return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
