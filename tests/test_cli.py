@@ -71,7 +71,9 @@ def test_a_full_disk_and_a_killed_worker_end_in_one_line_that_says_how_to_go_on(
         seal_checkpoint(tmp_path / f"checkpoint-{step}")
     again = f"saved: {tmp_path}/checkpoint-10; run the same command again to continue"
     assert again in message()
-    assert again.replace("same command again", "command again without --overwrite") in message("--overwrite_output_dir")
+    assert again.replace("same command again", "command again without --overwrite_output_dir") in message(
+        "--overwrite_output_dir"
+    )
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), ConnectionError("reset")])
