@@ -37,7 +37,7 @@ def _rows(lab: Lab) -> dict[str, list[Sequence[str]]]:
     return rows
 
 
-def _make(lab: Lab) -> Path:
+def make(lab: Lab) -> Path:
     folder = lab.path / "task"
     folder.mkdir()
     for name, rows in _rows(lab).items():
@@ -45,7 +45,7 @@ def _make(lab: Lab) -> Path:
     return folder
 
 
-def _argv(lab: Lab, *more: str | Path) -> list[str | Path]:
+def argv(lab: Lab, *more: str | Path) -> list[str | Path]:
     return ["superb", "qbe", "--model", lab.encoder, "--data", lab.path / "task", "--output_dir", lab.out, *more]
 
 
@@ -53,10 +53,10 @@ def _qbe(change: Callable[[Lab, Path], Any] | None = None, *more: str) -> Callab
     """Make the task, change something and search it."""
 
     def provoke(lab: Lab) -> Outcome:
-        folder = _make(lab)
+        folder = make(lab)
         if change is not None:
             change(lab, folder)
-        return lab.run(*_argv(lab, *more))
+        return lab.run(*argv(lab, *more))
 
     return provoke
 
@@ -72,13 +72,13 @@ def _after(spoil: Callable[[Lab], Any], stage: str = "*_layer*/*.npz") -> Callab
     """Kill a run once `stage` is in the cache, spoil something, and start it again."""
 
     def provoke(lab: Lab) -> Outcome:
-        _make(lab)
+        make(lab)
         cache, layers = lab.out / "cache", ("--layer", "all")
-        lab.run(*_argv(lab, *layers), kill_when=lambda: bool(list(cache.glob(stage))))
+        lab.run(*argv(lab, *layers), kill_when=lambda: bool(list(cache.glob(stage))))
         if not list(cache.glob(stage)):
             raise RuntimeError("the run was not interrupted where it should be")
         spoil(lab)
-        return lab.run(*_argv(lab, *layers))
+        return lab.run(*argv(lab, *layers))
 
     return provoke
 
@@ -87,7 +87,7 @@ def _as_whole(lab: Lab, outcome: Outcome) -> str | None:
     """What a resumed run left must be what an undisturbed one leaves."""
     found, kept = _result(lab), lab.out
     lab.out = lab.path / "whole"
-    lab.run(*_argv(lab, "--layer", "all"))
+    lab.run(*argv(lab, "--layer", "all"))
     expected, lab.out = _result(lab), kept
     differs = [name for name in expected if found[name] != expected[name]]
     return f"differs from an undisturbed run in {', '.join(differs)}" if differs else None
@@ -198,6 +198,11 @@ def _discrimination(change: Callable[[Lab, Path], Any] | None = None, *more: str
     return provoke
 
 
+def _one_word(lab: Lab, path: Path) -> None:
+    header, first, *_ = path.read_text().splitlines()
+    path.write_text(f"{header}\n{first.rpartition(chr(9))[0]}\t\n")
+
+
 def _encode(encoding: str, mark: str = "") -> Callable[[Lab, Path], Any]:
     def change(lab: Lab, path: Path) -> None:
         path.write_bytes((mark + path.read_text().replace("river", "rivèr")).encode(encoding))
@@ -238,7 +243,7 @@ FAULTS = [
     Fault(
         3,
         "qbe: output folder is the model's",
-        lambda lab: (_make(lab), setattr(lab, "out", lab.encoder), lab.run(*_argv(lab, "--overwrite_output_dir")))[-1],
+        lambda lab: (make(lab), setattr(lab, "out", lab.encoder), lab.run(*argv(lab, "--overwrite_output_dir")))[-1],
         says=("--output_dir", "holds --model"),
         judge=_lab_speech_is_there,
         quick=True,
@@ -246,7 +251,7 @@ FAULTS = [
     Fault(
         3,
         "qbe: output folder above the data",
-        lambda lab: (_make(lab), setattr(lab, "out", lab.path), lab.run(*_argv(lab, "--overwrite_output_dir")))[-1],
+        lambda lab: (make(lab), setattr(lab, "out", lab.path), lab.run(*argv(lab, "--overwrite_output_dir")))[-1],
         says=("holds --model",),
         judge=_lab_speech_is_there,
     ),
@@ -267,15 +272,7 @@ FAULTS = [
     Fault(
         4,
         "discrimination: one word and no phones",
-        _discrimination(
-            lambda lab, p: p.write_text(
-                "\n".join(
-                    line.rpartition("\t")[0] + "\t" if n else line
-                    for n, line in enumerate(p.read_text().splitlines()[:2])
-                )
-                + "\n"
-            )
-        ),
+        _discrimination(_one_word),
         says=("can be compared",),
         judge=_untouched,
     ),
@@ -404,8 +401,8 @@ FAULTS = [
 
 def _plan(lab: Lab) -> list[str]:
     if not (lab.path / "task").is_dir():
-        _make(lab)
-    return [str(one) for one in _argv(lab, "--layer", "all")]
+        make(lab)
+    return [str(one) for one in argv(lab, "--layer", "all")]
 
 
 KILLS = [KillPlan("superb qbe", _plan, _result, 6)]
