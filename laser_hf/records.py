@@ -196,7 +196,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """A record of this schema; `LaserError` for any other file."""
     try:
         record = read_json(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise LaserError(f"cannot read {path}: {error}") from error
     if not isinstance(record, dict):
         raise LaserError(f"{path} is no record: expected a JSON object, got {type(record).__name__}")
@@ -204,9 +204,12 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
     if record["schema_version"] != SCHEMA_VERSION:
         raise LaserError(f"{path} has schema version {record['schema_version']!r}; expected {SCHEMA_VERSION}")
-    for metric in record.get("metrics", ()):
+    metrics = record.get("metrics") or []
+    for metric in metrics if isinstance(metrics, list) else [metrics]:
         if lacking := sorted(set(_METRIC) - set(metric if isinstance(metric, dict) else ())):
             raise LaserError(f"{path}: a metric lacks {', '.join(lacking)}")
+        if not isinstance(metric["value"], int | float):
+            raise LaserError(f"{path}: the value of {metric['metric']} is no number but {metric['value']!r}")
     return record
 
 
@@ -247,5 +250,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text())
+    """The content of a JSON file; `LaserError` if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LaserError(f"cannot read {path}: {error}") from error

@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from ..errors import LaserError
 from ..records import new_record, tensors_digest, write_json
+from ..runs import RunFolder
 from .export import export_encoder
 from .fairseq import CLASSES, find_weights, infer_config, rename
 from .weights import load_checkpoint, shortened
@@ -100,6 +101,7 @@ def convert_checkpoint(
     started, checkpoint, output_dir = time.perf_counter(), Path(checkpoint), Path(output_dir)
     if (base is None) == (model_type is None):
         raise LaserError("give either a base model or a model type")
+    RunFolder(output_dir, RECORD_NAME).protect({"--base": base, "the checkpoint": checkpoint})
     if (output_dir / "config.json").exists() and not overwrite_output_dir:
         raise LaserError(f"{output_dir} already holds a model; choose another folder or --overwrite_output_dir")
     content = load_checkpoint(checkpoint)

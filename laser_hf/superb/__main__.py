@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from .. import cli
@@ -44,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
     task.add_arguments(parser)
     arguments = parser.parse_args(chosen.options)
-    if "--output_dir=" in chosen.options or ("--output_dir", "") in pairwise(chosen.options):
-        raise LaserError("--output_dir is empty; give the folder for this run's files")
     if hasattr(arguments, "output_dir"):
         from ..runs import RunFolder  # it takes seconds to import
 
