@@ -245,6 +245,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
