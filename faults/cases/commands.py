@@ -239,14 +239,8 @@ FAULTS = [
         3,
         "convert: output folder is the base's",
         _keep_encoder(_convert(NOTHING, "--overwrite_output_dir", out="encoder")),
-        says=("holds --base",),
+        says=("--output_dir", "would overwrite"),
         quick=True,
-    ),
-    Fault(
-        3,
-        "convert: output folder above the base",
-        _keep_encoder(_convert(NOTHING, out=".")),
-        says=("--output_dir", "holds"),
     ),
     Fault(5, "convert: --base of another type", _convert(lambda lab: _other_type(lab.encoder)), says=("bert",)),
     Fault(
