@@ -62,8 +62,7 @@ def load_encoder(
     except (OSError, ValueError) as error:
         raise LaserError(
             f"cannot load the encoder {name_or_path!r} ({str(error).strip().splitlines()[0]}). Give the id of a model "
-            "on the Hugging Face Hub or a folder with config.json and model.safetensors. Without network access: "
-            "`--preset demo` uses the encoder shipped with laser_hf, and --train_data PATH your own speech."
+            "on the Hugging Face Hub or a folder with config.json and model.safetensors; laser_hf/demo/encoder is shipped"
         ) from error
     if preprocessor_settings(name_or_path, revision, token).get("do_normalize", False) != do_normalize:
         logger.warning(

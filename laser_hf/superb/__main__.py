@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import cli
+from ..errors import LaserError
 from . import TASKS, find_task
 
 PROGRAM = "python -m laser_hf.superb"
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> Any:
     parser.add_argument("task", metavar="TASK", help="a name from the list below, or your own: package.module[:Class]")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the task; TASK --help lists them")
     chosen = parser.parse_args(argv)
+    for before, word in zip([chosen.task, *chosen.options], chosen.options, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise LaserError(f"{(word or before).rstrip('=')} is empty")
     task = find_task(chosen.task)
     prog = f"{PROGRAM} {chosen.task}"
     parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)

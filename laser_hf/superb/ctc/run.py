@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import shutil
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from transformers import TrainingArguments, set_seed
 from ...cli import refuse_lonely_launch
 from ...data import load_speech
 from ...encoders import load_encoder
+from ...errors import LaserError
 from ...plugins import Option
-from ...records import RESULTS, plain, read_json, write_json
+from ...records import RESULTS, plain, read_json, read_record, write_json
 from ...runs import RECIPE_NAME, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
@@ -31,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
 """Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
+WHOLE = {
+    "runs": 1, "seed": 0, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1
+}  # fmt: skip
+"""Smallest values of the options that are no values of a recipe."""
 LOG_NAME = "training_log.json"
 OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", LOG_NAME, WEIGHTS_NAME)
 """What a run leaves besides checkpoints, recipe and record."""
@@ -78,11 +85,19 @@ class Command:
 
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        Option("runs", 1, "", flag="--runs", low=1).check(arguments.runs)
+        for name, low in WHOLE.items():
+            high = 2**31 if name == "seed" else None
+            Option(name, None, "", int, low=low, high=high, flag=f"--{name}").check(getattr(arguments, name))
+        for option, source in (("revision", arguments.model), ("data_revision", arguments.data)):
+            if getattr(arguments, option) and Path(source).exists():
+                raise LaserError(f"--{option} is for the Hub; {source} is a folder")
         self.recipe = choose_recipe(arguments, kind.RECIPES)
         self.use_cpu = pick_device(arguments.device).type == "cpu"
         self.folder = run_folder(arguments.output_dir)
+        self.folder.protect({"--model": arguments.model, "--data": arguments.data})
         self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
+        if arguments.ddp_backend and self.args.world_size == 1:
+            raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
         self.main = self.args.process_index == 0
         if self.main:
             self.folder.check(arguments.overwrite_output_dir)
@@ -90,6 +105,12 @@ class Command:
         encoder = load_encoder(arguments.model, arguments.revision, do_normalize=arguments.do_normalize)
         self.features = EncoderFeatures(encoder)
         self.model = self.features.describe(arguments.model)
+        config = {name: value for name, value in encoder.base_config.to_dict().items() if name[0] != "_"}
+        self.encoder = {
+            "weights": self.model["weights_sha256"][:16],
+            "config": sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
+            "do_normalize": arguments.do_normalize,
+        }
         names = (arguments.train_split, arguments.dev_split, *arguments.test_split)
         self.splits = [self.read(name, train=place == 0) for place, name in enumerate(names)]
 
@@ -153,7 +174,7 @@ class Command:
         """Encode every utterance once; the main process encodes, the others read its files."""
         with self.args.main_process_first(local=False, desc="hidden states"):
             for number, split in enumerate(self.splits):
-                key = {"model": self.model, "normalized": self.arguments.do_normalize, "utterances": split.digest()}
+                key = {"encoder": self.encoder, "utterances": split.digest()}
                 place = self.folder.path / "features" / f"{number}-{split.folder_name}"
                 split.store = FrameStore(place, range(self.features.layers), self.features.dim, key)
                 if self.main:
@@ -169,9 +190,8 @@ class Command:
             "task": self.task.NAME,
             "recipe": dataclasses.asdict(self.recipe),
             "seed": seed,
-            "weights_sha256": self.model["weights_sha256"],
-            "do_normalize": self.arguments.do_normalize,
-            "utterances": [split.digest() for split in self.splits],
+            "encoder": self.encoder,
+            "speech": {f"speech of {split.name}": split.digest() for split in self.splits},
             **self.task.describe(),
         }
 
@@ -180,7 +200,7 @@ class Command:
         folder = run_folder(self.folder.path / f"seed-{seed}")
         if folder.finished and read_json(folder.path / RECIPE_NAME) == plain(self.fingerprint(seed)):
             logger.info("seed %d is finished: %s", seed, folder.path)
-            return read_json(folder.path / RESULTS)
+            return read_record(folder.path / RESULTS)
         return self.train_and_test(seed, folder, began)
 
     def train_and_test(self, seed: int, folder: RunFolder, began: float) -> dict[str, Any]:
@@ -224,7 +244,7 @@ class Command:
             about["training"] = {
                 "updates": trainer.state.global_step,
                 "seconds": round(trained, 1),
-                "updates_left_out": sum(entry.get("left_out", 0) for entry in history),
+                "updates_left_out": trainer.left_out(),
                 "processes": args.world_size,
             }
             record = make_record(self, seed, before + trainer.trained_seconds(), metrics, **about)

@@ -102,6 +102,10 @@ class CtcTrainer(Trainer):
             model.zero_grad(set_to_none=True)
         return norm
 
+    def left_out(self) -> int:
+        """Updates without a step because their gradient was not finite, over all starts."""
+        return sum(entry.get("left_out", 0) for entry in self.state.log_history)
+
     @torch.no_grad()
     def decode(self, split: Split) -> tuple[list[Decoded], float]:
         """Utterances of a split decoded greedily, and the mean of their losses; alike on all processes."""
@@ -123,13 +127,15 @@ class CtcTrainer(Trainer):
             found += zip(inputs["indices"], map(self.task.decode, paths), losses.tolist(), strict=True)
         found = sorted(gather_object(found))
         utterances = [(split.utterances[index], units) for index, units, _ in found]
-        decoded = [Decoded(one.id, units, self.task.symbols(one.target)) for one, units in utterances]
+        decoded = [Decoded(one.id, units, list(one.units)) for one, units in utterances]
         return decoded, sum(loss for _, _, loss in found) / len(found)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Error rates of the dev split in percent, and its loss, by which the Trainer keeps the best checkpoint."""
         if self.state.best_metric is None:
             self.state.best_metric = self.task.FIRST_BEST
+        if self.left_out() == self.state.global_step:
+            raise LaserError(f"no gradient of {self.left_out()} updates was finite: is the encoder?")
         decoded, loss = self.decode(self.eval_dataset)
         metrics = {f"eval_{name}": value for name, value in {**self.task.metrics(decoded), "loss": loss}.items()}
         self.log({**metrics, "trained_seconds": self.trained_seconds()})

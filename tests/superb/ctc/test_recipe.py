@@ -106,8 +106,8 @@ def test_shapes_of_the_pr_head():
 
 
 def test_values_given_on_the_command_line():
-    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5", "--dropout", "0"), ASR)
-    assert chosen == dataclasses.replace(ASR["superb"], max_steps=5, dropout=0.0)
+    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5000", "--dropout", "0"), ASR)
+    assert chosen == dataclasses.replace(ASR["superb"], max_steps=5000, dropout=0.0)
     chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), PR)
     assert chosen == dataclasses.replace(PR["quick"], batch_size=3)
     assert recipe.choose_recipe(parse(Pr), PR) == PR["superb"]
@@ -124,7 +124,7 @@ def test_values_given_on_the_command_line():
         (["--learning_rate", "1e-7"], True),
         (["--learning_rate", "1.1e-1"], False),
         (["--learning_rate", "0.9e-7"], False),
-        (["--max_steps", "100"], False),
+        (["--max_steps", "100000"], False),
         (["--time_masks", "0"], False),
         (["--bf16"], False),
         (["--micro_batch_size", "4", "--eval_batch_size", "1", "--cache_features", "yes"], True),

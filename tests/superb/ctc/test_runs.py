@@ -35,7 +35,7 @@ def test_what_an_asr_run_leaves(finished_asr):
     assert len(record["weights_sha256"]) == 64
     for name in ("command", "commit", "hardware", "versions", "wall_seconds"):
         assert name in record
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file()}
     assert names == {
         *("results.json", "recipe.json", "training_log.json", "ctc_head.safetensors"),
         *("plots/layer_weights.png", "plots/training.png"),
