@@ -62,7 +62,7 @@ def load_encoder(
     except (OSError, ValueError) as error:
         raise LaserError(
             f"cannot load the encoder {name_or_path!r} ({str(error).strip().splitlines()[0]}). Give the id of a model "
-            "on the Hugging Face Hub or a folder with config.json and model.safetensors; laser_hf/demo/encoder is shipped"
+            "on the Hugging Face Hub, or a folder with config.json and model.safetensors such as laser_hf/demo/encoder"
         ) from error
     if preprocessor_settings(name_or_path, revision, token).get("do_normalize", False) != do_normalize:
         logger.warning(

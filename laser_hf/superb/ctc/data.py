@@ -152,7 +152,7 @@ def read_split(
         listed = " ".join(unit for unit, _ in split.unknown.most_common(20))
         what = f"split {name}: {share:.1%} of its text has no label in {task.NAME}: {listed}"
         if share >= 0.5:
-            raise LaserError(f"{what}. Known are {' '.join(task.LABELS)}")
+            raise LaserError(f"{what}. Known are {' '.join(label for label in task.LABELS if label[0] != '<')}")
         logger.warning("%s. Each counts as an error", what)
     return split
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import time
 from hashlib import sha256
@@ -14,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from transformers import TrainingArguments, set_seed
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...cli import refuse_lonely_launch
 from ...data import load_speech
@@ -91,13 +93,15 @@ class Command:
         for option, source in (("revision", arguments.model), ("data_revision", arguments.data)):
             if getattr(arguments, option) and Path(source).exists():
                 raise LaserError(f"--{option} is for the Hub; {source} is a folder")
+        if arguments.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
+            raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
         self.recipe = choose_recipe(arguments, kind.RECIPES)
         self.use_cpu = pick_device(arguments.device).type == "cpu"
         self.folder = run_folder(arguments.output_dir)
         self.folder.protect({"--model": arguments.model, "--data": arguments.data})
         self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
-        if arguments.ddp_backend and self.args.world_size == 1:
-            raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
+        if unknown := set(self.args.report_to) - {*INTEGRATION_TO_CALLBACK}:
+            raise LaserError(f"--report_to {unknown.pop()} is none of {', '.join(INTEGRATION_TO_CALLBACK)}")
         self.main = self.args.process_index == 0
         if self.main:
             self.folder.check(arguments.overwrite_output_dir)
@@ -113,6 +117,9 @@ class Command:
         }
         names = (arguments.train_split, arguments.dev_split, *arguments.test_split)
         self.splits = [self.read(name, train=place == 0) for place, name in enumerate(names)]
+        train = self.splits[0]
+        if all(self.features.frame_count(one.samples) < len(one.target) for one in train.utterances):
+            raise LaserError(f"split {train.name}: every target is longer than the frames of its utterance")
 
         self.changed = changes(self.recipe, kind.RECIPES["superb"]) | self.task.changed()
         here = {role: len(split) for role, split in zip(SUPERB_UTTERANCES, self.splits, strict=False)}
@@ -144,7 +151,7 @@ class Command:
             lr_scheduler_type="constant",
             max_grad_norm=recipe.max_grad_norm,
             seed=seed,
-            bf16=arguments.bf16,
+            bf16=recipe.precision == "bf16",
             per_device_eval_batch_size=arguments.eval_batch_size,
             eval_strategy="steps",
             eval_steps=recipe.eval_steps,

@@ -116,6 +116,32 @@ def test_values_given_on_the_command_line():
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rate", "nan"], "--learning_rate must be above 0, got nan"),
+        (["--learning_rate", "inf"], "--learning_rate must be above 0, got inf"),
+        (["--max_grad_norm", "-1"], "--max_grad_norm must be above 0"),
+        (["--dropout", "1"], "--dropout must be at least 0, at most 0.95"),
+        (["--warp_window", "-1"], "--warp_window must be at least 0"),
+        (["--max_train_utterances", "-3"], "--max_train_utterances must be at least 2"),
+        (["--max_steps", "100"], "--eval_steps 2000 exceeds --max_steps 100"),
+    ],
+)
+def test_values_out_of_range(words, message):
+    with pytest.raises(LaserError, match=message):
+        recipe.choose_recipe(parse(Asr, *words), ASR)
+
+
+def test_what_accelerate_was_told_decides_the_precision(monkeypatch):
+    for told, words, expected in (("bf16", [], "bf16"), ("no", ["--bf16"], "bf16"), ("no", [], "fp32")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+        assert recipe.choose_recipe(parse(Asr, *words), ASR).precision == expected
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(LaserError, match="ACCELERATE_MIXED_PRECISION is fp16"):
+        recipe.choose_recipe(parse(Asr), ASR)
+
+
+@pytest.mark.parametrize(
     ("words", "kept"),
     [
         ([], True),
