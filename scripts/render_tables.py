@@ -26,7 +26,7 @@ RECORDS = ROOT / "docs" / "records"
 BENCHMARKS = ROOT / "benchmarks" / "records"
 EXPERIMENTS = ROOT / "experiments" / "records" / "small_encoder.json"
 PRESETS = ROOT / "laser_hf" / "presets"
-PAGES = ("README.md", "docs/presets.md", "experiments/README.md")
+PAGES = ("README.md", "docs/presets.md", "docs/superb.md", "benchmarks/README.md", "experiments/README.md")
 
 
 def read(path: Path) -> dict:

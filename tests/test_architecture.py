@@ -22,6 +22,7 @@ ALLOWED = {
     "training": {"ops", "objectives", "data", "encoders", "publishing", "plots", "superb"},
     "search": {"training", "superb", "objectives", "data", "encoders"},
     "demo": {"training", "superb", "data", "encoders"},
+    "__main__": set(),  # imports the room of a command by name, when it runs
 }
 # A single module that may import more than its room.
 EXCEPTIONS = {"superb/table.py": {"objectives"}}
@@ -67,5 +68,5 @@ def test_modules_stay_small():
 
 
 def test_this_test_sees_imports():
-    assert "data" in imported_rooms(PACKAGE / "training" / "speech_pairs.py")
+    assert "data" in imported_rooms(PACKAGE / "training" / "speech.py")
     assert "ops" in imported_rooms(PACKAGE / "objectives" / "idm.py")

@@ -136,12 +136,18 @@ def words_of(shell: str) -> list[str]:
     return words[words.index("laser-hf") + 1 :]
 
 
+def write_module(name: str, folder: Path, monkeypatch) -> None:
+    """Write the page's module of that name to `folder` and make it importable for one test."""
+    (folder / f"{name}.py").write_text(block_after("docs/extending.md", f"`{name}.py`:", "python"))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, name, None)  # at the end, what the test has imported is forgotten
+    del sys.modules[name]
+
+
 @pytest.mark.parametrize("module", ["my_losses", "my_views"])
 def test_an_own_objective_and_view_train(module, tmp_path, monkeypatch):
-    (tmp_path / f"{module}.py").write_text(block_after("docs/extending.md", f"`{module}.py`:", "python"))
+    write_module(module, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, module, raising=False)
     words = words_of(
         block_after("docs/extending.md", f"class {'CosineLoss' if module == 'my_losses' else 'Gain'}", "sh")
     )
@@ -155,9 +161,7 @@ def test_an_own_objective_and_view_train(module, tmp_path, monkeypatch):
 def test_an_own_task_measures(tmp_path, monkeypatch):
     from laser_hf.demo import ENCODER_DIR, SPEECH_DIR
 
-    (tmp_path / "my_tasks.py").write_text(block_after("docs/extending.md", "`my_tasks.py`:", "python"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    write_module("my_tasks", tmp_path, monkeypatch)
     words = words_of(block_after("docs/extending.md", "class Slowness", "sh"))[:2]
     data = SPEECH_DIR / "heldout" / "v17"
     command.main([*words, "--model", str(ENCODER_DIR), "--data", str(data), "--output_dir", str(tmp_path / "out")])

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500
 """Utterances for which a further process is started."""
-_VERSION = 1  # of what is cached
 
 
 class _Pairs:
@@ -53,8 +52,8 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
     Args:
         speech: as `load_speech` returns it.
         transform: makes the pairs; this data set sets its epoch.
-        check_lengths: read all headers first and leave out utterances outside the transform's limits. By default only
-            if `max_seconds` is set. (Utterances skipped while training leave smaller updates.)
+        check_lengths: read all headers first and leave out utterances outside the transform's limits: skipped while
+            training, they would leave smaller updates. By default only if `max_seconds` is set.
 
     Attributes:
         left_out: number of utterances `too_short` and `too_long` that were left out; empty without `check_lengths`.
@@ -78,10 +77,8 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
             self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
             keep = np.flatnonzero(~(short | long))  # also those without a readable header: decoding reports them
             if not len(keep):
-                raise LaserError(
-                    f"no utterance is at least min_seconds {shortest:g} and at most max_seconds {longest:g} long; "
-                    f"left out: {self.left_out}"
-                )
+                limits = f"at least min_seconds {shortest:g} and at most max_seconds {longest:g} long"
+                raise LaserError(f"no utterance is {limits}; left out: {self.left_out}")
             self.speech, self._headers = speech.select(keep), (seconds[keep], sizes[keep])
             logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
 
@@ -119,15 +116,14 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     """Endless stream of pairs for one process: epoch after epoch, each with its own order and draws.
 
     Every worker counts its own epochs, so that none waits for another. In an epoch every utterance comes up once over
-    all processes and workers together. Each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). A
-    process reads its own shards only if their number is a multiple of `world_size`; else it reads all of them and keeps
-    one utterance in `world_size`.
+    all processes and workers together. A process reads its own shards only if their number is a multiple of
+    `world_size`; else it reads all of them and keeps one utterance in `world_size`.
 
     Args:
         speech: stream as `load_speech` returns it.
         transform: makes the pairs.
         seed: of the shuffling; the same in every process.
-        buffer_size: utterances shuffled at a time.
+        buffer_size: utterances shuffled at a time, which each worker holds as stored (some 200 kB of FLAC each).
         rank, world_size: this process (0-based) and how many there are.
     """
 
@@ -145,10 +141,9 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
         return max(self.speech.num_shards // self.world_size, 1)
 
     def skip(self, examples: int, batch_size: int = 1) -> PairStream:
-        """The stream with `None` for the first `examples` of this process: no audio is decoded or perturbed for them.
+        """The stream with `None` for the first `examples` of this process; their audio is not decoded.
 
-        A resumed run drops the batches of `None`. As many batches as before come from each worker of the loader, so
-        that those behind them are the same.
+        A resumed run drops the batches of `None`; those behind them are the same as ever.
 
         Args:
             examples: how many; a multiple of `batch_size`.
@@ -185,7 +180,7 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
     Args:
         speech: as `load_speech` returns it.
-        folder: made if it is not there; `None` for `laser_hf` in the cache of `datasets`.
+        folder: `None` for `laser_hf` in the cache of `datasets`.
 
     Raises:
         LaserError: the folder cannot be written, or the disk is full.
@@ -194,8 +189,9 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
 
 def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
-    sizes = [(_state(audio.get("path")) or (len(audio.get("bytes") or b""), 0))[0] for audio in batch["audio"]]
-    return {"seconds": [audio_seconds(audio) for audio in batch["audio"]], "size": sizes}
+    stored = [audio or {} for audio in batch["audio"]]
+    sizes = [(_state(one.get("path")) or (len(one.get("bytes") or b""), 0))[0] for one in stored]
+    return {"seconds": [audio_seconds(one) for one in stored], "size": sizes}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
@@ -209,9 +205,8 @@ def _as_wav(audio: Any) -> Any:
         waveform = decode_audio(audio, min_seconds=0.0).waveform
     except BadAudio:
         return audio
-    full_scale = waveform * 2.0**15
-    pcm = full_scale.round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-    exact = torch.equal(pcm.to(torch.float32), full_scale)
+    pcm = (waveform * 2.0**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    exact = torch.equal(pcm.to(torch.float32), waveform * 2.0**15)
     samples, subtype = (pcm, "PCM_16") if exact else (waveform, "FLOAT")
     file = io.BytesIO()
     soundfile.write(file, samples.numpy(), SAMPLE_RATE, format="WAV", subtype=subtype)
@@ -226,7 +221,7 @@ def _cached_map(
     stored = speech.flatten()
     paths = [path for path in stored["audio.path"] if path] if "audio.path" in stored.column_names else []
     name = function.__name__.strip("_")
-    key = Hasher.hash((_VERSION, name, speech._fingerprint, [_state(path) for path in paths]))
+    key = Hasher.hash((1, name, speech._fingerprint, [_state(path) for path in paths]))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -247,15 +242,11 @@ def _cached_map(
     except OSError as error:
         if error.errno is None:  # a remote file system
             raise
-        raise LaserError(
-            f"cannot keep audio or its lengths in {folder} ({error.strerror or error}). Free some space, or set "
-            "HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
-        ) from error
+        mend = "free some space, or set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
+        raise LaserError(f"cannot write to {folder} ({error.strerror or error}): {mend}") from error
 
 
 def _state(path: str | None) -> tuple[int, int] | None:
     """Size and time of change of a local file, if it is there."""
-    if path is None or not os.path.isfile(path):
-        return None
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    found = os.stat(path) if path is not None and os.path.isfile(path) else None
+    return found and (found.st_size, found.st_mtime_ns)

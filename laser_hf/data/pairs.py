@@ -32,10 +32,8 @@ class PairTransform:
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
-        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place;
-            `None` for whole utterances. The perturbation's draws stay the same.
+        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
         perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
-            The draws stay the same.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -50,14 +48,11 @@ class PairTransform:
     perturb: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
-            raise LaserError(f"max_seconds {self.max_seconds} is below min_seconds {self.min_seconds}")
         shortest = max(self.min_seconds, 1 / SAMPLE_RATE)
-        if self.crop_seconds is not None and not shortest <= self.crop_seconds < float("inf"):
-            raise LaserError(
-                f"crop_seconds must be positive and at least min_seconds ({self.min_seconds}), got "
-                f"{self.crop_seconds}; None for whole utterances"
-            )
+        for name in ("max_seconds", "crop_seconds"):
+            value = getattr(self, name)
+            if value is not None and not shortest <= value < float("inf"):
+                raise LaserError(f"{name} must be at least min_seconds ({self.min_seconds:g}), got {value:g}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -75,7 +70,7 @@ class PairTransform:
         Args:
             utterance_id: names the utterance in draws and in the log.
             audio: as `decode_audio` takes it.
-            epoch: another epoch than the one that is set.
+            epoch: another one than is set.
 
         Returns:
             `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
@@ -134,35 +129,33 @@ def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class SkipLog:
-    """Counts skipped utterances by kind and logs each of them once. The main process keeps it."""
+    """Counts skipped utterances and logs each of them once; its length is the number of different ones."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
-        self._times: Counter[str] = Counter()
+        self._times = 0
 
     def update(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Add `batch["skipped"]`: ids with `"kind: reason"`."""
         for utterance, reason in skipped:
-            kind = reason.partition(":")[0]
-            self._times[kind] += 1
+            self._times += 1
             if utterance not in self._kinds:
-                self._kinds[utterance] = kind
+                self._kinds[utterance] = reason.partition(":")[0]
                 logger.warning("skipped utterance %s: %s", utterance, reason)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts as JSON values, for a checkpoint or another process."""
-        return {"kinds": dict(self._kinds), "times": dict(self._times)}
+        return {"kinds": dict(self._kinds), "times": self._times}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Add the counts of another log."""
         self._kinds.update(state["kinds"])
-        self._times.update(state["times"])
+        self._times += state["times"]
 
     def __len__(self) -> int:
-        """Number of different utterances skipped so far."""
         return len(self._kinds)
 
     def summary(self) -> dict[str, Any]:
         """Different `utterances` skipped so far, `times` over all epochs, and different utterances `by_kind`."""
         by_kind = dict(sorted(Counter(self._kinds.values()).items()))
-        return {"utterances": len(self._kinds), "times": self._times.total(), "by_kind": by_kind}
+        return {"utterances": len(self), "times": self._times, "by_kind": by_kind}

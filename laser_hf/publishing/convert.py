@@ -29,17 +29,15 @@ RECORD_NAME = "conversion.json"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `python -m laser_hf.publishing`."""
-    what = (
-        "Turn a checkpoint of the released LASER code (S3PRL, states-*.ckpt, trained with -f) or a fairseq-style "
-        "HuBERT or WavLM into a folder that AutoModel and AutoFeatureExtractor load."
+    """The options of `laser-hf convert`."""
+    parser = argparse.ArgumentParser(
+        prog="laser-hf convert",
+        description="Turn a checkpoint of the released LASER code (S3PRL, states-*.ckpt, trained with -f) or a "
+        "fairseq-style HuBERT or WavLM into a folder that AutoModel and AutoFeatureExtractor load.",
     )
-    parser = argparse.ArgumentParser(prog="python -m laser_hf.publishing")
-    commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser("convert", help=what, description=what)
-    add = convert.add_argument
+    add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="the file; it is loaded without running code in it")
-    source = convert.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--base", help="model of the same shape (hub id or folder) whose config is taken over")
     source.add_argument("--model_type", choices=sorted(CLASSES), help="or: infer the config from the weights")
     add("--output_dir", type=Path, required=True, help="folder to write")
@@ -58,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         LaserError: see `convert_checkpoint`.
     """
     options = vars(build_parser().parse_args(argv))
-    options.pop("command")
     if options["do_normalize"] is not None:
         options["do_normalize"] = options["do_normalize"] == "true"
     record = convert_checkpoint(**options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,6 +63,17 @@ class AlignmentModel(nn.Module):
             self.twin.train(mode and self._twin_dropout)
         return super().train(mode)
 
+    def activation_checkpointing_enable(self, **how: Any) -> None:
+        """Compute the encoder's activations again in the backward pass; `how` as for transformers' models."""
+        for name in how.keys() & {"activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"}:
+            # Behind frozen layers the re-entrant kind gives no gradient.
+            how[name] = {**(how[name] or {}), "use_reentrant": False}
+        model = self.encoder.model
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(**how)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    """Its name in transformers before 5.24."""
+
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
         """Encode and project waveforms `(batch, samples)`; a twin encodes the second half of the batch.
 
@@ -88,6 +100,10 @@ class AlignmentModel(nn.Module):
             )
             frame_lengths = torch.cat((own.lengths, other.lengths))
         return {"projected": self.head(frames), "frames": frames.detach(), "lengths": frame_lengths}
+
+    def frames_of(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Frames of utterances of `lengths` samples, `(batch,)`."""
+        return self.encoder.frame_lengths(lengths)
 
     def compile_layers(self, backend: str, mode: str | None = None) -> None:
         """`torch.compile` each Transformer layer in place, for batches and frames of any size.
@@ -126,7 +142,7 @@ def pair_terms(
     with record_function(f"{about}encode"):
         # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
         output = model(waveforms, lengths.tolist())
-    frames = core.encoder.frame_lengths(lengths)
+    frames = core.frames_of(lengths)
     (x, y), (m, n) = output["projected"].split(count), output["lengths"].split(count)
     longest_x, longest_y = (int(part.max()) for part in frames.split(count))
     with record_function(f"{about}loss"):

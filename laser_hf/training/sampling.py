@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import LaserError
 from .arguments import LaserTrainingArguments
 from .batches import pack
+from .released import running_updates
 
 
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
@@ -101,13 +102,14 @@ def micro_batches(args: LaserTrainingArguments) -> int:
     return math.ceil(args.pairs_per_update / (args.world_size * args.per_device_train_batch_size))
 
 
-def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, UpdateSampler | None]:
+def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[DataLoader, UpdateSampler | None]:
     """A loader whose item holds this process's pairs of one update (`pack`), and its sampler (a stream has none).
 
     Args:
         dataset: pairs, map-style or a stream of this process's share. With `seconds_per_update` it needs `seconds`,
             the length of each utterance (`PairDataset`).
         args: sizes, processes and seeds.
+        done: updates made before a resume: the items of a stream for them are empty, so that they cost no decoding.
 
     Raises:
         LaserError: updates are to be filled by length, and the lengths are not known.
@@ -120,11 +122,17 @@ def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, Upd
                 "beforehand. Give --streaming false to download the data first, or leave it out"
             )
         share = args.pairs_per_update // world + (rank < args.pairs_per_update % world)
+        if done and hasattr(dataset, "skip"):
+            dataset = dataset.skip(done * share, share)
         return _loader(dataset, args, batch_size=share), None
     seed = args.seed if args.data_seed is None else args.data_seed
     if args.seconds_per_update is None:
 
         def plan(generator: np.random.Generator) -> list[list[int]]:
+            if args.released:
+                passes = math.ceil(args.max_steps * args.pairs_per_update / len(dataset))
+                orders = [generator.permutation(len(dataset)).tolist() for _ in range(passes)]
+                return running_updates(orders, args.pairs_per_update, args.max_steps)
             return updates_of_pairs(generator.permutation(len(dataset)).tolist(), args.pairs_per_update)
     else:
         if not hasattr(dataset, "seconds"):

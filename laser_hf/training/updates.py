@@ -18,6 +18,7 @@ from ..objectives import Objective
 from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
+from .released import ReleasedAdamW
 from .sampling import UpdateSampler, eval_loader, train_loader
 
 Losses = Sequence[tuple[list[str], torch.Tensor]]
@@ -32,6 +33,8 @@ class UpdateTrainer(Trainer):
         skip_log: utterances left out of training.
         micro_batches: of a full update, on each process.
         losses: of the update that is made.
+        units: pairs (or frames) of it, over all processes.
+        resumed_at: updates made before this start.
     """
 
     model: AlignmentModel
@@ -39,6 +42,8 @@ class UpdateTrainer(Trainer):
     skip_log: SkipLog
     micro_batches: int
     losses: list[tuple[list[str], torch.Tensor]]
+    units: int | torch.Tensor
+    resumed_at: int = 0
     _sampler: UpdateSampler | None = None
 
     @property
@@ -51,21 +56,20 @@ class UpdateTrainer(Trainer):
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As `Trainer.create_optimizer`; with `coupled_weight_decay` Adam with L2 on all trained parameters (Spin)."""
+        """As `Trainer.create_optimizer`; `coupled_weight_decay`: Adam with L2 (Spin); `released`: S3PRL's AdamW."""
         args = self.args
-        if self.optimizer is None and args.coupled_weight_decay:
-            self.optimizer = torch.optim.Adam(
-                [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad],
-                lr=args.learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
+        if self.optimizer is None and (args.coupled_weight_decay or args.released):
+            trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+            how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            if args.released:
+                self.optimizer = ReleasedAdamW(trained, **how)
+            else:
+                self.optimizer = torch.optim.Adam(trained, **how, weight_decay=args.weight_decay)
         return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
         """Updates: an item holds the pairs of this process, see `pack`."""
-        loader, self._sampler = train_loader(self.train_dataset, self.args)
+        loader, self._sampler = train_loader(self.train_dataset, self.args, self.resumed_at)
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
@@ -73,8 +77,7 @@ class UpdateTrainer(Trainer):
         return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
 
     def _run_epoch(self, **kwargs):
-        # A stream counts its epochs itself.
-        if self._sampler is not None:
+        if self._sampler is not None:  # a stream counts its epochs itself
             self._sampler.set_epoch(kwargs["epoch"])
             if hasattr(self.train_dataset, "set_epoch"):
                 self.train_dataset.set_epoch(kwargs["epoch"])
@@ -102,9 +105,11 @@ class UpdateTrainer(Trainer):
         batches = self._cut(inputs, self.train_dataset, self.micro_batches, self.skip_log)
         if self.args.world_size == 1:  # several processes go through the same number, for losses computed together
             batches = [batch for batch in batches if batch["ids"]] or batches[:1]
+        self.units = sum(map(self._units, batches))
         # Filled on the device: a copy from the CPU would be a host sync.
-        units = torch.full((), sum(map(self._units, batches)), device=self.args.device)
-        units = sum_over_processes(units, self.args.device)
+        units = sum_over_processes(torch.full((), self.units, device=self.args.device), self.args.device)
+        if self.args.world_size > 1:
+            self.units = units
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
             last = batch is batches[-1]

@@ -18,7 +18,8 @@ from conftest import make_model
 from transformers import AutoFeatureExtractor, AutoModel
 
 from laser_hf.errors import LaserError
-from laser_hf.publishing.convert import convert_checkpoint, main
+from laser_hf.publishing.__main__ import main
+from laser_hf.publishing.convert import convert_checkpoint
 from laser_hf.publishing.fairseq import rename
 from laser_hf.records import read_record, tensors_digest
 

@@ -8,9 +8,13 @@ import warnings
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from . import IDM, operators
 from .reference import ReferenceSoftDTW
+
+Counts = Tensor | None
+"""Frames in use of each sequence, `(batch,)`; `None` for all."""
 
 
 class SoftDTWBackendError(ValueError):
@@ -29,7 +33,7 @@ def _announce(reason: str) -> None:
     warnings.warn(f"soft-DTW runs in plain PyTorch (backend 'reference'): {reason}", stacklevel=4)
 
 
-def pick_backend(name: str, tensor: torch.Tensor) -> str:
+def pick_backend(name: str, tensor: Tensor) -> str:
     """Resolve `backend=` for `tensor`: "auto" is "cpu" on the CPU, "triton" for float32 on CUDA, else "reference".
 
     If "auto" has to take "reference" on an accelerator, a warning says so once.
@@ -66,7 +70,7 @@ def pick_backend(name: str, tensor: torch.Tensor) -> str:
     return name
 
 
-def check_tensor(name: str, tensor: torch.Tensor, shape: str, dims: int) -> None:
+def check_tensor(name: str, tensor: Tensor, shape: str, dims: int) -> None:
     """Raise `ValueError` unless `tensor` has `dims` dimensions, in words `shape`, and is float32 or float64."""
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
@@ -74,9 +78,7 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: str, dims: int) -> None
         raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}; cast with .float() first")
 
 
-def check_lengths(
-    lengths: torch.Tensor | None, batch: int, longest: int, device: torch.device, name: str
-) -> torch.Tensor:
+def check_lengths(lengths: Counts, batch: int, longest: int, device: torch.device, name: str) -> Tensor:
     """Return `lengths` as int64 `(batch,)` on `device`; `None` means that nothing is padded.
 
     Raises `ValueError` on a wrong shape, and on values outside 1..longest unless reading them is a host sync.
@@ -93,25 +95,20 @@ def check_lengths(
     return lengths.to(device=device, dtype=torch.int64)
 
 
-def frames_in_use(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+def frames_in_use(lengths: Tensor, longest: int) -> Tensor:
     """Mask `(batch, longest)`: true for the first `lengths` frames of each row."""
     return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def _check_gamma(gamma: float) -> float:
-    gamma = float(gamma)
     if not 0.0 < gamma < float("inf"):
         raise ValueError(f"gamma must be a positive finite number, got {gamma}")
-    return gamma
+    return float(gamma)
 
 
 def soft_dtw(
-    cost: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
-    gamma: float = 0.1,
-    backend: str = "auto",
-) -> torch.Tensor:
+    cost: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
+) -> Tensor:
     """Soft-DTW value of each cost matrix of a ragged batch (Cuturi & Blondel 2017, Eq. 1).
 
     Args:
@@ -145,11 +142,11 @@ def soft_dtw(
     return ReferenceSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
 
 
-def _wants_gradient(*tensors: torch.Tensor) -> bool:
+def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Squared distances `(batch, m, n)` between frames `(batch, m, d)` and `(batch, n, d)`.
 
     By one matrix product; the `m x n x d` expansion of the released code needs gigabytes.
@@ -157,7 +154,7 @@ def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x.square().sum(-1).unsqueeze(2) + y.square().sum(-1).unsqueeze(1) - 2.0 * torch.bmm(x, y.transpose(1, 2))
 
 
-def check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+def check_frames(x: Tensor, y: Tensor) -> None:
     """Raise `ValueError` unless `x` is `(batch, m, d)` and `y` `(batch, n, d)`."""
     if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         raise ValueError(
@@ -167,13 +164,8 @@ def check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def soft_dtw_divergence(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
-    gamma: float = 0.1,
-    backend: str = "auto",
-) -> torch.Tensor:
+    x: Tensor, y: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
+) -> Tensor:
     """Normalised soft-DTW, `xy - (xx + yy) / 2`, with squared Euclidean cost (LASER, Eq. 3).
 
     Zero for `x == y`, and positive otherwise up to the bias of soft-DTW (Blondel et al., AISTATS 2021).
@@ -181,10 +173,7 @@ def soft_dtw_divergence(
     Args:
         x, y: frames `(batch, m, d)` and `(batch, n, d)`. Padded frames never change a value or a gradient.
         lengths_x, lengths_y: frames in use, `(batch,)`.
-        gamma, backend: as in `soft_dtw`; the result and the errors are too.
-
-    Raises:
-        ValueError: frames whose shapes do not belong together.
+        gamma, backend: as in `soft_dtw`; so are the result and the errors.
     """
     check_frames(x, y)
     batch, m, _ = x.shape
@@ -212,15 +201,15 @@ def soft_dtw_divergence(
 
 
 def pair_terms(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
+    x: Tensor,
+    y: Tensor,
+    lengths_x: Counts = None,
+    lengths_y: Counts = None,
     gamma: float = 0.1,
     alpha: float = 0.0,
     idm: IDM | None = None,
     backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`soft_dtw + alpha idm`, the normalised soft-DTW, and the IDM terms of both views, added (0 without `idm`).
 
     Three tensors `(batch,)` from one computation of the distances. The first is the cheapest to differentiate; training
@@ -245,13 +234,8 @@ def pair_terms(
 
 
 def soft_dtw_alignment(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
-    gamma: float = 0.1,
-    backend: str = "auto",
-) -> torch.Tensor:
+    x: Tensor, y: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
+) -> Tensor:
     """Expected alignment matrix `(batch, m, n)`: the gradient of soft-DTW by its cost (Cuturi & Blondel 2017).
 
     Entry (i, j) is the probability that the alignment passes through the frames i and j. The result has no graph.

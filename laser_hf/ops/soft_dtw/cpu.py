@@ -139,7 +139,7 @@ def pair_terms(
     pairs = [(a[:m], b[:n]) for a, b, (m, n) in zip(x, y, sizes, strict=True)]
     problems = []
     for (a, b), of_dtw, of_idm in zip(pairs, *of_terms, strict=True):
-        squares_a, squares_b = _squares(a), _squares(b)
+        squares_a, squares_b = (frames.double().square().sum(1).numpy() for frames in (a, b))
         problems.append(_problem(a, b, squares_a, squares_b, weight=of_dtw))
         for own, squares in ((a, squares_a), (b, squares_b)):
             # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
@@ -158,10 +158,6 @@ def pair_terms(
         _pull(gradient_x[index, : len(a)], a, ((xy, b), (xx, a)))
         _pull(gradient_y[index, : len(b)], b, ((xy.T, a), (yy, b)))
     return PairTerms(soft_dtw, regulariser, gradient_x, gradient_y)
-
-
-def _squares(frames: torch.Tensor) -> np.ndarray:
-    return frames.double().square().sum(1).numpy()
 
 
 def _problem(a: torch.Tensor, b: torch.Tensor, u: np.ndarray, v: np.ndarray, **rest) -> Problem:

@@ -6,6 +6,8 @@ break. The forward pass computes the gradient together with the value, because b
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,8 @@ from . import IDM, PairTerms
 
 
 def _module(backend: str):
-    # Imported on first use: numba and Triton take a second to load.
-    if backend == "triton":
-        from . import triton_backend as module
-    else:
-        from . import cpu as module
-    return module
+    """The backend's module, imported on first use: numba and Triton take a second to load."""
+    return importlib.import_module(f"{__package__}.{'triton_backend' if backend == 'triton' else 'cpu'}")
 
 
 def _check_once_differentiable() -> None:

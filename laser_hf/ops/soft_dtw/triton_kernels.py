@@ -21,8 +21,8 @@ lane. `skew` therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array
 `collect` moves the result back. Both are parallel passes over tiles, and both also do the element-wise work: the cost
 from its Gram matrix, and value and gradient of the IDM term.
 
-Expected cost on an H200, by arithmetic; no GPU has run these kernels yet: a step takes some 300 to 500 cycles with 16
-warps, so two sweeps over 24 problems of 635 x 635, which run at once, 0.5 to 0.8 ms; `skew` and `collect` 20 to 40 us.
+Expected on an H200, by arithmetic; no GPU has run these kernels yet: with 16 warps a step takes 300 to 500 cycles, so
+two sweeps over 24 problems of 635 x 635, which run at once, 0.5 to 0.8 ms; `skew` and `collect` take 20 to 40 us.
 """
 
 from __future__ import annotations
