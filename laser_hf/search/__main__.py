@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import cli
 from ..errors import LaserError
+from ..runs import RunFolder
 from .report import best_of, table, write_report
 from .run import run_search
 from .score import QBE_METRICS, Score, discrimination_score, qbe_score
@@ -104,6 +105,9 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
         raise LaserError("--seed and --seeds are both given; leave out --seed")
     base = ["--preset", arguments.preset, *fixed]
     options = _parse(base)
+    read = {f"--{name}": getattr(arguments, name) for name in ("data", "alignments", "qbe_data")}
+    read |= {"--model": options.model.model_name_or_path, "--train_data": options.data.train_data}
+    RunFolder(arguments.output_dir, RECORD).protect(read | {"--eval_data": options.data.eval_data})
     recipes: dict[str, list[dict[str, Any]]] = {}
 
     def typed(name: str, text: str) -> Value:
