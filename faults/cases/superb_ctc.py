@@ -256,6 +256,13 @@ FAULTS = [
         lambda lab: _several(lab),
         says=("seed-1337/results.json",),
     ),
+    Fault(
+        1,
+        "head training: killed between record and tidying up",
+        lambda lab: _untidy(lab),
+        says=("holds a finished run",),
+        judge=lambda lab, _: ", ".join(sorted(path.name for path in lab.out.iterdir() if path.is_dir())) or None,
+    ),
     # ---- 2: ends of a resumed run
     Fault(2, "head training: killed after the last update", _damaged(lambda *_: None, 12), 0, (), _as_undisturbed),
     Fault(
@@ -268,10 +275,10 @@ FAULTS = [
     *(
         Fault(3, f"head training: {what} between kill and resume", _damaged(change), says=says)
         for what, change, says in (
-            ("a recording exchanged for one of the same length", _swap_audio, ("speech of 1",)),
-            ("a transcript edited", _edit_transcript, ("speech of 2",)),
-            ("the encoder's weights edited", _edit_weights, ("weights",)),
-            ("the encoder's config edited", _edit_config, ("config",)),
+            ("a recording exchanged for one of the same length", _swap_audio, ("the content of --train_split",)),
+            ("a transcript edited", _edit_transcript, ("the content of --dev_split",)),
+            ("the encoder's weights edited", _edit_weights, ("the content of --model",)),
+            ("the encoder's config edited", _edit_config, ("the content of --model",)),
         )
     ),
     Fault(3, "head training: speech and encoder under other paths on resuming", _moved, 0, (), _moved_equals),
@@ -401,6 +408,13 @@ FAULTS = [
         for words in (("--model", "no/where/here"), ("--model", "someone/nothing"), ("--data", "no/where/here"))
     ),
 ]  # fmt: skip
+
+
+def _untidy(lab: Lab) -> Outcome:
+    """A finished run with a checkpoint and cached features beside its record."""
+    _interrupted(lab)
+    (lab.out / "results.json").write_text("{}")
+    return lab.run(*command(lab))
 
 
 def _several(lab: Lab) -> Outcome:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     parser.add_argument("task", metavar="TASK", help="a name from the list below, or your own: package.module[:Class]")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the task; TASK --help lists them")
     chosen = parser.parse_args(argv)
-    for before, word in zip([chosen.task, *chosen.options], chosen.options, strict=False):
+    for before, word in pairwise([chosen.task, *chosen.options]):
         if not word or (word.startswith("--") and word.endswith("=")):
             raise LaserError(f"{(word or before).rstrip('=')} is empty")
     task = find_task(chosen.task)
@@ -47,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
     task.add_arguments(parser)
     arguments = parser.parse_args(chosen.options)
-    if "--output_dir=" in chosen.options or ("--output_dir", "") in pairwise(chosen.options):
-        raise LaserError("--output_dir is empty; give the folder for this run's files")
     if hasattr(arguments, "output_dir"):
         from ..runs import RunFolder  # it takes seconds to import
 

@@ -23,7 +23,7 @@ from ...encoders import load_encoder
 from ...errors import LaserError
 from ...plugins import Option
 from ...records import RESULTS, plain, read_json, read_record, write_json
-from ...runs import RECIPE_NAME, RunFolder
+from ...runs import CONTENT, RECIPE_NAME, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
 from .data import Split, read_split
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
 """Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
 WHOLE = {
-    "runs": 1, "seed": 0, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1
+    "runs": 1, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1
 }  # fmt: skip
 """Smallest values of the options that are no values of a recipe."""
 LOG_NAME = "training_log.json"
@@ -62,7 +62,6 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
         record = summarise(command, records) if command.main else {}
         command.finish(command.folder, record)
     if command.main:
-        shutil.rmtree(command.folder.path / "features", ignore_errors=True)
         logger.info("Everything is in %s", command.folder.path)
         for metric in record["metrics"]:
             spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
@@ -74,6 +73,12 @@ def run_folder(path: Path) -> RunFolder:
     """The folder of one run, or of several in `seed-N`."""
     below = (*OWNED, "checkpoint-*", "broken-checkpoint-*", RECIPE_NAME, RESULTS)
     return RunFolder(path, RESULTS, owned=(*OWNED, *(f"seed-*/{name}" for name in below)))
+
+
+def tidy(folder: RunFolder) -> None:
+    """Delete what only an unfinished run needs."""
+    for left in (*folder.path.glob("checkpoint-*"), folder.path / "features"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class Command:
@@ -88,8 +93,7 @@ class Command:
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         for name, low in WHOLE.items():
-            high = 2**31 if name == "seed" else None
-            Option(name, None, "", int, low=low, high=high, flag=f"--{name}").check(getattr(arguments, name))
+            Option(name, None, "", int, low=low, flag=f"--{name}").check(getattr(arguments, name))
         for option, source in (("revision", arguments.model), ("data_revision", arguments.data)):
             if getattr(arguments, option) and Path(source).exists():
                 raise LaserError(f"--{option} is for the Hub; {source} is a folder")
@@ -98,23 +102,21 @@ class Command:
         self.recipe = choose_recipe(arguments, kind.RECIPES)
         self.use_cpu = pick_device(arguments.device).type == "cpu"
         self.folder = run_folder(arguments.output_dir)
-        self.folder.protect({"--model": arguments.model, "--data": arguments.data})
         self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
         if unknown := set(self.args.report_to) - {*INTEGRATION_TO_CALLBACK}:
             raise LaserError(f"--report_to {unknown.pop()} is none of {', '.join(INTEGRATION_TO_CALLBACK)}")
         self.main = self.args.process_index == 0
         if self.main:
+            if self.folder.finished:  # and killed before it was tidy
+                tidy(self.folder)
             self.folder.check(arguments.overwrite_output_dir)
         self.task = kind.from_arguments(arguments)
         encoder = load_encoder(arguments.model, arguments.revision, do_normalize=arguments.do_normalize)
         self.features = EncoderFeatures(encoder)
         self.model = self.features.describe(arguments.model)
         config = {name: value for name, value in encoder.base_config.to_dict().items() if name[0] != "_"}
-        self.encoder = {
-            "weights": self.model["weights_sha256"][:16],
-            "config": sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
-            "do_normalize": arguments.do_normalize,
-        }
+        encoder = [self.model["weights_sha256"], arguments.do_normalize, config]
+        self.encoder = sha256(json.dumps(encoder, sort_keys=True, default=str).encode()).hexdigest()
         names = (arguments.train_split, arguments.dev_split, *arguments.test_split)
         self.splits = [self.read(name, train=place == 0) for place, name in enumerate(names)]
         train = self.splits[0]
@@ -134,11 +136,10 @@ class Command:
             self.store_states()
 
     def finish(self, folder: RunFolder, record: dict[str, Any]) -> None:
-        """Write the record of a run, which completes it, and delete its checkpoints."""
+        """Write the record of a run, which completes it."""
         if self.main:
             folder.finish(record)
-            for left in folder.path.glob("checkpoint-*"):
-                shutil.rmtree(left)
+            tidy(folder)
 
     def training_arguments(self, kind: type[CtcTask], output_dir: Path, seed: int) -> TrainingArguments:
         """The Trainer's options for one run."""
@@ -193,12 +194,13 @@ class Command:
 
     def fingerprint(self, seed: int) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it."""
+        roles, digests = ("train_split", "dev_split"), [split.digest() for split in self.splits]
         return {
             "task": self.task.NAME,
             "recipe": dataclasses.asdict(self.recipe),
             "seed": seed,
-            "encoder": self.encoder,
-            "speech": {f"speech of {split.name}": split.digest() for split in self.splits},
+            "do_normalize": self.arguments.do_normalize,
+            CONTENT: {"model": self.encoder, **dict(zip(roles, digests, strict=False)), "test_split": digests[2:]},
             **self.task.describe(),
         }
 

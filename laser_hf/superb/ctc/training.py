@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...errors import LaserError
-from ...runs import find_fault, seal_checkpoint
+from ...runs import WRITING, find_fault, seal_checkpoint
 from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
 from .heads import CtcHead, ctc_losses
@@ -155,7 +155,7 @@ class CtcTrainer(Trainer):
         if step is None:
             logger.warning("no dev %s was below %s: the head of the last update is tested", name, self.task.FIRST_BEST)
             return {"step": None, "rule": "last update: no dev value was low enough to be kept"}
-        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        checkpoint = self._best()
         if fault := find_fault(checkpoint):
             what = f"{checkpoint} holds the best head and is damaged ({fault})"
             raise LaserError(f"{what}; start over with --overwrite_output_dir")
@@ -169,8 +169,19 @@ class CtcTrainer(Trainer):
         return self._earlier + time.perf_counter() - self._started
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        """Write it aside, so that it appears whole or not at all, and older ones go only then."""
+        folder, limit = self.args.output_dir, self.args.save_total_limit
+        self.args.output_dir, self.args.save_total_limit = str(Path(folder) / WRITING), None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir, self.args.save_total_limit = folder, limit
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
-            seal_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            seal_checkpoint(Path(folder) / WRITING / name, Path(folder) / name)
+            rotate_checkpoints(folder, limit, str(self._best()))
         self.accelerator.wait_for_everyone()  # load_best reads the seal
+
+    def _best(self) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
