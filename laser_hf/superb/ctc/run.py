@@ -23,7 +23,7 @@ from ...encoders import load_encoder
 from ...errors import LaserError
 from ...plugins import Option
 from ...records import RESULTS, plain, read_json, read_record, write_json
-from ...runs import CONTENT, RECIPE_NAME, RunFolder
+from ...runs import CONTENT, RECIPE_NAME, WRITING, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
 from .data import Split, read_split
@@ -77,7 +77,7 @@ def run_folder(path: Path) -> RunFolder:
 
 def tidy(folder: RunFolder) -> None:
     """Delete what only an unfinished run needs."""
-    for left in (*folder.path.glob("checkpoint-*"), folder.path / "features"):
+    for left in (*folder.path.glob("checkpoint-*"), folder.path / "features", folder.path / WRITING):
         shutil.rmtree(left, ignore_errors=True)
 
 

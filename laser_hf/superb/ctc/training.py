@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -179,8 +180,11 @@ class CtcTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            seal_checkpoint(Path(folder) / WRITING / name, Path(folder) / name)
-            rotate_checkpoints(folder, limit, str(self._best()))
+            aside = Path(folder) / WRITING / name
+            self.state.best_model_checkpoint = str(self._best()) if self.state.best_global_step else None
+            self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+            seal_checkpoint(aside, Path(folder) / name)
+            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # load_best reads the seal
 
     def _best(self) -> Path:
