@@ -407,7 +407,21 @@ FAULTS = [
         Fault(7, f"pr: {' '.join(words)} without advice on train.py", _with("pr", *words), judge=_no_train_options)
         for words in (("--model", "no/where/here"), ("--model", "someone/nothing"), ("--data", "no/where/here"))
     ),
+    # ---- the table
+    Fault(1, "table: a record cut short", lambda lab: _table(lab, "demo", cut=100), says=("demo/results.json",)),
+    Fault(1, "table: a value that is no number", lambda lab: _table(lab, "demo", value="5"), says=("wer is no number",)),
+    Fault(8, "table: a folder's name of Markdown and HTML", lambda lab: _table(lab, "a|b`<img src=x>"), 0, (r"a\|b\`\<img",)),
 ]  # fmt: skip
+
+
+def _table(lab: Lab, name: str, cut: int | None = None, value: Any = 5.0) -> Outcome:
+    """The table of one record of the model in the folder `name`."""
+    metric = {"metric": "wer", "value": value, "unit": "percent", "split": "test"}
+    record = {"schema_version": 2, "task": "asr", "protocol": "quick", "model": name, "metrics": [metric]}
+    record |= {"recipe": {}, "data": {}, "seed": None, "wall_seconds": 1.0}
+    (lab.path / name).mkdir()
+    (lab.path / name / "results.json").write_text(json.dumps(record)[:cut])
+    return lab.run("superb", "table", name)
 
 
 def _untidy(lab: Lab) -> Outcome:
@@ -425,7 +439,8 @@ def _several(lab: Lab) -> Outcome:
     return lab.run(*words)
 
 
+LONGER = ("--max_steps", "60", "--eval_steps", "2")  # most of the time goes into updates and checkpoints
 KILLS = [
-    KillPlan("superb asr, head training", lambda lab: command(lab, "asr"), result, 5),
-    KillPlan("superb pr, head training", lambda lab: command(lab, "pr"), result, 5),
+    KillPlan("superb asr, head training", lambda lab: command(lab, "asr", *LONGER), result, 5),
+    KillPlan("superb pr, head training", lambda lab: command(lab, "pr", *LONGER), result, 5),
 ]

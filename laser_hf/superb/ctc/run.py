@@ -94,9 +94,6 @@ class Command:
         self.arguments = arguments
         for name, low in WHOLE.items():
             Option(name, None, "", int, low=low, flag=f"--{name}").check(getattr(arguments, name))
-        for option, source in (("revision", arguments.model), ("data_revision", arguments.data)):
-            if getattr(arguments, option) and Path(source).exists():
-                raise LaserError(f"--{option} is for the Hub; {source} is a folder")
         if arguments.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
             raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
         self.recipe = choose_recipe(arguments, kind.RECIPES)
