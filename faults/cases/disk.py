@@ -44,16 +44,18 @@ def _interrupt() -> bool:
 
 
 def _kill_worker() -> bool:
-    """Kill a data worker of the command; others of its children have another name."""
+    """Kill a data worker of the command: a fork of it, so their command lines are alike."""
     for command in children():
         for worker in children(command):
-            if (
-                b"laser" in Path(f"/proc/{worker}/cmdline").read_bytes()
-                or b"faults" in Path(f"/proc/{worker}/cmdline").read_bytes()
-            ):
-                os.kill(worker, signal.SIGKILL)
-                return True
+            with contextlib.suppress(OSError):
+                if _command_line(worker) == _command_line(command):
+                    os.kill(worker, signal.SIGKILL)
+                    return True
     return False
+
+
+def _command_line(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def _train(*more: str) -> Command:
@@ -112,12 +114,23 @@ def _full(command: Command, size: str) -> Callable[[Lab], Outcome]:
     return provoke
 
 
+def _asr(*more: str) -> Command:
+    def command(lab: Lab) -> list[str]:
+        where = ["--model", str(lab.encoder), "--data", str(lab.speech), "--output_dir", str(lab.out)]
+        return ["superb", "asr", *where, *ASR, *HEAD, *more]
+
+    return command
+
+
 def _six_updates(lab: Lab, outcome: Outcome) -> str | None:
     updates = training_result(lab)["updates"]
     return None if updates == 6 else f"{updates} updates instead of 6"
 
 
+WORKERS = ("--dataloader_num_workers", "1", "--cache_features", "no")
 LONG = ("--max_steps", "40", "--dataloader_num_workers", "1")
+ASR = ["--train_split", "1", "--dev_split", "2", "--test_split", "3", "--protocol", "quick", "--report_to", "none"]
+HEAD = ["--max_steps", "40", "--eval_steps", "10", "--lstm_size", "8", "--lstm_layers", "1", "--projection_size", "8"]
 SEALED = "checkpoint-2/files.json"
 GO_ON = "run the same command again to continue"
 
@@ -126,6 +139,14 @@ FAULTS = [
     Fault(8, "Ctrl-C in training with data workers", _interrupted(_train(*LONG), SEALED), 130, ("checkpoint-", GO_ON)),
     Fault(8, "Ctrl-C before anything is saved", _interrupted(_train(), "recipe.json"), 130, ("nothing is saved",)),
     Fault(8, "Ctrl-C in query by example", _interrupted(_qbe, f"cache/{superb_qbe.BATCH}"), 130, ("cache", GO_ON)),
+    Fault(8, "Ctrl-C in superb asr", _interrupted(_asr(), "checkpoint-10/files.json"), 130, ("checkpoint-", GO_ON)),
+    Fault(
+        8,
+        "a killed data worker in superb asr",
+        _worker_killed(_asr(*WORKERS), "checkpoint-10/files.json"),
+        1,
+        ("was killed", GO_ON),
+    ),
     Fault(8, "a killed data worker in training", _worker_killed(_train(*LONG), SEALED), 1, ("was killed", GO_ON)),
 ]
 
@@ -135,6 +156,9 @@ if os.geteuid() == 0:
         Fault(
             8, "a full disk at the first checkpoint", _full(_train(), "100k"), 1, ("disk is full", "nothing is saved")
         ),
-        Fault(8, "a full disk at a later checkpoint", _full(_train(), "1500k"), 1, ("disk is full", "checkpoint-")),
+        Fault(
+            8, "a full disk at a later checkpoint", _full(_train(), "560k"), 1, ("disk is full", "checkpoint-", GO_ON)
+        ),
+        Fault(8, "a full disk in superb asr", _full(_asr("--cache_features", "no"), "20k"), 1, ("disk is full",)),
         Fault(8, "a full disk in query by example", _full(_qbe, "40k"), 1, ("disk",)),
     ]

@@ -409,8 +409,8 @@ FAULTS = [
     ),
     # ---- the table
     Fault(1, "table: a record cut short", lambda lab: _table(lab, "demo", cut=100), says=("demo/results.json",)),
-    Fault(1, "table: a value that is no number", lambda lab: _table(lab, "demo", value="5"), says=("wer is no number",)),
-    Fault(8, "table: a folder's name of Markdown and HTML", lambda lab: _table(lab, "a|b`<img src=x>"), 0, (r"a\|b\`\<img",)),
+    Fault(1, "table: a value that is no number", lambda lab: _table(lab, "demo", value="5"), says=("is no number",)),
+    Fault(8, "table: a folder called as HTML", lambda lab: _table(lab, "a|b`<img src=x>"), 0, (r"a\|b\`\<img",)),
 ]  # fmt: skip
 
 

@@ -199,6 +199,10 @@ class LaserTrainingArguments(TrainingArguments):
         low=0,
     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, into `training_args.bin` for one: everything but the token."""
+        return {**self.__dict__, "hub_token": None}
+
     def __post_init__(self):
         for field in dataclasses.fields(TrainingArguments):
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

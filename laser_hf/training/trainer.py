@@ -15,8 +15,8 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints, sort_checkpoints
 
-from ..data import SkipLog
-from ..encoders import SpeechEncoder
+from ..data import PairTransform, SkipLog
+from ..encoders import SpeechEncoder, receptive_field
 from ..errors import LaserError
 from ..objectives import LaserLoss, Objective
 from ..records import read_json, write_json
@@ -94,6 +94,9 @@ class LaserTrainer(UpdateTrainer):
         check_views(train_dataset, objective)
         if eval_dataset is None:
             args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+        for dataset in (train_dataset, eval_dataset):
+            if isinstance(getattr(dataset, "transform", None), PairTransform):
+                dataset.transform.min_samples = receptive_field(model.encoder.config)
         self.micro_batches = micro_batches(args)
         if objective.needs_twin and model.twin is None:
             model.add_twin(getattr(objective, "twin_dropout", True))

@@ -125,7 +125,7 @@ def load_aligned_speech(
     waveforms = {}
     for utterance in _spread(usable, long, settings.max_utterances, settings.seed):
         try:
-            waveforms[utterance] = decode_audio(wanted[utterance], SAMPLE_RATE).waveform
+            waveforms[utterance] = decode_audio(wanted[utterance]).waveform
         except BadAudio as error:
             found.skipped.names[f"utterances with unusable audio ({error.kind})"].append(utterance)
     words, phones = (_inside(tokens, waveforms, found.skipped) for tokens in (long, found.phones))
