@@ -12,19 +12,11 @@ from pathlib import Path
 
 from .. import cli
 from ..errors import LaserError
-<<<<<<< HEAD
+from ..runs import RunFolder
 from .plan import PICTURE, RECORD, TABLE, Plan, Value, parse_over
 from .report import best_of
 from .score import QBE_METRICS, discrimination_score, qbe_score
 from .study import SharedStudy, run_search
-=======
-from ..runs import RunFolder
-from .report import best_of, table, write_report
-from .run import run_search
-from .score import QBE_METRICS, Score, discrimination_score, qbe_score
-from .space import Value, parse_over
-from .study import PICTURE, RECORD, SAMPLERS, TABLE, Plan, SharedStudy
->>>>>>> second/qbe
 
 _EPILOG = """\
 examples:
@@ -93,17 +85,12 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
     for name in given & set(RESERVED):
         raise LaserError(f"--{name} cannot be given to the runs of a search: {RESERVED[name]}")
     base = ["--preset", arguments.preset, *fixed]
-<<<<<<< HEAD
     options, recipes = _parse(base), {}
-    if options.model.do_normalize:
-        raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
-=======
-    options = _parse(base)
     read = {f"--{name}": getattr(arguments, name) for name in ("data", "alignments", "qbe_data")}
     read |= {"--model": options.model.model_name_or_path, "--train_data": options.data.train_data}
     RunFolder(arguments.output_dir, RECORD).protect(read | {"--eval_data": options.data.eval_data})
-    recipes: dict[str, list[dict[str, Any]]] = {}
->>>>>>> second/qbe
+    if options.model.do_normalize:
+        raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
 
     def typed(name: str, text: str) -> Value:
         if name in RESERVED:

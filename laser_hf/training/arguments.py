@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments

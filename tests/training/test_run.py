@@ -473,9 +473,9 @@ def test_a_folder_that_cannot_be_written(tiny_encoder, small_tree, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--model_name_or_path", "someone/no-such-model"), "--preset demo"),
-        (("--train_data", "no/such/place/here"), "--train_data"),
-        (("--train_data", "openslr/librispeech_asr", "--train_split", "train.100"), "--preset demo"),
+        (("--model_name_or_path", "someone/no-such-model"), "laser_hf/demo/encoder"),
+        (("--train_data", "no/such/place/here"), "no folder"),
+        (("--train_data", "openslr/librispeech_asr", "--train_split", "train.100"), "laser_hf/demo/speech"),
         (("--trainable_layers", "9"), "between 1 and 3"),
         (("--speed_factors", "-1"), "speed"),
     ],
