@@ -6,6 +6,8 @@ It is *finished* once it has its record, *unfinished* if it has something to res
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -15,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import cli
 from .errors import LaserError
 from .records import plain, read_json, write_json
 
@@ -23,7 +26,10 @@ logger = logging.getLogger(__name__)
 RECIPE_NAME = "recipe.json"
 SEAL_NAME = "files.json"
 """Sizes and SHA-256 digests of a checkpoint's files, written last: a checkpoint without it is incomplete."""
+LOCK_NAME = ".lock"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LOCKS: dict[tuple[int, str], int] = {}
+"""Open lock files of this process, by its id and their real path: each lock lives as long as the process."""
 
 
 class RunFolder:
@@ -59,10 +65,11 @@ class RunFolder:
         Args:
             recipe: what decides the result, in groups or flat; written to `recipe.json`.
             overwrite: delete what an earlier run left.
-            reopen: take a finished run of the same recipe too, for commands that add to it.
+            reopen: take a finished run of the same recipe too, for commands that add to it, several at once.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, is a checkpoint, or holds a run of another recipe.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, holds a run of another recipe, or
+                another process runs in it.
         """
         self.check(overwrite, reopen)
         if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
@@ -79,11 +86,14 @@ class RunFolder:
         """The first part of `prepare`, for commands that know their recipe only after hours of reading.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, or is a checkpoint.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, or another process runs in it.
         """
+        self.make()
+        cli.saved = self.saved
+        if not reopen:
+            self._lock()
         if overwrite:
             self.clear()
-        self.make()
         if self.finished and not reopen:
             raise LaserError(
                 f"{self.path} holds a finished run ({self.record}); choose another --output_dir, or start over with "
@@ -102,6 +112,40 @@ class RunFolder:
         except OSError as error:
             raise LaserError(f"cannot write to --output_dir {self.path} ({error.strerror})") from error
 
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends; forked ones do not inherit the lock."""
+        path = self.path.resolve() / LOCK_NAME
+        if (os.getpid(), str(path)) in _LOCKS and path.exists():  # else the folder was deleted meanwhile
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                raise LaserError(
+                    f"another process runs in --output_dir {self.path}; wait for its end, or choose another folder"
+                ) from error
+            logger.warning("%s cannot be locked (%s): start no second run in it", self.path, error.strerror)
+        _LOCKS[os.getpid(), str(path)] = descriptor
+
+    def protect(self, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+        """Refuse a folder that is, or holds, something that the run reads; call it before `prepare`.
+
+        Args:
+            inputs: paths, or names that are no paths, by the options that name them.
+
+        Raises:
+            LaserError: one of them lies in the folder, by real paths.
+        """
+        own = self.path.resolve()
+        for option, given in inputs.items():
+            place = Path(given).resolve() if given else Path("/")
+            if place.exists() and (own == place or own in place.parents):
+                raise LaserError(
+                    f"--output_dir {self.path} holds {option} {given}, which this run reads; choose a folder of its own"
+                )
+
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else; folders that this empties go too."""
         patterns = (*self.progress, *self.owned, "broken-checkpoint-*", RECIPE_NAME, self.record)
@@ -113,6 +157,17 @@ class RunFolder:
             if found.parent != self.path:
                 with contextlib.suppress(OSError):
                     found.parent.rmdir()
+
+    def saved(self) -> str:
+        """What a later start goes on from, in words; empty if there is nothing."""
+        if self.finished:
+            return f"the run in {self.path} is finished"
+        sealed = [
+            one.parent for one in self.path.glob(f"checkpoint-*/{SEAL_NAME}") if _CHECKPOINT.fullmatch(one.parent.name)
+        ]
+        found = sorted(sealed, key=lambda one: int(one.name.partition("-")[2]))[-1:]
+        found += [one for pattern in self.progress if "checkpoint" not in pattern for one in self.path.glob(pattern)]
+        return f"saved: {', '.join(map(str, found))}" if found else ""
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record, which makes the run complete; call it last."""

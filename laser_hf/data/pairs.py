@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,6 @@ from .perturbation import Perturbation, draw_generator
 logger = logging.getLogger(__name__)
 
 Pair = dict[str, Any]
-COLUMNS = ("id", "clean", "perturbed", "drawn", "skip")
-"""Keys of a pair."""
 
 
 @dataclass(eq=False)
@@ -35,10 +32,9 @@ class PairTransform:
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
-        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place;
-            `None` for whole utterances. The perturbation's draws stay the same.
-        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
-            The draws stay the same.
+        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
+        min_samples: pairs with a shorter view are skipped; the receptive field of the encoder.
+        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `complete_pairs`.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -50,17 +46,15 @@ class PairTransform:
     min_seconds: float = 0.1
     max_seconds: float | None = None
     crop_seconds: float | None = None
+    min_samples: int = 400
     perturb: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
-            raise LaserError(f"max_seconds {self.max_seconds} is below min_seconds {self.min_seconds}")
         shortest = max(self.min_seconds, 1 / SAMPLE_RATE)
-        if self.crop_seconds is not None and not shortest <= self.crop_seconds < float("inf"):
-            raise LaserError(
-                f"crop_seconds must be positive and at least min_seconds ({self.min_seconds}), got "
-                f"{self.crop_seconds}; None for whole utterances"
-            )
+        for name in ("max_seconds", "crop_seconds"):
+            value = getattr(self, name)
+            if value is not None and not shortest <= value < float("inf"):
+                raise LaserError(f"{name} must be at least min_seconds ({self.min_seconds:g}), got {value:g}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -72,48 +66,34 @@ class PairTransform:
         """Set the epoch, here and in all running workers."""
         self._epoch.fill_(epoch)
 
-    def at_epoch(self, epoch: int) -> PairTransform:
-        """A copy whose epoch nothing else changes."""
-        fixed = copy.copy(self)
-        fixed._epoch = torch.tensor(epoch)
-        return fixed
-
-    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The transform for `datasets`: columns `id` and `audio` to the columns of `pair`."""
-        pairs = [self.pair(utterance, audio) for utterance, audio in zip(batch["id"], batch["audio"], strict=True)]
-        return {column: [pair[column] for pair in pairs] for column in COLUMNS}
-
-    def pair(self, utterance_id: str, audio: Any) -> Pair:
+    def pair(self, utterance_id: str, audio: Any, epoch: int | None = None) -> Pair:
         """Both views of one utterance.
 
         Args:
             utterance_id: names the utterance in draws and in the log.
             audio: as `decode_audio` takes it.
+            epoch: another one than is set.
 
         Returns:
-            `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
-            `skip`, empty. If the audio cannot be used, the views are `None`, `drawn` is empty and `skip` is
-            `"kind: reason"`.
+            `id`; `clean` and `perturbed`, `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
+            `skip`, empty. If the audio cannot be used: no views, nothing drawn, and `skip` is `"kind: reason"`.
 
         Raises:
             RuntimeError: the perturbation failed; the message names the utterance.
         """
+        epoch = self.epoch if epoch is None else epoch
         try:
-            clean = decode_audio(audio, min_seconds=self.min_seconds, max_seconds=self.max_seconds).waveform
-            clean = self._cropped(clean, utterance_id)
-            drawn = self.perturbation.draw_for(draw_generator(self.seed, self.epoch, utterance_id), utterance_id)
+            shortest = max(self.min_seconds, self.min_samples / SAMPLE_RATE)
+            clean = decode_audio(audio, min_seconds=shortest, max_seconds=self.max_seconds).waveform
+            if self.crop_seconds is not None and (spare := len(clean) - round(self.crop_seconds * SAMPLE_RATE)) > 0:
+                start = int(draw_generator(self.seed, epoch, f"{utterance_id}\ncrop").integers(spare + 1))
+                # A copy: a view would carry the whole utterance from the worker to the main process.
+                clean = clean[start : start + len(clean) - spare].clone()
+            drawn = self.perturbation.draw_for(draw_generator(self.seed, epoch, utterance_id), utterance_id)
             perturbed = self._perturbed(clean, drawn, utterance_id) if self.perturb else None
         except BadAudio as error:
-            return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
+            return _skipped(utterance_id, error)
         return {"id": utterance_id, "clean": clean, "perturbed": perturbed, "drawn": drawn, "skip": ""}
-
-    def _cropped(self, clean: torch.Tensor, utterance_id: str) -> torch.Tensor:
-        spare = len(clean) - round(self.crop_seconds * SAMPLE_RATE) if self.crop_seconds is not None else 0
-        if spare <= 0:
-            return clean
-        start = int(draw_generator(self.seed, self.epoch, f"{utterance_id}\ncrop").integers(spare + 1))
-        # A copy: a view would carry the whole utterance from the worker to the main process.
-        return clean[start : start + len(clean) - spare].clone()
 
     def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
         try:
@@ -122,71 +102,94 @@ class PairTransform:
             raise
         except Exception as error:
             raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
-        if perturbed.numel() == 0:
-            raise BadAudio("empty", f"the perturbed view {drawn} has no samples")
-        if not torch.isfinite(perturbed).all():
-            raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
+        _check_view(len(perturbed), bool(perturbed.isfinite().all()), drawn, self.min_samples)
         return perturbed
+
+
+def _skipped(utterance_id: str, error: BadAudio) -> Pair:
+    return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
+
+
+def _check_view(samples: int, finite: bool, drawn: Mapping[str, Any], min_samples: int) -> None:
+    if samples < min_samples:
+        kind = "too_short" if samples else "empty"
+        raise BadAudio(kind, f"the perturbed view {drawn} has {samples} samples, the encoder needs {min_samples}")
+    if not finite:
+        raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
+
+
+def complete_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> list[Pair]:
+    """The pairs with perturbed views made where the clean ones lie, in one batched call and with one host sync.
+
+    Pairs whose view cannot be used are skipped, as `PairTransform.pair` skips them.
+    """
+    if not pairs:
+        return []
+    try:
+        views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
+    except BadAudio as error:
+        if len(pairs) == 1:
+            return [_skipped(pairs[0]["id"], error)]
+        return [one for pair in pairs for one in complete_pairs([pair], perturbation, min_samples)]
+    made = []
+    finite = torch.stack([view.isfinite().all() for view in views]).tolist()
+    for pair, view, fine in zip(pairs, views, finite, strict=True):
+        try:
+            _check_view(len(view), fine, pair["drawn"], min_samples)
+            made.append({**pair, "perturbed": view})
+        except BadAudio as error:
+            made.append(_skipped(pair["id"], error))
+    return made
 
 
 def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batch of pairs, zero-padded at the end. Skipped pairs get no row; a batch may have no rows at all.
 
     Returns:
-        - `clean` `(batch, samples)` float32 and `clean_lengths` `(batch,)` int64, samples;
-        - `perturbed` and `perturbed_lengths`, likewise; both `None` if the views are still to be made on the device;
-        - `ids`, texts, and `drawn`, the perturbation's parameters, one per row;
-        - `skipped`, a list of `(id, "kind: reason")`.
+        `clean` `(batch, samples)` float32 and `clean_lengths` `(batch,)` int64; `perturbed` and `perturbed_lengths`,
+        likewise, or both `None` if the device is to make the views; `ids` and `drawn`, one per row; `skipped`, a list
+        of `(id, "kind: reason")`.
     """
     kept = [pair for pair in pairs if not pair["skip"]]
-    batch: dict[str, Any] = {}
+    batch: dict[str, Any] = {"ids": [pair["id"] for pair in kept], "drawn": [pair["drawn"] for pair in kept]}
+    batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
     for view in ("clean", "perturbed"):
         waveforms = [pair[view] for pair in kept]
-        if any(waveform is None for waveform in waveforms):
-            batch[view] = batch[f"{view}_lengths"] = None
-            continue
-        batch[view] = pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
-        batch[f"{view}_lengths"] = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
-    batch["ids"] = [pair["id"] for pair in kept]
-    batch["drawn"] = [pair["drawn"] for pair in kept]
-    batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
+        batch[view] = batch[f"{view}_lengths"] = None
+        if all(waveform is not None for waveform in waveforms):
+            batch[view] = pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
+            batch[f"{view}_lengths"] = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
     return batch
 
 
 class SkipLog:
-    """Counts skipped utterances by kind and logs each of them once. The main process keeps it."""
+    """Counts skipped utterances and logs each of them once; its length is the number of different ones."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
-        self._times: Counter[str] = Counter()
+        self._times = 0
 
     def update(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Add `batch["skipped"]`: ids with `"kind: reason"`."""
         for utterance, reason in skipped:
-            kind = reason.partition(":")[0]
-            self._times[kind] += 1
+            self._times += 1
             if utterance not in self._kinds:
-                self._kinds[utterance] = kind
+                self._kinds[utterance] = reason.partition(":")[0]
                 logger.warning("skipped utterance %s: %s", utterance, reason)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts as JSON values, for a checkpoint or another process."""
-        return {"kinds": dict(self._kinds), "times": dict(self._times)}
+        return {"kinds": dict(self._kinds), "times": self._times}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Add the counts of another log."""
         self._kinds.update(state["kinds"])
-        self._times.update(state["times"])
+        self._times += state["times"]
 
     def __len__(self) -> int:
-        """Number of different utterances skipped so far."""
         return len(self._kinds)
 
     def summary(self) -> dict[str, Any]:
         """Different `utterances` skipped so far, `times` over all epochs, and different utterances `by_kind`."""
-        by_kind = Counter(self._kinds.values())
-        return {
-            "utterances": len(self._kinds),
-            "times": self._times.total(),
-            "by_kind": dict(sorted(by_kind.items())),
-        }
+        by_kind = dict(sorted(Counter(self._kinds.values()).items()))
+        return {"utterances": len(self), "times": self._times, "by_kind": by_kind}

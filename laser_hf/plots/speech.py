@@ -93,7 +93,7 @@ def load_pair(
             if utterance is not None and utterance not in (item["id"], Path(item["id"]).name):
                 continue
             epochs = range(1 if perturbation.keeps_duration else EPOCHS)
-            pairs = [transform.at_epoch(epoch).pair(item["id"], item["audio"]) for epoch in epochs]
+            pairs = [transform.pair(item["id"], item["audio"], epoch) for epoch in epochs]
             if not pairs[0]["skip"]:
                 pair = max(pairs, key=lambda one: abs(len(one["perturbed"]) - len(one["clean"])))
                 change = perturbation.describe(pair["drawn"])

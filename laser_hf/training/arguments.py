@@ -166,6 +166,11 @@ class LaserTrainingArguments(TrainingArguments):
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")
     weight_decay: float = option(0.0, "weight decay of AdamW")
     coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
+    released: bool = option(
+        False,
+        "train as the released code does: both views of a pair padded into one batch, S3PRL's AdamW, updates that run "
+        "on over the end of an epoch (all passes then share the draws of the first)",
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     seed: int = option(1337, "seed of data order, perturbation, dropout and head")
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
@@ -202,6 +207,10 @@ class LaserTrainingArguments(TrainingArguments):
         "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, into `training_args.bin` for one: everything but the token."""
+        return {**self.__dict__, "hub_token": None}
+
     def __post_init__(self):
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -232,6 +241,8 @@ class LaserTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and self.max_steps > 0:
             after_warm_up = self.max_steps - self.get_warmup_steps(self.max_steps)
             self.lr_scheduler_kwargs = {"num_decay_steps": after_warm_up} | (self.lr_scheduler_kwargs or {})
+        if self.released and (self.seconds_per_update or self.weight_decay or self.coupled_weight_decay):
+            raise ValueError("--released has updates of pairs and no weight decay, as the released code")
         # Every trained parameter takes part in every loss; and those of an objective are used outside the forward
         # call, where the search for unused ones would not see them.
         if self.ddp_find_unused_parameters is None:

@@ -101,6 +101,10 @@ class AlignmentModel(nn.Module):
             frame_lengths = torch.cat((own.lengths, other.lengths))
         return {"projected": self.head(frames), "frames": frames.detach(), "lengths": frame_lengths}
 
+    def frames_of(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Frames of utterances of `lengths` samples, `(batch,)`."""
+        return self.encoder.frame_lengths(lengths)
+
     def compile_layers(self, backend: str, mode: str | None = None) -> None:
         """`torch.compile` each Transformer layer in place, for batches and frames of any size.
 
@@ -138,7 +142,7 @@ def pair_terms(
     with record_function(f"{about}encode"):
         # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
         output = model(waveforms, lengths.tolist())
-    frames = core.encoder.frame_lengths(lengths)
+    frames = core.frames_of(lengths)
     (x, y), (m, n) = output["projected"].split(count), output["lengths"].split(count)
     longest_x, longest_y = (int(part.max()) for part in frames.split(count))
     with record_function(f"{about}loss"):

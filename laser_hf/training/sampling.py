@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import LaserError
 from .arguments import LaserTrainingArguments
 from .batches import pack
+from .released import running_updates
 
 
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
@@ -125,6 +126,10 @@ def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, Upd
     if args.seconds_per_update is None:
 
         def plan(generator: np.random.Generator) -> list[list[int]]:
+            if args.released:
+                passes = math.ceil(args.max_steps * args.pairs_per_update / len(dataset))
+                orders = [generator.permutation(len(dataset)).tolist() for _ in range(passes)]
+                return running_updates(orders, args.pairs_per_update, args.max_steps)
             return updates_of_pairs(generator.permutation(len(dataset)).tolist(), args.pairs_per_update)
     else:
         if not hasattr(dataset, "seconds"):

@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..data import SkipLog
+from ..encoders import receptive_field
 from ..errors import LaserError
 from ..objectives import Objective
 from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
+from .released import ReleasedAdamW
 from .sampling import UpdateSampler, eval_loader, train_loader
 
 Losses = Sequence[tuple[list[str], torch.Tensor]]
@@ -51,16 +53,15 @@ class UpdateTrainer(Trainer):
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As `Trainer.create_optimizer`; with `coupled_weight_decay` Adam with L2 on all trained parameters (Spin)."""
+        """As `Trainer.create_optimizer`; `coupled_weight_decay`: Adam with L2 (Spin); `released`: S3PRL's AdamW."""
         args = self.args
-        if self.optimizer is None and args.coupled_weight_decay:
-            self.optimizer = torch.optim.Adam(
-                [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad],
-                lr=args.learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
+        if self.optimizer is None and (args.coupled_weight_decay or args.released):
+            trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+            how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            if args.released:
+                self.optimizer = ReleasedAdamW(trained, **how)
+            else:
+                self.optimizer = torch.optim.Adam(trained, **how, weight_decay=args.weight_decay)
         return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -85,9 +86,11 @@ class UpdateTrainer(Trainer):
 
     def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
         """Micro-batches on the device, with both views."""
-        skip_log.update((pair["id"], pair["skip"]) for pair in update["pairs"] if pair["skip"])
         usable = [pair for pair in unpack(update, self.args.device) if not pair["skip"]]
-        return cut_by_length(add_perturbed_views(usable, getattr(dataset, "perturbation", None)), count)
+        shortest = receptive_field(self.model.encoder.config)
+        pairs = add_perturbed_views(usable, getattr(dataset, "perturbation", None), shortest)
+        skip_log.update((pair["id"], pair["skip"]) for pair in [*update["pairs"], *pairs] if pair["skip"])
+        return cut_by_length([pair for pair in pairs if not pair["skip"]], count)
 
     def _units(self, batch: Batch) -> int:
         """What the loss is a mean over: pairs, or frames of the clean views."""

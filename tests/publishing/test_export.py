@@ -77,3 +77,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"encoder\.layers\.0\.attention\.k_proj\.bias"):
         export_encoder(model, model.config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_leftovers_of_a_killed_export_go_with_the_next_one(tmp_path):
+    model = make_model()
+    (tmp_path / ".export-staging").mkdir()
+    (tmp_path / ".export-staging" / "model.safetensors").write_bytes(b"half")
+    export_encoder(model, model.config, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}

@@ -281,7 +281,7 @@ def test_what_belongs_to_the_recipe(tmp_path):
     assert set(recipe["training"]) == {
         "pairs_per_update", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
         "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "seed", "data_seed",
-        "bf16", "fp16", "seconds_per_update", "per_device_train_seconds", "coupled_weight_decay",
+        "bf16", "fp16", "seconds_per_update", "per_device_train_seconds", "coupled_weight_decay", "released",
     }  # fmt: skip
     assert {"train_data", "streaming", "min_seconds", "perturb_on"} <= set(recipe["data"])
     assert not [name for name in recipe["data"] if name.startswith(("eval_", "max_eval", "cache_"))]

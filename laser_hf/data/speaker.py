@@ -1,0 +1,229 @@
+"""The speaker perturbation of NANSY, ContentVec and Spin: a voice moved by Praat, and a random equaliser."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchaudio.functional import lfilter
+
+from ..errors import LaserError
+from ..plugins import Option
+from .decode import SAMPLE_RATE
+from .files import read_table
+from .perturbation import Perturbation
+
+logger = logging.getLogger(__name__)
+
+PAPER = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
+FIRST_PASS = (75.0, 600.0)  # search range of the first pass over an utterance, Hz
+Q_LOW, Q_HIGH = 2.0, 5.0  # range of the quality factors, `Q = 2 * 2.5 ** U(0, 1)`
+TAIL = 1e-8  # the impulse response is cut where the slowest pole has decayed to this (float32 resolves 6e-8)
+MIN_BLOCK = 2**15
+
+
+class Voice(Perturbation):
+    """Moves formants, pitch median and pitch range by ratios, each uniform from 1 to its limit, half of them inverted.
+
+    The median is that of the utterance's voiced frames. As in the released code of Spin, utterances come back unchanged
+    if Praat finds no voice or cannot treat them (shorter than three periods of the lowest pitch).
+
+    Drawn: `formant_ratio`, `pitch_ratio`, `range_ratio`; `seed` of the random numbers by which Praat divides unvoiced
+    sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated (a third more time).
+
+    Args:
+        speaker_f0: tab-separated table with the columns `speaker` (the id of an utterance up to the first `-`), `floor`
+            and `ceiling`: where to look for the pitch, Hz. A floor of 50 Hz becomes 75, as in the released code.
+            Speakers without a line get `two_pass_range`.
+
+    Raises:
+        LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
+    """
+
+    name, title = "voice", "Voice"
+    summary = "changes formants and pitch by Praat (needs praat-parselmouth)"
+    paper = PAPER
+    options = (
+        Option("speaker_f0", None, "table of speaker, floor and ceiling in Hz; default: from each utterance", kind=str),
+    )
+    keeps_duration = True
+    changes = ("speaker's voice",)
+    limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}  # 1 for no change
+
+    def __init__(self, speaker_f0: str | Path | None = None) -> None:
+        if importlib.util.find_spec("parselmouth") is None:
+            raise LaserError("--perturbations voice needs Praat: pip install praat-parselmouth")
+        self.speaker_f0 = None if speaker_f0 is None else read_speaker_f0(speaker_f0)
+        self._warned = False
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Ratios, inversions and seed, drawn in this order; `floor` and `ceiling` stay `None`."""
+        ratios = {name: float(rng.uniform(1, limit)) for name, limit in self.limits.items()}
+        inverted = rng.random(len(ratios)) < 0.5
+        drawn = {name: 1 / ratios[name] if turn else ratios[name] for name, turn in zip(ratios, inverted, strict=True)}
+        return drawn | {"seed": int(rng.integers(2**31)), "floor": None, "ceiling": None}
+
+    def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
+        """`draw`, with the search range of the speaker if `speaker_f0` has it."""
+        drawn, speaker = self.draw(rng), utterance_id.partition("-")[0]
+        if self.speaker_f0 is not None and speaker in self.speaker_f0:
+            drawn["floor"], drawn["ceiling"] = self.speaker_f0[speaker]
+        elif self.speaker_f0 is not None and not self._warned:
+            self._warned = True
+            logger.warning("speaker %r has no line in the table of pitch ranges; such ranges are estimated", speaker)
+        return drawn
+
+    def apply(self, waveform: torch.Tensor, **drawn: Any) -> torch.Tensor:
+        """`(samples,)` on the CPU to `(samples,)`."""
+        import parselmouth
+
+        floor, ceiling = drawn.get("floor"), drawn.get("ceiling")
+        try:
+            sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
+            if floor is None or ceiling is None:
+                voiced = _voiced(sound.to_pitch(pitch_floor=FIRST_PASS[0], pitch_ceiling=FIRST_PASS[1]))
+                floor, ceiling = two_pass_range(voiced) if voiced.size else FIRST_PASS
+            pitch = sound.to_pitch(pitch_floor=floor, pitch_ceiling=ceiling)
+            if not (voiced := _voiced(pitch)).size:
+                return waveform.clone()
+            median = float(np.median(voiced)) * drawn["pitch_ratio"]
+            # Praat draws random numbers for unvoiced sound.
+            parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(drawn.get('seed', 0))})")
+            ratios = (drawn["formant_ratio"], median, drawn["range_ratio"], 1.0)
+            changed = parselmouth.praat.call((sound, pitch), "Change gender", *ratios).values[0]
+        except parselmouth.PraatError as error:
+            logger.debug("an utterance of %d samples keeps its voice: %s", len(waveform), error)
+            return waveform.clone()
+        if not np.isfinite(changed).all():
+            return waveform.clone()
+        changed = torch.from_numpy(changed[: len(waveform)]).to(waveform.dtype)
+        return torch.nn.functional.pad(changed, (0, len(waveform) - len(changed)))
+
+    def describe(self, drawn: Mapping[str, Any]) -> str:
+        """Such as `formants x 1.2, pitch x 0.8, pitch range x 1.1`."""
+        names = {"formant_ratio": "formants", "pitch_ratio": "pitch", "range_ratio": "pitch range"}
+        return ", ".join(f"{words} x {drawn[name]:.3g}" for name, words in names.items())
+
+
+def two_pass_range(voiced: np.ndarray) -> tuple[float, float]:
+    """Floor and ceiling (Hz) of the second pass from the voiced pitch `(frames,)` of the first.
+
+    `0.75 * q25` and `1.5 * q75`, kept within 60 and 600 Hz (De Looze & Hirst 2008).
+    """
+    lower, upper = np.quantile(voiced, (0.25, 0.75))
+    return max(60.0, 0.75 * float(lower)), min(600.0, 1.5 * float(upper))
+
+
+def read_speaker_f0(path: str | Path) -> dict[str, tuple[float, float]]:
+    """`{speaker: (floor, ceiling)}` in Hz from a table, see `Voice`."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for place, row in read_table(path, ("speaker", "floor", "ceiling")):
+        try:
+            floor, ceiling = float(row["floor"]), float(row["ceiling"])
+        except ValueError:
+            floor = ceiling = math.nan
+        if not 0 < floor < ceiling < math.inf:
+            raise LaserError(
+                f"{place}: 0 < floor < ceiling in Hz was expected, got {row['floor']} and {row['ceiling']}"
+            )
+        if row["speaker"] in ranges:
+            raise LaserError(f"{place}: speaker {row['speaker']!r} has a line already; keep one")
+        ranges[row["speaker"]] = 75.0 if floor == 50 else floor, ceiling
+    return ranges
+
+
+def _voiced(pitch: Any) -> np.ndarray:
+    """Pitch of the voiced frames, Hz."""
+    frequencies = pitch.selected_array["frequency"]
+    return frequencies[frequencies > 0]
+
+
+class Equalizer(Perturbation):
+    """Parametric equaliser of a low shelf, peaking filters and a high shelf, clipped to [-1, 1] at the end.
+
+    The filters are those of Bristow-Johnson's "Cookbook formulae for audio EQ biquad filter coefficients". They run as
+    one convolution with the impulse response of their cascade: the recursion, but faster.
+
+    Drawn: `gains` (dB, uniform within `gain_db` either way) and `qualities` (`2 * 2.5 ** U(0, 1)`), one per band,
+    lowest band first.
+    """
+
+    name, title = "equalizer", "Equaliser"
+    summary = "changes the strengths of ten frequency bands"
+    paper = PAPER
+    keeps_duration = True
+    changes = ("channel",)
+    batched = True
+    gain_db: float = 12
+    frequencies = tuple(np.geomspace(60, 7600, 10).tolist())  # corner, centres and corner, Hz
+
+    def draw(self, rng: np.random.Generator) -> dict[str, list[float]]:
+        """`{"gains": [dB, ...], "qualities": [Q, ...]}`, drawn in this order."""
+        bands = len(self.frequencies)
+        gains = rng.uniform(-self.gain_db, self.gain_db, bands).tolist()
+        return {"gains": gains, "qualities": (Q_LOW * (Q_HIGH / Q_LOW) ** rng.random(bands)).tolist()}
+
+    def apply(self, waveform: torch.Tensor, *, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
+        """`(samples,)` to `(samples,)`, on the device of `waveform`."""
+        return _convolve(waveform, self.impulse_response(gains, qualities).to(waveform)).clamp(-1, 1)
+
+    def describe(self, drawn: Mapping[str, Any]) -> str:
+        """Such as `equaliser of 10 bands`."""
+        return f"equaliser of {len(drawn['gains'])} bands"
+
+    def impulse_response(self, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
+        """`(samples,)` float64 of the cascade, until it has died away."""
+        kinds = ["low_shelf", *["peaking"] * (len(self.frequencies) - 2), "high_shelf"]
+        filters = [
+            biquad(kind, 2 * math.pi * frequency / SAMPLE_RATE, gain, quality)
+            for kind, frequency, gain, quality in zip(kinds, self.frequencies, gains, qualities, strict=True)
+        ]
+        slowest = max(np.abs(np.roots(denominator)).max() for _, denominator in filters)
+        samples = math.ceil(math.log(TAIL) / math.log(slowest)) + len(filters)
+        response = torch.eye(1, samples, dtype=torch.float64)[0]
+        for numerator, denominator in filters:
+            response = lfilter(response, torch.tensor(denominator), torch.tensor(numerator), clamp=False)
+        return response
+
+
+def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of a filter of the cookbook, float64, each `(3,)` from `z ** 0` to `z ** -2`.
+
+    Args:
+        kind: `low_shelf`, `peaking` or `high_shelf`.
+        omega: centre or corner frequency, radians a sample.
+        gain: dB, at the centre or on the shelf.
+        quality: Q.
+
+    Returns:
+        Numerator and denominator, both divided by the denominator's first.
+    """
+    amplitude, cosine, alpha = 10 ** (gain / 40), math.cos(omega), math.sin(omega) / (2 * quality)
+    if kind == "peaking":
+        numerator = [1 + alpha * amplitude, -2 * cosine, 1 - alpha * amplitude]
+        denominator = [1 + alpha / amplitude, -2 * cosine, 1 - alpha / amplitude]
+    else:
+        side = {"low_shelf": 1, "high_shelf": -1}[kind]  # the high shelf mirrors the low one: cos -> -cos
+        cosine *= side
+        plus, minus, slope = amplitude + 1, amplitude - 1, 2 * math.sqrt(amplitude) * alpha
+        high, low = plus - minus * cosine, plus + minus * cosine
+        numerator = [amplitude * one for one in (high + slope, side * 2 * (minus - plus * cosine), high - slope)]
+        denominator = [low + slope, side * -2 * (minus + plus * cosine), low - slope]
+    return np.array(numerator) / denominator[0], np.array(denominator) / denominator[0]
+
+
+def _convolve(waveform: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """The first `samples` of the convolution, by overlap-save in blocks that suit the length of the response."""
+    samples, overlap = len(waveform), len(response) - 1
+    block = max(MIN_BLOCK, 2 ** (2 * overlap).bit_length())
+    step = block - overlap
+    count = max(1, -(-samples // step))
+    blocks = torch.nn.functional.pad(waveform, (overlap, count * step - samples)).unfold(0, block, step)
+    product = torch.fft.rfft(blocks) * torch.fft.rfft(response, block)
+    return torch.fft.irfft(product, block)[:, overlap:].reshape(-1)[:samples]

@@ -1,0 +1,100 @@
+"""The training of the released LASER code, where it differs from the paper and from ours; off unless `--released`.
+
+Source: Trikaldarshi/LASER at commit 3293a19, run through S3PRL 0.4.18. `tests/training/test_golden_step.py` compares
+five whole updates with tensors that this code made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from ..encoders import receptive_field
+from .model import AlignmentModel
+
+
+class ReleasedModel(AlignmentModel):
+    """Encodes the two views of a pair as one padded batch, as S3PRL does.
+
+    The first GroupNorm takes its statistics over the padding too. Attention leaves out frames that lie in the padding
+    as a whole. An utterance keeps `round(samples / 320)` frames (halves to the even number), so that the shorter view
+    often has one frame more than it has alone, made partly of padding.
+    """
+
+    def frames_of(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Frames that utterances `(2 * pairs,)` of `lengths` samples keep."""
+        hop = math.prod(self.encoder.config.conv_stride)
+        longest = self.encoder.frame_lengths(lengths.view(2, -1).amax(0)).repeat(2)
+        return torch.round(lengths / hop).long().minimum(longest)
+
+    def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
+        """As `AlignmentModel.forward`; waveforms and lengths hold all first views, then all second views."""
+        lengths = torch.as_tensor(lengths).cpu()
+        kept = self.frames_of(lengths)
+        frames = waveforms.new_zeros(len(lengths), int(kept.max()), self.encoder.hidden_size)
+        pairs = len(lengths) // 2
+        for pair in range(pairs):
+            rows = torch.tensor([pair, pair + pairs])
+            encoded = self._encode(waveforms[rows, : int(lengths[rows].max())], lengths[rows])
+            for row, output in zip(rows.tolist(), encoded, strict=True):
+                frames[row, : kept[row]] = output[: kept[row]]
+        return {"projected": self.head(frames), "frames": frames.detach(), "lengths": kept.to(waveforms.device)}
+
+    def _encode(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        config, samples = self.encoder.config, waveforms.shape[1]
+        total = int(self.encoder.frame_lengths(torch.tensor(samples)))
+        # S3PRL cuts the samples into as many equal parts as there are frames. A frame is padding if its part is.
+        valid = torch.ceil(lengths / (samples // total)).long().clamp(max=total)
+        # transformers counts frames by the samples of the mask: as many as give `valid` frames.
+        hop = math.prod(config.conv_stride)
+        shown = (receptive_field(config) + hop * (valid - 1)).unsqueeze(1)
+        mask = (torch.arange(samples) < shown).long().to(waveforms.device)
+        return self.encoder.model(waveforms, attention_mask=mask).last_hidden_state
+
+
+class ReleasedAdamW(torch.optim.Optimizer):
+    """S3PRL's AdamW without weight decay: epsilon is added before the bias correction of the second moment.
+
+        p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
+
+    Args:
+        params: to train.
+        lr, betas, eps: as for `torch.optim.AdamW`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-7,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] += 1
+                state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+                state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+                parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
+
+
+def running_updates(passes: Sequence[Sequence[int]], pairs_per_update: int, updates: int) -> list[list[int]]:
+    """The first `updates` updates of several passes over the data, one running on into the next."""
+    order = [index for one in passes for index in one]
+    return [order[pairs_per_update * i : pairs_per_update * (i + 1)] for i in range(updates)]
