@@ -61,8 +61,12 @@ def kill_in_step_4(monkeypatch):
     monkeypatch.setattr(LaserTrainer, "training_step", killed)
 
 
-def fork_two(argv, second=None):
-    """Run in two forked processes with gloo, the second one perhaps with other arguments; returns their errors.
+def train(argv):
+    run_training(parse_options(argv))
+
+
+def fork_two(argv, second=None, main=train):
+    """Run `main(argv)` in two forked processes with gloo, the second perhaps with other arguments; returns their errors.
 
     No interpreter has to import everything again.
     """
@@ -72,7 +76,7 @@ def fork_two(argv, second=None):
     context = multiprocessing.get_context("fork")
     errors = context.Queue()
     processes = [
-        context.Process(target=_one_of_two, args=(one, rank, port, errors))
+        context.Process(target=_one_of_two, args=(main, one, rank, port, errors))
         for rank, one in enumerate((argv, second or argv))
     ]
     for process in processes:
@@ -84,7 +88,7 @@ def fork_two(argv, second=None):
     return [found[0], found[1]]
 
 
-def _one_of_two(argv, rank, port, errors):
+def _one_of_two(main, argv, rank, port, errors):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -93,7 +97,7 @@ def _one_of_two(argv, rank, port, errors):
     AcceleratorState._reset_state(reset_partial_state=True)
     error = ""
     try:
-        run_training(parse_options([*argv, "--ddp_backend", "gloo"]))
+        main([*argv, "--ddp_backend", "gloo"])
     except LaserError as raised:
         error = str(raised)
     errors.put((rank, error))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from .. import cli
+from ..errors import LaserError
 from . import TASKS, find_task
 
 PROGRAM = "python -m laser_hf.superb"
+INPUTS = ("model", "data", "dev_data", "alignments", "lexicon")
+"""Options of the tasks that name what is read."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -35,11 +40,29 @@ def main(argv: Sequence[str] | None = None) -> Any:
     parser.add_argument("task", metavar="TASK", help="a name from the list below, or your own: package.module[:Class]")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the task; TASK --help lists them")
     chosen = parser.parse_args(argv)
+    for before, word in pairwise([chosen.task, *chosen.options]):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise LaserError(f"{(word or before).rstrip('=')} is empty")
     task = find_task(chosen.task)
     prog = f"{PROGRAM} {chosen.task}"
     parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
     task.add_arguments(parser)
-    return task.run(parser.parse_args(chosen.options))
+    arguments = parser.parse_args(chosen.options)
+    if hasattr(arguments, "output_dir"):
+        from ..runs import RunFolder  # it takes seconds to import
+
+        folder = RunFolder(arguments.output_dir, record="")
+        for name in INPUTS:
+            given = getattr(arguments, name, None)
+            for one in given if isinstance(given, list) else [given]:
+                folder.protect({f"--{name}": one and str(one).removeprefix("random:")})
+    for name, source in (("revision", "model"), ("data_revision", "data")):
+        given = str(getattr(arguments, source, "")).removeprefix("random:")
+        if getattr(arguments, name, None) and (Path(given).exists() or given in ("mfcc", "logmel")):
+            raise LaserError(f"--{name} is for the Hub; --{source} {given} is not there")
+    if not 0 <= (getattr(arguments, "seed", None) or 0) < 2**32:
+        raise LaserError(f"--seed must be from 0 to {2**32 - 1}, got {arguments.seed}")
+    return task.run(arguments)
 
 
 if __name__ == "__main__":

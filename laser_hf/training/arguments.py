@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
@@ -198,6 +199,10 @@ class LaserTrainingArguments(TrainingArguments):
         "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
         low=0,
     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, into `training_args.bin` for one: everything but the token."""
+        return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
         for field in dataclasses.fields(TrainingArguments):

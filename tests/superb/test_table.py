@@ -224,3 +224,21 @@ def test_contentvec_is_a_baseline_by_its_hub_id(tmp_path, monkeypatch):
     (found,) = read_numbers([(Path("cv/results.json"), None)])
     assert found.row == Row("HuBERT base", "contentvec")
     assert row_name(found.row) == "HuBERT base + ContentVec"
+
+
+def test_a_value_that_is_no_number(tmp_path):
+    write(tmp_path / "results.json", result("asr", "wer", "5"))
+    with pytest.raises(LaserError, match=r"results.json: the value of wer is no number: '5'"):
+        read_numbers([(tmp_path / "results.json", None)])
+
+
+def test_foreign_names_stay_in_their_cells(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "a|b`c <img src=x> [d](javascript:e)"
+    folder = Path(name.replace("/", ""))
+    write(folder / "asr" / "results.json", result("asr", "wer", 5.0, "quick", "x|y", model=str(folder)))
+    main(["table", str(folder)])
+    text = capsys.readouterr().out
+    assert "| a\\|b\\`c \\<img src=x\\> \\[d\\](javascript:e) | 5.00 |" in text
+    assert "| WER, %, x\\|y (quick) |" in text
+    assert "- `a|b'c <img src=x> [d](javascript:e)/asr/results.json`" in text

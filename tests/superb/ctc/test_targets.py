@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,16 +11,8 @@ from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
 from laser_hf.superb.ctc.heads import ctc_losses
-from laser_hf.superb.ctc.targets import (
-    ARPABET,
-    CHARACTERS,
-    PHONES,
-    Lexicon,
-    UnusableText,
-    collapse,
-    merge_without_blanks,
-)
-from laser_hf.superb.ctc.tasks import Asr, Decoded, Pr
+from laser_hf.superb.ctc.task import Decoded, UnusableText, collapse
+from laser_hf.superb.ctc.tasks import ARPABET, CHARACTERS, PHONES, Asr, Lexicon, Pr
 
 
 def test_characters_are_superbs():
@@ -47,7 +41,7 @@ def test_characters_give_the_words_back(words, blank):
 
 @given(st.text())
 def test_any_transcript_has_a_target_or_is_unusable(transcript):
-    words = transcript.upper().split()
+    words = unicodedata.normalize("NFC", transcript.upper()).split()
     if not words:
         with pytest.raises(UnusableText):
             Asr().encode(transcript)
@@ -85,7 +79,6 @@ def test_greedy_paths_of_characters():
 def test_greedy_paths_of_phones_merge_across_blanks():
     k, t = PHONES.index("K"), PHONES.index("T")
     path = [0, k, k, 0, k, t, 1, 1, 0, t, 0]
-    assert merge_without_blanks(path, (0, 1)) == [k, t]
     assert collapse(path) == [k, k, t, 1, t]
     assert Pr.decode(path) == ["K", "T"]
 
@@ -101,7 +94,7 @@ def test_paths_by_walking_over_them(path):
             merged.append(label)
         before = label
     assert collapse(path) == collapsed
-    assert merge_without_blanks(path, (0, 1)) == merged
+    assert Pr.decode(path) == [PHONES[label] for label in merged]
 
 
 def test_losses_are_torchs():
@@ -170,6 +163,16 @@ def test_error_rates_on_random_edits():
     assert metrics["wer"] == pytest.approx(100 * words[0] / words[1])
     assert metrics["uer"] == pytest.approx(100 * units[0] / units[1])
     assert 0 < metrics["cer"] < metrics["wer"]
+
+
+@pytest.mark.parametrize("transcript", ["café", "cafe\u0301"])  # composed and decomposed
+def test_a_character_without_a_label_is_one_error_of_one_character(transcript):
+    units = Asr().units(transcript)
+    assert units == ["C", "A", "F", "É", "|"]
+    assert Asr().encode(transcript)[3] == CHARACTERS.index("<unk>")
+    for hypothesis in (list("CAFE|"), ["C", "A", "F", "<unk>", "|"]):
+        found = Asr().metrics([Decoded("a", hypothesis, units)])
+        assert found == {"wer": 100, "cer": pytest.approx(25), "uer": pytest.approx(20)}
 
 
 def test_phone_error_rate_with_an_empty_hypothesis():
