@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
@@ -136,7 +137,7 @@ class LaserTrainingArguments(TrainingArguments):
         None, "with --seconds_per_update: source speech in memory at once; default: this process's share", above=0
     )
     max_steps: int = option(3600, "updates", low=1)
-    learning_rate: float = option(2e-5, "peak learning rate", above=0, high=1e3)
+    learning_rate: float = option(2e-5, "peak learning rate", above=0)
     lr_scheduler_type: SchedulerType | str = option(
         "linear", "schedule of the learning rate; linear decays to 0", metavar="NAME"
     )

@@ -151,7 +151,7 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--objective", "contentvec"], "unknown objective 'contentvec'"),
         (["--objective", "nowhere:Loss"], "cannot import"),
         (["--perturbations", "echo"], "unknown perturbation 'echo'"),
-        (["--gamma", "0"], "gamma must be above 0"),
+        (["--gamma", "0"], "gamma must be at least 1e-06"),
         (["--speed_factors", "0.9", "-1"], "speed_factors must be"),
         (["--objective_options", "beta=1"], "has no option beta"),
         (["--objective_options", "alpha"], "expected name=value"),
