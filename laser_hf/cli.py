@@ -72,7 +72,8 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
             raise LaserError("--output_dir is empty; give the folder for this run's files")
         main(argv)
     except LaserError as error:
-        sys.exit(f"error: {error}")
+        # From a data worker it comes with the worker's traceback before it.
+        sys.exit(f"error: {str(error).rpartition(f'{LaserError.__module__}.LaserError: ')[2].strip()}")
     except (Exception, KeyboardInterrupt) as error:
         if stopped or isinstance(error, KeyboardInterrupt):
             print(f"interrupted; {_how_to_go_on(given)}", file=sys.stderr)

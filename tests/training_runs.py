@@ -60,13 +60,17 @@ def kill_in_step_4(monkeypatch):
     monkeypatch.setattr(LaserTrainer, "training_step", killed)
 
 
-def fork_two(argv):
-    """Run in two forked processes with gloo; no interpreter has to import everything again."""
+def train(argv):
+    run_training(parse_options(argv))
+
+
+def fork_two(argv, main=train):
+    """Run `main(argv)` in two forked processes with gloo; no interpreter has to import everything again."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_one_of_two, args=(argv, rank, port)) for rank in range(2)]
+    processes = [context.Process(target=_one_of_two, args=(main, argv, rank, port)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -74,14 +78,14 @@ def fork_two(argv):
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-def _one_of_two(argv, rank, port):
+def _one_of_two(main, argv, rank, port):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     # The parent has been one process only.
     AcceleratorState._reset_state(reset_partial_state=True)
-    run_training(parse_options([*argv, "--ddp_backend", "gloo"]))
+    main([*argv, "--ddp_backend", "gloo"])
 
 
 def launch_two(argv, folder):

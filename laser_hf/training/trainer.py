@@ -22,7 +22,7 @@ from ..objectives import LaserLoss, Objective
 from ..records import read_json, write_json
 from ..runs import RECIPE_NAME, WRITING, seal_checkpoint
 from .arguments import LaserTrainingArguments
-from .batches import check_views
+from .batches import check_views, memory_named
 from .callbacks import CollapseMonitor, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
@@ -236,7 +236,8 @@ class LaserTrainer(UpdateTrainer):
             count = len(batch["ids"])
             if count == 0 and self.args.world_size == 1:
                 continue  # several processes may compute a loss together
-            with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager():
+            named = memory_named(batch, self.model.encoder.config, self.args.device)
+            with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager(), named:
                 terms, projected, frames = self._pair_terms(self.model, batch)
             if count:
                 means.add(terms, self._units(batch), projected, frames[:count])

@@ -16,7 +16,7 @@ from ..data import SkipLog
 from ..encoders import receptive_field
 from ..errors import LaserError
 from ..objectives import Objective
-from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
+from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
@@ -116,7 +116,9 @@ class UpdateTrainer(Trainer):
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
             last = batch is batches[-1]
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model), record_function("micro_batch"):
+            exchange = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            named = memory_named(batch, self.model.encoder.config, self.args.device)
+            with exchange, named, record_function("micro_batch"):
                 loss += super().training_step(model, batch, units)
         self.window.draw()
         return loss

@@ -126,9 +126,10 @@ def test_headers_that_cannot_be_read(tmp_path, speech):
     assert checked.left_out == {"too_short": 1, "too_long": 0}
 
 
-def test_no_speech_has_no_lengths():
+def test_no_speech_is_refused():
     nothing = datasets.Dataset.from_dict({"id": [], "audio": []}).cast_column("audio", datasets.Audio(decode=False))
-    assert pairs_of(nothing).seconds == []
+    with pytest.raises(LaserError, match="there is no utterance to make pairs of"):
+        pairs_of(nothing)
 
 
 def test_utterances_outside_the_limits_are_left_out(libri):

@@ -120,6 +120,71 @@ def test_columns_of_a_parquet_dataset(tmp_path, speech, encoded, streaming):
         load_speech(tmp_path / "named", "dev", streaming=streaming)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_stored_paths_lead_nowhere_else(tmp_path, speech, encoded, streaming):
+    own = tmp_path / "set"
+    (own / "audio").mkdir(parents=True)
+    (own / "audio" / "a.raw").write_bytes(encoded(speech()))
+    (tmp_path / "b.flac").write_bytes(encoded(speech()))
+    (own / "audio" / "link").symlink_to(tmp_path / "b.flac")
+
+    def load(path, data=None):
+        rows = [{"audio": {"bytes": data, "path": str(path)}}] * 2
+        (own / "train.parquet").write_bytes(parquet_bytes(rows))
+        return list(load_speech(own, streaming=streaming))
+
+    assert load(own / "audio" / "a.raw")[0]["audio"]["path"] == str(own / "audio" / "a.raw")
+    repository = f"hf://datasets/{own}@main/a.flac"
+    elsewhere = [tmp_path / "b.flac", own / "audio" / "link", own / ".." / "b.flac", "http://127.0.0.1:9/a.flac"]
+    elsewhere += [(tmp_path / "b.flac").as_uri(), "hf://datasets/some/body@main/a.flac", "x.flac", f"hf://{own}/a"]
+    elsewhere += [
+        "zip://a.flac::http://127.0.0.1:9/a.zip",
+        "zip://hf://datasets/x::ftp://127.0.0.1/a",
+        repository + "x::http://x",
+    ]
+    for path in elsewhere:
+        with pytest.raises(LaserError, match=r"stored path .* is not in the data set's folder or repository"):
+            load(path)
+        assert load(path, encoded(speech()))[0]["audio"]["bytes"]  # then it is only a name
+
+
+def test_saved_sets_hold_their_audio_or_name_their_own_files(tmp_path, libri):
+    load_speech(libri, "train").save_to_disk(tmp_path / "saved")
+    assert load_speech(tmp_path / "saved")[0]["audio"]["bytes"] == (libri / "train/10/20/10-20-0000.flac").read_bytes()
+    own = tmp_path / "named" / "a.flac"
+    for path in (own, libri / "dev/30/40/30-40-0000.flac", "http://127.0.0.1:9/a.flac"):
+        datasets.Dataset.from_dict({"id": ["a"], "audio": [str(path)]}).save_to_disk(tmp_path / "named")
+        if path == own:
+            assert load_speech(tmp_path / "named")[0]["audio"]["path"] == str(own)
+        else:
+            with pytest.raises(LaserError, match=r"stored path .* cast the column to datasets.Audio"):
+                load_speech(tmp_path / "named")
+
+
+def test_names_that_are_not_utf8_are_named(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    try:
+        (tmp_path / name).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(LaserError, match=r"the file name b'.*caf\\xe9.wav' is not UTF-8; rename"):
+        load_speech(tmp_path)
+    (tmp_path / name).rename(tmp_path / "caf\u00e9.wav")
+    assert load_speech(tmp_path)["id"][:] == ["caf\u00e9"]
+
+
+def test_transcripts_as_other_systems_leave_them(libri):
+    path = libri / "train/10/20/10-20.trans.txt"
+    lines = [f"10-20-000{index} UTT\u00c9RANCE {index}" for index in range(3)]
+    for encoding, line_end in (("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-8", "\r")):
+        path.write_bytes(line_end.join(lines).encode(encoding))
+        assert load_speech(libri, "train")["text"][:3] == [line.partition(" ")[2] for line in lines]
+    for encoding in ("latin-1", "utf-16", "utf-16-le"):
+        path.write_bytes("\n".join(lines).encode(encoding))
+        with pytest.raises(LaserError, match=r"10-20.trans.txt, line 1: not UTF-8"):
+            load_speech(libri, "train")
+
+
 def test_what_is_wrong_with_a_folder(libri, tmp_path):
     with pytest.raises(LaserError, match=r"no split 'trian'.*exist: dev, train\."):
         load_speech(libri, "trian")

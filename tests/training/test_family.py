@@ -262,6 +262,7 @@ def test_lengths_decide_before_decoding(tiny_encoder, small_tree, tmp_path):
 # ---- perturbations ----
 
 
+@pytest.mark.slow
 def test_noise_instead_of_speed_and_pitch(tiny_encoder, small_tree, tmp_path):
     noise = tmp_path / "noise"
     noise.mkdir()

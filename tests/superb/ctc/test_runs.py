@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from safetensors.torch import load_file
+from training_runs import fork_two
 
 from laser_hf.errors import LaserError
 from laser_hf.records import read_json
+from laser_hf.superb.__main__ import main
 from laser_hf.superb.ctc.training import CtcTrainer
 from laser_hf.superb.features import EncoderFeatures
 
@@ -185,26 +184,11 @@ def test_words_that_must_be_known(tiny_encoder, corpus, lexicon, tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
-    """Through `accelerate launch`, with gloo: shares of updates and of decoding add up."""
-    words = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]
-    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    words += [
-        "-m",
-        "laser_hf.superb",
-        "pr",
-        *command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon)),
-    ]
-    words += ["--ddp_backend", "gloo"]
-    result = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    """With gloo: shares of updates and of decoding add up."""
+    fork_two(
+        command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon)),
+        lambda argv: main(["pr", *argv]),
+    )
     record = read_json(tmp_path / "out" / "results.json")
     assert record["training"]["processes"] == 2
     for name, value in load_file(finished_pr[0] / "ctc_head.safetensors").items():
