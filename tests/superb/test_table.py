@@ -142,7 +142,7 @@ def test_numbers_that_are_not_superb_s_stay_out(records, capsys, caplog):
     ("content", "message"),
     [
         ("{", "cannot read bad.json"),
-        ("[]", "expected a JSON object, got list"),
+        ("[]", "holds a list instead of a JSON object"),
         ('{"systems": []}', "bad.json is no record of laser_hf: it lacks data, recipe"),
         (json.dumps({**FRAME, "schema_version": 1, "task": "asr"}), "bad.json has schema version 1"),
         (json.dumps(result("asr", "wer", 1.0, "slow")), "bad.json: unknown protocol 'slow'"),
