@@ -66,7 +66,7 @@ def train(argv):
 
 
 def fork_two(argv, second=None, main=train):
-    """Run `main(argv)` in two forked processes with gloo, the second perhaps with other arguments; returns their errors.
+    """Run `main(argv)` in two forks with gloo, the second perhaps with other arguments; returns their errors.
 
     No interpreter has to import everything again.
     """
