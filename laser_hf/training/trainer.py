@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
 from ..data import PairTransform, SkipLog
 from ..encoders import SpeechEncoder, receptive_field
@@ -27,12 +26,11 @@ from .callbacks import CollapseMonitor, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
 from .sampling import micro_batches
-from .updates import NonFiniteLossError, UpdateTrainer, find_non_finite
+from .updates import UpdateTrainer
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "laser_state.json"
-NON_FINITE_NAME = "non_finite.json"
 
 
 class LaserTrainer(UpdateTrainer):
@@ -154,59 +152,6 @@ class LaserTrainer(UpdateTrainer):
                 f"nothing is trained: none of the {found['utterances']} utterances that came up in "
                 f"{self.state.global_step} updates can be used ({found['by_kind']}); the log has the reasons"
             )
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        # The Trainer's last call before the optimiser steps, with or without clipping.
-        norm = super()._get_grad_norm(model, grad_norm)
-        self._check_finite(norm)
-        if not self.args.fp16 and not int(self.units):  # no pair: momentum and weight decay would move the weights
-            self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _check_finite(self, gradient_norm: torch.Tensor | float) -> None:
-        """Check losses and gradient norm before the optimiser steps; one host sync per update.
-
-        Raises:
-            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved, if finite.
-        """
-        # With fp16 the gradient scaler skips steps whose gradient is not finite.
-        norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        found = find_non_finite(self.losses, norm, self.args.device)
-        if found is None:
-            return
-        self._check_weights()
-        what, ids, losses = found
-        step = self.state.global_step
-        if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
-            self._save_checkpoint(self.model, trial=None)
-        bad = {name: repr(value) for name, value in losses.items()}
-        format = f", without --{self.args.mixed_precision}" if self.args.bf16 or self.args.fp16 else ""
-        self._stop(
-            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)",
-            {"step": step + 1, "what": what, "utterances": ids, "losses": bad},
-            format,
-        )
-
-    def _check_weights(self) -> None:
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not torch.stack([torch.isfinite(parameter).all() for parameter in trained]).all():
-            step = self.state.global_step
-            self._stop(f"the weights are not finite after update {step}", {"step": step, "what": "weights"})
-
-    def _stop(self, what: str, report: dict[str, Any], format: str = "") -> NoReturn:
-        """End the run, and say how to go on from its last finite state."""
-        output_dir = Path(self.args.output_dir)
-        if self.args.should_save:
-            write_json(output_dir / NON_FINITE_NAME, report)
-        rate = f"--learning_rate {self.args.learning_rate / 10:g}"
-        advice = f"no update had been saved before it. Try {rate}{format}"
-        if saved := sort_checkpoints(str(output_dir)):
-            options = ["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"]
-            advice = (
-                f"the last finite state is {saved[-1]}. To go on from it with another rate, give the same command with "
-                f"{shlex.join(options)} {rate}{format}"
-            )
-        raise NonFiniteLossError(f"{what}; {advice}")
 
     # ---- what is logged ----
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..data import SkipLog
 from ..encoders import receptive_field
 from ..errors import LaserError
 from ..objectives import Objective
+from ..records import write_json
 from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
 from .sampling import UpdateSampler, eval_loader, train_loader
 
+NON_FINITE_NAME = "non_finite.json"
 Losses = Sequence[tuple[list[str], torch.Tensor]]
 """Utterances and losses `(pairs,)` of micro-batches."""
 
@@ -142,6 +148,59 @@ class UpdateTrainer(Trainer):
             # Held-out pairs always look the same.
             swap = drawn_sides(self.args.seed, self.state.global_step if self.model.training else 0, batch["ids"])
         return pair_terms(model, self.model, batch, swap)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # The Trainer's last call before the optimiser steps, with or without clipping.
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._check_finite(norm)
+        if not self.args.fp16 and not int(self.units):  # no pair: momentum and weight decay would move the weights
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _check_finite(self, gradient_norm: torch.Tensor | float) -> None:
+        """Check losses and gradient norm before the optimiser steps; one host sync per update.
+
+        Raises:
+            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved, if finite.
+        """
+        # With fp16 the gradient scaler skips steps whose gradient is not finite.
+        norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
+        found = find_non_finite(self.losses, norm, self.args.device)
+        if found is None:
+            return
+        self._check_weights()
+        what, ids, losses = found
+        step = self.state.global_step
+        if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
+            self._save_checkpoint(self.model, trial=None)
+        bad = {name: repr(value) for name, value in losses.items()}
+        format = f", without --{self.args.mixed_precision}" if self.args.bf16 or self.args.fp16 else ""
+        self._stop(
+            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)",
+            {"step": step + 1, "what": what, "utterances": ids, "losses": bad},
+            format,
+        )
+
+    def _check_weights(self) -> None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in trained]).all():
+            step = self.state.global_step
+            self._stop(f"the weights are not finite after update {step}", {"step": step, "what": "weights"})
+
+    def _stop(self, what: str, report: dict[str, Any], format: str = "") -> NoReturn:
+        """End the run, and say how to go on from its last finite state."""
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save:
+            write_json(output_dir / NON_FINITE_NAME, report)
+        rate = f"--learning_rate {self.args.learning_rate / 10:g}"
+        advice = f"no update had been saved before it. Try {rate}{format}"
+        if saved := sort_checkpoints(str(output_dir)):
+            options = ["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"]
+            advice = (
+                f"the last finite state is {saved[-1]}. To go on from it with another rate, give the same command with "
+                f"{shlex.join(options)} {rate}{format}"
+            )
+        raise NonFiniteLossError(f"{what}; {advice}")
 
 
 class NonFiniteLossError(LaserError):

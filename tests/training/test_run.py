@@ -405,7 +405,8 @@ def folder_of(options):
 
 def begin(encoder, speech, output, *extra):
     options = parse_options(arguments(encoder, speech, output, *extra))
-    return find_start(folder_of(options), options, {})[1]
+    found = find_start(folder_of(options), options, {})[1]
+    return found and str(output / found)
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(straight, tiny_encoder, small_tree):
