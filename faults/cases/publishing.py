@@ -442,7 +442,7 @@ FAULTS = [
         1,
         ("damaged",),
     ),
-    Fault(1, "convert: an empty checkpoint", _convert(lambda path: path.write_bytes(b"")), 1, ("damaged",)),
+    Fault(1, "convert: a checkpoint of no bytes", _convert(lambda path: path.write_bytes(b"")), 1, ("damaged",)),
     Fault(
         3,
         "convert: the output folder is the base model",
