@@ -315,7 +315,18 @@ def _one_hertz(lab: Lab, model: Path) -> None:
         path.unlink()
 
 
+def _without_scipy(lab: Lab) -> Outcome:
+    """8 kHz speech, which has to be resampled."""
+    for path in (lab.speech / "1").rglob("*.flac"):
+        soundfile.write(path, tones(0.5, 1, 8_000), 8_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "scipy.signal", None)
+        patch.delitem(sys.modules, "laser_hf.publishing.eval_ctc", raising=False)
+        return _evaluate()(lab)
+
+
 FAULTS = [
+    Fault(6, "eval_ctc: 8 kHz without scipy", _without_scipy, 1, ("needs scipy: pip install",), _no_record),
     Fault(
         8,
         "upload: weights refused with 403",
@@ -431,7 +442,7 @@ FAULTS = [
         1,
         ("damaged",),
     ),
-    Fault(1, "convert: an empty checkpoint", _convert(lambda path: path.write_bytes(b"")), 1, ("damaged",)),
+    Fault(1, "convert: a checkpoint of no bytes", _convert(lambda path: path.write_bytes(b"")), 1, ("damaged",)),
     Fault(
         3,
         "convert: the output folder is the base model",

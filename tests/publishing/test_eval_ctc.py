@@ -22,6 +22,8 @@ from conftest import REPOSITORY, make_model, make_waveform
 from safetensors.torch import load_file, save_file
 from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
+from laser_hf.__main__ import main as laser_hf
+from laser_hf.errors import LaserError
 from laser_hf.publishing import eval_ctc
 from laser_hf.records import read_record, tensors_digest
 from laser_hf.superb.__main__ import main as superb
@@ -474,3 +476,10 @@ def test_a_rate_that_no_recorder_has(letters, tmp_path):
     soundfile.write(tmp_path / "a.wav", make_waveform(0.4), 1)
     (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,A\n")
     assert "a rate outside 4 to 384 kHz" in refused(letters, tmp_path, split=None)
+
+
+def test_without_scipy_it_does_not_start(letters, speech, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.signal", None)
+    monkeypatch.delitem(sys.modules, "laser_hf.publishing.eval_ctc")
+    with pytest.raises(LaserError, match="eval-ctc needs scipy: pip install"):
+        laser_hf(["eval-ctc", "--model", letters, "--data", str(speech)])
