@@ -92,7 +92,7 @@ def discrimination_score(
         LaserError: speech that cannot be used.
     """
     from ..superb.discrimination import load_aligned_speech
-    from ..training.evaluation import DEMO_SPEECH, SETTINGS
+    from ..training.speech import DEMO_SPEECH, SETTINGS
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")

@@ -187,7 +187,7 @@ def test_a_search_without_any_score_ends_with_an_error(small_tree, words_of_tree
 def test_the_default_score_is_that_of_eval_alignments(tmp_path):
     from laser_hf.encoders import load_encoder
     from laser_hf.training.arguments import DataArguments
-    from laser_hf.training.evaluation import load_evaluator
+    from laser_hf.training.speech import load_evaluator
 
     score = discrimination_score()
     assert Score(**json.loads(json.dumps(asdict(score)))) == score
