@@ -96,7 +96,7 @@ def _drawn(lab: Lab, outcome: Outcome) -> str | None:
 
 
 def _foreign_kept(lab: Lab, outcome: Outcome) -> str | None:
-    return None if (lab.out / "model.safetensors").read_text() == "somebody's" else "a foreign model was overwritten"
+    return None if (lab.out / "model.safetensors").read_bytes() == b"somebody's" else "a foreign model was overwritten"
 
 
 def _demo(lab: Lab) -> Outcome:
@@ -239,14 +239,8 @@ FAULTS = [
         3,
         "convert: output folder is the base's",
         _keep_encoder(_convert(NOTHING, "--overwrite_output_dir", out="encoder")),
-        says=("holds --base",),
+        says=("--output_dir", "would overwrite"),
         quick=True,
-    ),
-    Fault(
-        3,
-        "convert: output folder above the base",
-        _keep_encoder(_convert(NOTHING, out=".")),
-        says=("--output_dir", "holds"),
     ),
     Fault(5, "convert: --base of another type", _convert(lambda lab: _other_type(lab.encoder)), says=("bert",)),
     Fault(
@@ -254,18 +248,6 @@ FAULTS = [
         "convert: --base without a config",
         _convert(lambda lab: (lab.encoder / "config.json").unlink()),
         says=("encoder",),
-    ),
-    Fault(
-        7,
-        "convert: 7 attention heads",
-        _convert(NOTHING, "--model_type", "hubert", "--num_attention_heads", "7", base=None),
-        says=("num_attention_heads",),
-    ),
-    Fault(
-        7,
-        "convert: 0 attention heads",
-        _convert(NOTHING, "--model_type", "hubert", "--num_attention_heads", "0", base=None),
-        says=("num_attention_heads",),
     ),
     Fault(
         7,

@@ -19,7 +19,7 @@ from .files import AUDIO_SUFFIXES, find_audio_files, index_audio_files
 Speech = datasets.Dataset | datasets.IterableDataset
 
 LOCAL_SHARDS = 64  # of a streamed local source: processes times workers that can read it side by side
-_MEND = "Give --train_data PATH (a folder of speech) or the id of a dataset on the Hub, or try --preset demo."
+_MEND = "Give a folder of speech or the id of a dataset on the Hub; laser_hf/demo/speech is shipped."
 _ALIASES = {
     "id": ("id", "utterance_id"),
     "speaker": ("speaker", "speaker_id"),

@@ -112,6 +112,8 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
 def _evaluation(record: Mapping[str, Any], row: Row, path: str) -> Iterator[Number]:
     first, runs = record["metrics"][0], len(record.get("runs") or ()) or None
     for metric in record["metrics"]:
+        if not isinstance(metric["value"], int | float if metric is first else int | float | None):
+            raise LaserError(f"{path}: the value of {metric['metric']} is no number: {metric['value']!r}")
         named = (metric[key] for key in ("metric", "value", "unit", "split"))
         reported, is_first = metric.get("layer") == first.get("layer"), metric is first
         known = (metric.get(key) for key in ("layer", "trials", "standard_deviation"))

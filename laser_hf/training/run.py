@@ -80,7 +80,8 @@ def run_training(options: Options) -> dict[str, Any]:
         objective,
         load_evaluator(options.data),
     )
-    recipe, checkpoint = from_first_process(lambda: find_start(folder, options, content_of(encoder, train)))
+    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, train)))
+    checkpoint = start and str(output_dir / start)
     logger.info(
         "%s on %s: %s of %s parameters trained; updates of %s on %d process(es)",
         options.objective.name,
@@ -93,7 +94,7 @@ def run_training(options: Options) -> dict[str, Any]:
     if checkpoint:
         if not all(have := from_all_processes((Path(checkpoint) / SEAL_NAME).is_file())):
             raise LaserError(
-                f"process {have.index(False)} does not have {checkpoint}, which the first one resumes; give all of "
+                f"process {have.index(False)} does not have {start}, which the first one resumes; give all of "
                 "them one --output_dir on a shared file system, or copy it (--save_on_each_node keeps it on every node)"
             )
         logger.info("Resuming from %s", checkpoint)
@@ -143,6 +144,8 @@ def content_of(encoder: SpeechEncoder, train: Any) -> dict[str, str]:
 def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
     """Prepare the output folder for the run's recipe; and the checkpoint to resume from, `None` to begin.
 
+    Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
+
     Raises:
         LaserError: a folder or a checkpoint that cannot be used; see `RunFolder.prepare`.
     """
@@ -166,7 +169,7 @@ def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) 
         found = None
     if asked and found is None:
         raise LaserError(f"nothing to resume: there is no complete checkpoint in {folder.path}")
-    return recipe, str(found) if found else None
+    return recipe, None if found is None else str(found.resolve()) if elsewhere and not begun else found.name
 
 
 def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ def test_utterances_are_written_once_and_linked(tmp_path, small_tree):
         write_utterances(tmp_path / "none", 1, speech=tmp_path / "missing")
 
 
+@pytest.mark.slow
 def test_released_loss_is_ours():
     """The baseline does slowly what `LaserLoss` does: same value, same gradient."""
     needs("numba")

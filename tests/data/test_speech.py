@@ -188,7 +188,7 @@ def test_transcripts_as_other_systems_leave_them(libri):
 def test_what_is_wrong_with_a_folder(libri, tmp_path):
     with pytest.raises(LaserError, match=r"no split 'trian'.*exist: dev, train\."):
         load_speech(libri, "trian")
-    with pytest.raises(LaserError, match=r"no folder .*absent/x/y.*--train_data PATH.*--preset demo"):
+    with pytest.raises(LaserError, match=r"no folder .*absent/x/y.*folder of speech.*laser_hf/demo/speech"):
         load_speech(tmp_path / "absent/x/y")
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(LaserError, match=r"a\.txt is a file"):
@@ -288,6 +288,6 @@ def test_dataset_on_the_hub(hub, load_in_a_process, speech, encoded):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_offline_mode_is_said_at_once(monkeypatch, streaming):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(LaserError, match=r"HF_HUB_OFFLINE.*--train_data PATH.*--preset demo") as caught:
+    with pytest.raises(LaserError, match=r"HF_HUB_OFFLINE.*folder of speech.*laser_hf/demo/speech") as caught:
         load_speech("nobody/speech", "train", streaming=streaming)
     assert isinstance(caught.value.__cause__, huggingface_hub.errors.OfflineModeIsEnabled)

@@ -32,6 +32,7 @@ assert not any(name.startswith("laser_hf") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_path, capsys):
     out = tmp_path / "run"
     argv = ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]

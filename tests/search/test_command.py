@@ -133,6 +133,7 @@ def test_objectives_can_be_compared(tmp_path):
 # ------------------------------------------------------------------------------------------------ real runs
 
 
+@pytest.mark.slow
 def test_a_search_trains_scores_and_records(tiny_encoder, small_tree, words_of_tree, tmp_path, capsys):
     """Real training and scoring, in a process of its own."""
     folder = tmp_path / "out"

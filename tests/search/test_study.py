@@ -52,6 +52,7 @@ def test_a_grid_is_trained_and_ranked(cheap, straight, tmp_path):
     assert len(start.started) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_with_the_same_table(cheap, straight, tmp_path):
     """SIGKILL of a search while its worker trains; the worker leaves, and another search takes the point at once."""
     script = Path(__file__).with_name("cheap_search.py")

@@ -86,7 +86,7 @@ def test_two_processes_equal_one(name, tiny_encoder, small_tree, tmp_path):
     options = (*FAMILY[name], *NO_DROPOUT, "--per_device_train_batch_size", "8", "--eval_data", str(small_tree))
     options += ("--eval_steps", "4", "--max_eval_samples", "5")
     _, alone, alone_weights = start(tiny_encoder, small_tree, tmp_path / "one", *options)
-    fork_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options))
+    assert fork_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options)) == ["", ""]
     together = losses(tmp_path / "two")
     assert json.loads((tmp_path / "two" / TRAINING_RECORD).read_text())["processes"] == 2
     for step, loss in alone.items():
@@ -262,6 +262,7 @@ def test_lengths_decide_before_decoding(tiny_encoder, small_tree, tmp_path):
 # ---- perturbations ----
 
 
+@pytest.mark.slow
 def test_noise_instead_of_speed_and_pitch(tiny_encoder, small_tree, tmp_path):
     noise = tmp_path / "noise"
     noise.mkdir()

@@ -99,6 +99,7 @@ def test_resumed_equals_uninterrupted_when_streaming(tiny_encoder, small_tree, t
     assert_same_weights(resumed_weights, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_perturbing_on_the_device_is_the_same_run(tiny_encoder, small_tree, tmp_path, monkeypatch, streaming):
     """Held-out pairs included; interrupted and resumed on the way."""
@@ -138,6 +139,7 @@ def test_decoding_once_changes_nothing(straight, tiny_encoder, small_tree, tmp_p
         start(tiny_encoder, small_tree, tmp_path / "stream", *extra, "--streaming", "true")
 
 
+@pytest.mark.slow
 def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, caplog):
     extra = ("--profile_updates", "2", "--per_device_train_batch_size", "3", "--perturb_on", "device")
     extra += ("--eval_data", str(small_tree), "--eval_steps", "3")  # not counted as training
@@ -151,6 +153,7 @@ def test_profile_of_updates(tiny_encoder, small_tree, tmp_path, caplog):
     assert "2 updates of" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
 def test_compiled_layers_train_resume_and_leave_clean_names(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
     """Dynamo's own tracing, without the long compilation behind it: the arithmetic is that of the plain run."""
@@ -183,6 +186,7 @@ def test_micro_batches_do_not_change_the_update(tiny_encoder, small_tree, tmp_pa
     assert_same_weights(cut_weights, whole_weights, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_twice_the_accumulation(tiny_encoder, small_tree, tmp_path):
     """Through `accelerate launch`, with gloo; updates of 8, 8 and 2 pairs, then a new epoch."""
     options = (*NO_DROPOUT, "--per_device_train_batch_size", "4")
@@ -361,6 +365,7 @@ def test_held_out_terms_do_not_depend_on_the_batch(tiny_encoder, small_tree, tmp
             assert one[name] == pytest.approx(five[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_and_layer_norm_and_plots(tiny_encoder, small_tree, tmp_path, monkeypatch):
     seen = set()
 
@@ -400,7 +405,8 @@ def folder_of(options):
 
 def begin(encoder, speech, output, *extra):
     options = parse_options(arguments(encoder, speech, output, *extra))
-    return find_start(folder_of(options), options, {})[1]
+    found = find_start(folder_of(options), options, {})[1]
+    return found and str(output / found)
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(straight, tiny_encoder, small_tree):
@@ -473,9 +479,9 @@ def test_a_folder_that_cannot_be_written(tiny_encoder, small_tree, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--model_name_or_path", "someone/no-such-model"), "--preset demo"),
-        (("--train_data", "no/such/place/here"), "--train_data"),
-        (("--train_data", "openslr/librispeech_asr", "--train_split", "train.100"), "--preset demo"),
+        (("--model_name_or_path", "someone/no-such-model"), "laser_hf/demo/encoder"),
+        (("--train_data", "no/such/place/here"), "no folder"),
+        (("--train_data", "openslr/librispeech_asr", "--train_split", "train.100"), "laser_hf/demo/speech"),
         (("--trainable_layers", "9"), "between 1 and 3"),
         (("--speed_factors", "-1"), "speed"),
     ],
