@@ -239,6 +239,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
         "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, suffix=".tmp", delete=False
     ) as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 

@@ -88,7 +88,7 @@ class Score:
 
 def read_or_empty(path: Path) -> dict[str, Any]:
     """The content of a JSON file; nothing if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(read_json(path))
     return {}
 
@@ -121,7 +121,7 @@ def discrimination_score(
         LaserError: speech that cannot be used.
     """
     from ..superb.discrimination import load_aligned_speech
-    from ..training.evaluation import DEMO_SPEECH, SETTINGS
+    from ..training.speech import DEMO_SPEECH, SETTINGS
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")

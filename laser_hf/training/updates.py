@@ -34,6 +34,8 @@ class UpdateTrainer(Trainer):
         skip_log: utterances left out of training.
         micro_batches: of a full update, on each process.
         losses: of the update that is made.
+        units: pairs (or frames) of it, over all processes.
+        resumed_at: updates made before this start.
     """
 
     model: AlignmentModel
@@ -41,6 +43,8 @@ class UpdateTrainer(Trainer):
     skip_log: SkipLog
     micro_batches: int
     losses: list[tuple[list[str], torch.Tensor]]
+    units: int | torch.Tensor
+    resumed_at: int = 0
     _sampler: UpdateSampler | None = None
 
     @property
@@ -66,7 +70,7 @@ class UpdateTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Updates: an item holds the pairs of this process, see `pack`."""
-        loader, self._sampler = train_loader(self.train_dataset, self.args)
+        loader, self._sampler = train_loader(self.train_dataset, self.args, self.resumed_at)
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
@@ -74,8 +78,7 @@ class UpdateTrainer(Trainer):
         return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
 
     def _run_epoch(self, **kwargs):
-        # A stream counts its epochs itself.
-        if self._sampler is not None:
+        if self._sampler is not None:  # a stream counts its epochs itself
             self._sampler.set_epoch(kwargs["epoch"])
             if hasattr(self.train_dataset, "set_epoch"):
                 self.train_dataset.set_epoch(kwargs["epoch"])
@@ -105,9 +108,11 @@ class UpdateTrainer(Trainer):
         batches = self._cut(inputs, self.train_dataset, self.micro_batches, self.skip_log)
         if self.args.world_size == 1:  # several processes go through the same number, for losses computed together
             batches = [batch for batch in batches if batch["ids"]] or batches[:1]
+        self.units = sum(map(self._units, batches))
         # Filled on the device: a copy from the CPU would be a host sync.
-        units = torch.full((), sum(map(self._units, batches)), device=self.args.device)
-        units = sum_over_processes(units, self.args.device)
+        units = sum_over_processes(torch.full((), self.units, device=self.args.device), self.args.device)
+        if self.args.world_size > 1:
+            self.units = units
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
             last = batch is batches[-1]

@@ -176,6 +176,7 @@ def load_in_a_process(hub, tmp_path):
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_dataset_on_the_hub(hub, load_in_a_process, speech, encoded):
     types = {"id": pa.string(), "speaker_id": pa.int64(), "text": pa.string(), "file": pa.string()}
     data = encoded(speech())
