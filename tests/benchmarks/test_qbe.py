@@ -9,6 +9,8 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks belong to the repository, not to the package
 
+import pytest
+
 from benchmarks import qbe
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import laser_hf
 from laser_hf.superb.__main__ import main
 
