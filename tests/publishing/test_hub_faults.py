@@ -37,6 +37,7 @@ def test_transfers_are_repeated(faults, hub, make_run, publish):
     assert (8.0 in hub.slept) == (len(faults) == 2)  # asked to wait for seven seconds, and a second more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

@@ -146,7 +146,7 @@ def test_numbers_that_are_not_superb_s_stay_out(records, capsys, caplog):
         ('{"systems": []}', "bad.json is no record of laser_hf: it lacks data, recipe"),
         (json.dumps({**FRAME, "schema_version": 1, "task": "asr"}), "bad.json has schema version 1"),
         (json.dumps(result("asr", "wer", 1.0, "slow")), "bad.json: unknown protocol 'slow'"),
-        (json.dumps({**FRAME, "task": "search"}), "bad.json has no metrics: its task is search"),
+        (json.dumps({**FRAME, "task": "search"}), "bad.json is the record of a search, whose table is search.md"),
         (json.dumps({**FRAME, "task": "asr", "metrics": [{"metric": "wer"}]}), "bad.json: a metric lacks split, unit"),
         (json.dumps({**FRAME, "task": "training", "method": "laser"}), "bad.json is no record of its task: it lacks"),
     ],
