@@ -292,6 +292,8 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import laser_hf.demo.__main__
-    import laser_hf.publishing
+    import laser_hf.publishing.convert
+    import laser_hf.publishing.eval_ctc
+    import laser_hf.publishing.push
     import laser_hf.superb.__main__
     import laser_hf.training  # noqa: F401

@@ -57,6 +57,14 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
     """
     set_up_logging(os.environ.get("RANK", "0") == "0")
     process, given = os.getpid(), sys.argv[1:] if argv is None else argv
+    stopped: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)  # compiled code may turn the exception into another one
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
     # Data workers are forks; what they have to say is said here.
     sys.excepthook = lambda *error: os.getpid() == process and sys.__excepthook__(*error)
     try:
@@ -66,10 +74,10 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
     except LaserError as error:
         # From a data worker it comes with the worker's traceback before it.
         sys.exit(f"error: {str(error).rpartition(f'{LaserError.__module__}.LaserError: ')[2].strip()}")
-    except KeyboardInterrupt:
-        print(f"interrupted; {_how_to_go_on(given)}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if stopped or isinstance(error, KeyboardInterrupt):
+            print(f"interrupted; {_how_to_go_on(given)}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         said = _messages(error)
         if any(text in said for text in _FULL):
             sys.exit(f"error: the disk is full; {_how_to_go_on(given)}, after making room")

@@ -204,7 +204,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if lacking := sorted(set(_METRIC) - set(metric if isinstance(metric, dict) else ())):
             raise LaserError(f"{path}: a metric lacks {', '.join(lacking)}")
         if not isinstance(metric["value"], int | float):
-            raise LaserError(f"{path}: the value of {metric['metric']} is no number but {metric['value']!r}")
+            raise LaserError(f"{path}: the value of {metric['metric']} is no number: {metric['value']!r}")
     return record
 
 

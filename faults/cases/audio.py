@@ -206,7 +206,7 @@ FAULTS = [
     *(
         Fault(
             6,
-            f"a view shorter than the receptive field, on the {where}",
+            f"a view shorter than the receptive field, at speed {factor} on the {where}",
             with_file(
                 "x.wav",
                 encode(0.026, format="WAV"),

@@ -95,7 +95,7 @@ def _qbe(lab: Lab) -> None:
         "q0\ta.wav\t0.3\t0.4\t1\tone\nq1\tc.wav\t0.1\t0.4\t2\ttwo\n"
     )
     (folder / "documents.tsv").write_text("document\taudio\tspeaker\na\ta.wav\t1\nb\tb.wav\t2\nc\tc.wav\t2\n")
-    (folder / "targets.tsv").write_text("query\tdocument\nq0\ta\nq1\tc\n")
+    (folder / "targets.tsv").write_text("query\tdocument\nq0\tb\nq1\ta\n")
 
 
 def _fairseq(lab: Lab) -> None:

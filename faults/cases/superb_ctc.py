@@ -408,19 +408,18 @@ FAULTS = [
         for words in (("--model", "no/where/here"), ("--model", "someone/nothing"), ("--data", "no/where/here"))
     ),
     # ---- the table
-    Fault(1, "table: a record cut short", lambda lab: _table(lab, "demo", cut=100), says=("demo/results.json",)),
-    Fault(1, "table: a value that is no number", lambda lab: _table(lab, "demo", value="5"), says=("is no number",)),
-    Fault(8, "table: a folder called as HTML", lambda lab: _table(lab, "a|b`<img src=x>"), 0, (r"a\|b\`\<img",)),
+    Fault(8, "table: a folder called as HTML", lambda lab: _table(lab), 0, (r"a\|b\`\<img",)),
 ]  # fmt: skip
 
 
-def _table(lab: Lab, name: str, cut: int | None = None, value: Any = 5.0) -> Outcome:
-    """The table of one record of the model in the folder `name`."""
-    metric = {"metric": "wer", "value": value, "unit": "percent", "split": "test"}
+def _table(lab: Lab) -> Outcome:
+    """The table of one record of the model in a folder called as HTML and Markdown."""
+    name = "a|b`<img src=x>"
+    metric = {"metric": "wer", "value": 5.0, "unit": "percent", "split": "test"}
     record = {"schema_version": 2, "task": "asr", "protocol": "quick", "model": name, "metrics": [metric]}
     record |= {"recipe": {}, "data": {}, "seed": None, "wall_seconds": 1.0}
     (lab.path / name).mkdir()
-    (lab.path / name / "results.json").write_text(json.dumps(record)[:cut])
+    (lab.path / name / "results.json").write_text(json.dumps(record))
     return lab.run("superb", "table", name)
 
 

@@ -88,7 +88,7 @@ class Score:
 
 def read_or_empty(path: Path) -> dict[str, Any]:
     """The content of a JSON file; nothing if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(read_json(path))
     return {}
 

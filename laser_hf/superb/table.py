@@ -275,9 +275,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise LaserError(f"--row expects NAME=PATH, got {entry!r}")
         places.append((Path(path), parse_row(name)))
     files = [(file, row) for path, row in places for file in find_records(path)]
-    for option, path in (("--output", arguments.output), ("--json", arguments.json)):
-        if path and path.resolve() in {file.resolve() for file, _ in files}:
-            raise LaserError(f"{option} {path} is one of the records; give another file")
+    for option, path in (("output", arguments.output), ("json", arguments.json)):
+        if path and path.resolve() in [file.resolve() for file, _ in files]:
+            raise LaserError(f"--{option} {path} is one of the records; give a file of its own")
     numbers = read_numbers(files)
     tables = build_tables(numbers, published)
     markdown, data = to_markdown(tables, published), to_json(tables, published)

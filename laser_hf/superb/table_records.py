@@ -96,6 +96,8 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
                 about = (row or trained_row(record), "training", "")
                 numbers += [Number(*about, name, value, "hours", "train", path) for name, value in hours.items()]
                 continue
+            if record["task"] == "search":
+                raise LaserError(f"{file} is the record of a search, whose table is search.md; give records of its runs")
             if not record.get("metrics"):
                 raise LaserError(f"{file} has no metrics: its task is {record['task']}")
             if record["protocol"] not in PROTOCOLS:
@@ -112,8 +114,6 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
 def _evaluation(record: Mapping[str, Any], row: Row, path: str) -> Iterator[Number]:
     first, runs = record["metrics"][0], len(record.get("runs") or ()) or None
     for metric in record["metrics"]:
-        if not isinstance(metric["value"], int | float | None):
-            raise LaserError(f"{path}: the value of {metric['metric']} is no number: {metric['value']!r}")
         named = (metric[key] for key in ("metric", "value", "unit", "split"))
         reported, is_first = metric.get("layer") == first.get("layer"), metric is first
         known = (metric.get(key) for key in ("layer", "trials", "standard_deviation"))

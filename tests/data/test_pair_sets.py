@@ -263,6 +263,7 @@ def test_an_empty_stream_ends():
     assert list(PairStream(nothing, PairTransform(SpeedPitch()))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("utterances", [80, 63])  # 64 shards: a multiple of two processes; 63: not
 def test_every_utterance_once_over_processes_and_workers(tmp_path, utterances):
     for index in range(utterances):

@@ -41,6 +41,7 @@ def run(request, tiny_encoder, small_tree, tmp_path_factory):
     return request.param, options, output, *start(tiny_encoder, small_tree, output, *options)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(run, tiny_encoder, small_tree, tmp_path, monkeypatch):
     _, options, _, record, by_step, weights = run
     kill_in_step_4(monkeypatch)
@@ -80,6 +81,7 @@ def test_only_what_an_objective_reads_is_in_its_recipe(run):
     assert set(record["recipe"]["objective"]) == read[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["score", "spin"])
 def test_two_processes_equal_one(name, tiny_encoder, small_tree, tmp_path):
     """The twin and the sides it hears, the codes that Sinkhorn assigns to the frames of all processes."""

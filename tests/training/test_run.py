@@ -87,6 +87,7 @@ def test_resumed_equals_uninterrupted(straight, tiny_encoder, small_tree, tmp_pa
     assert resumed["processed_hours"] == pytest.approx(record["processed_hours"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_when_streaming(tiny_encoder, small_tree, tmp_path, monkeypatch):
     stream = ("--streaming", "true", "--shuffle_buffer", "10")
     _, by_step, weights = start(tiny_encoder, small_tree, tmp_path / "straight", *stream)
@@ -321,6 +322,7 @@ def test_a_non_finite_loss_stops_with_ids_and_a_saved_state(tiny_encoder, small_
     assert sorted(by_step) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_every_epoch_draws_anew_and_every_run_alike(tiny_encoder, small_tree, tmp_path, monkeypatch):
     seen = []
     original = LaserTrainer.compute_loss
@@ -351,6 +353,7 @@ def test_looking_at_held_out_pairs_changes_nothing(straight, tiny_encoder, small
     assert_same_weights(watched_weights, weights)
 
 
+@pytest.mark.slow
 def test_held_out_terms_do_not_depend_on_the_batch(tiny_encoder, small_tree, tmp_path):
     found = []
     for size in ("1", "5"):
