@@ -229,7 +229,7 @@ def test_contentvec_is_a_baseline_by_its_hub_id(tmp_path, monkeypatch):
 def test_a_value_that_is_no_number(tmp_path):
     for value in ("5", None):
         write(tmp_path / "results.json", result("asr", "wer", value))
-        with pytest.raises(LaserError, match=rf"results.json: the value of wer is no number but {value!r}"):
+        with pytest.raises(LaserError, match=rf"results.json: the value of wer is no number: {value!r}"):
             read_numbers([(tmp_path / "results.json", None)])
 
 
