@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from laser_hf.data.files import read_table
-from laser_hf.superb.ranking import average_precision
+from laser_hf.superb.qbe.scoring import average_precision
 
 HALVES = ("choose", "report")
 RESAMPLES = 10_000

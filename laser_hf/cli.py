@@ -26,15 +26,10 @@ def set_up_logging(main_process: bool = True) -> None:
 
 
 def refuse_lonely_launch(command: str) -> None:
-    """Refuse to run alone where `accelerate launch --cpu --num_processes N` was to start several processes.
-
-    Without MPI it starts one and says nothing.
+    """Raise `LaserError` where `accelerate launch --cpu` started one process of several: without MPI it says nothing.
 
     Args:
         command: what to start instead, such as `train.py ... --use_cpu`.
-
-    Raises:
-        LaserError: this process has no companions.
     """
     env = os.environ
     alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
@@ -46,15 +41,11 @@ def refuse_lonely_launch(command: str) -> None:
 
 
 def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call `main(argv)` and end the process.
+    """Call `main(argv)` and end the process; `argv` as argparse takes it.
 
-    The exit status is 0, or 1 after a `LaserError` or an operating system's error about a file or the disk, whose
-    message is printed as one paragraph that begins with `error:`; 130 after Ctrl-C; argparse's 2 for wrong options.
-    Other exceptions propagate with their traceback.
-
-    Args:
-        main: takes the arguments and raises `LaserError` for what a user can mend. What it returns is ignored.
-        argv: arguments without the program's name; `None` for those of this process.
+    The exit status is 0; 1 after a `LaserError` or an operating system's error about a file or the disk, whose message
+    is printed behind `error:`; 130 after Ctrl-C; argparse's 2 for wrong options. Any other exception is a bug and keeps
+    its traceback.
     """
     set_up_logging(os.environ.get("RANK", "0") == "0")
     try:

@@ -1,8 +1,4 @@
-"""An allocator hint for training on a CPU.
-
-glibc returns large freed blocks to the kernel at once, so every new tensor is paged in again. `keep_freed_memory`
-stops that.
-"""
+"""An allocator hint for training on a CPU: glibc returns large freed blocks, so every new tensor is paged in again."""
 
 from __future__ import annotations
 
@@ -16,8 +12,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees for its next tensors; `False` where the allocator is not glibc's.
 
-    It holds for the whole process and its forked children, so it is for a program that trains on the CPU, not for a
-    library call. The peak of the resident memory stays the same; the memory shown as in use no longer falls.
+    It holds for the whole process, so it is for a program that trains, not for a library call. The peak of the resident
+    memory stays the same; the memory shown as in use no longer falls.
     """
     if not sys.platform.startswith("linux"):
         return False

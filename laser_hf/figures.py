@@ -1,7 +1,4 @@
-"""What all pictures share: no display, one resolution, colours that colour-blind readers tell apart.
-
-Import it inside the function that draws: matplotlib takes a second that `--help` and failing runs need not wait for.
-"""
+"""What all pictures share. Import it inside the function that draws: matplotlib takes a second."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-# Paul Tol, "Colour Schemes" (SRON/EPS/TN/09-002, 2021): bright for lines, muted for points.
+# For colour-blind readers too: Paul Tol, "Colour Schemes" (SRON/EPS/TN/09-002, 2021), bright and muted.
 LINE_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 POINT_COLOURS = ("#332288", "#CC6677", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -23,13 +20,7 @@ _CHARACTERS_PER_INCH = 10.5  # of a title, at most
 
 
 def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options):
-    """`plt.subplots` with a constrained layout; by default each panel is 4.2 x 3.4 inches.
-
-    Args:
-        rows, columns: of panels.
-        size: width and height of the figure, inches.
-        options: for `plt.subplots`, such as `squeeze` or `sharex`.
-    """
+    """`plt.subplots` with a constrained layout; `size` is in inches, by default 4.2 x 3.4 for each panel."""
     size = size or (4.2 * columns, 3.4 * rows)
     return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 

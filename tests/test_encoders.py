@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
+import conftest
 import pytest
 import torch
-from conftest import make_model
+from safetensors.torch import save_file
 
 from laser_hf.encoders import (
     TRAINING_CONFIG,
@@ -25,8 +27,34 @@ ARCHITECTURES = [
     ("wav2vec2", "group", False),
     ("wav2vec2", "layer", True),
     ("data2vec-audio", "layer", False),
+    ("hubert", "batch", False),
+    ("hubert", "batch", True),
 ]
 LENGTHS = torch.tensor([16000, 400, 9777, 12345, 719])
+
+
+def make_model(kind="hubert", norm="group", stable=False, **extra):
+    """As conftest's; with the norm "batch" also a BatchNorm, with statistics, before the positional convolution."""
+    if norm != "batch":
+        return conftest.make_model(kind, norm, stable, **extra)
+    model = conftest.make_model(kind, "group", stable, conv_pos_batch_norm=True, **extra)
+    with torch.no_grad():
+        for tensor in (*model.encoder.pos_conv_embed.batch_norm.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    return model
+
+
+def write_checkpoint(folder, model, state, old_file=False, **config):
+    """A folder as from the Hub: config.json with changes, and weights as given."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict() | config))
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    if old_file:
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.mark.parametrize(("kind", "norm", "stable"), ARCHITECTURES)
@@ -118,6 +146,35 @@ def test_only_named_layers_train(kind, norm, stable, layer_norm):
     assert with_gradient == set(names)
 
 
+def test_batch_statistics_stay_those_of_the_checkpoint():
+    """Training and evaluation move no buffer, and both see the same statistics."""
+    quiet = {name: 0.0 for name in TRAINING_CONFIG if "drop" in name}
+    model = make_model("hubert", "batch", apply_spec_augment=False, **quiet)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    assert set(before) == {
+        f"encoder.pos_conv_embed.batch_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    encoder = SpeechEncoder(model)
+    encoder.freeze_except(2)
+    torch.manual_seed(0)
+    waveforms, lengths = torch.randn(2, 4000) * 0.1, torch.tensor([4000, 2500])
+    evaluated = encoder(waveforms, lengths).frames
+    torch.testing.assert_close(encoder.train()(waveforms, lengths).frames, evaluated, rtol=0, atol=1e-6)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
+
+
+def test_a_copy_has_its_own_exact_layers():
+    """SCORE's twin is a deep copy: its hooks must read its own padding."""
+    for kind, norm in (("hubert", "batch"), ("data2vec-audio", "layer")):
+        encoder = SpeechEncoder(make_model(kind, norm))
+        twin = copy.deepcopy(encoder)
+        waveforms, lengths = torch.randn(2, 4000) * 0.1, torch.tensor([4000, 2500])
+        with torch.no_grad():
+            expected = encoder(waveforms, lengths).frames
+            encoder._padded_frames = torch.ones(1, 1, dtype=torch.bool)  # would clear everything in a hook of its own
+            torch.testing.assert_close(twin(waveforms, lengths).frames, expected, rtol=0, atol=0)
+
+
 def test_front_end_has_no_graph_in_train_mode():
     """HuBERT keeps gradients through the CNN unless frozen by its own method: twice the time of an update."""
     encoder = SpeechEncoder(make_model())
@@ -177,6 +234,108 @@ def test_ctc_checkpoint_gives_its_encoder(tmp_path):
     loaded = load_encoder(tmp_path)
     for name, tensor in base.state_dict().items():
         torch.testing.assert_close(loaded.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def old_names(state):
+    """As before PyTorch's parametrizations."""
+    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    for new, old in names.items():
+        state = {name.replace(new, old): tensor for name, tensor in state.items()}
+    return state
+
+
+@pytest.mark.parametrize("old_file", [False, True])
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "wav2vec2", "data2vec-audio"])
+def test_old_names_half_precision_prefixes_and_heads_load(kind, old_file, tmp_path):
+    model = make_model(kind, "layer" if kind == "data2vec-audio" else "group")
+    prefix = f"{model.base_model_prefix}."
+    state = {f"{prefix}{name}": tensor.half() for name, tensor in old_names(model.state_dict()).items()}
+    state |= {"lm_head.weight": torch.zeros(4, 32), "lm_head.bias": torch.zeros(4)}
+    folder = write_checkpoint(tmp_path / "ctc", model, state, old_file)
+    loaded = load_encoder(folder).model.state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor.half().float(), rtol=0, atol=0)
+
+
+def test_first_layers_alone_and_no_mask_vector_load(tmp_path):
+    model = make_model()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != "masked_spec_embed"}
+    folder = write_checkpoint(tmp_path / "cut", model, state, num_hidden_layers=2)
+    assert load_encoder(folder).num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "message"),
+    [
+        (lambda s: {n: t for n, t in s.items() if "layers.2." not in n or "conv" in n}, {},
+         r"16 weights that its config.json describes are missing: encoder.layers.2.attention.k_proj.bias, .* 11 more"),
+        (lambda s: {f"module.{n}": t for n, t in s.items()}, {},
+         r"66 weights .* missing; its names begin with 'module.', which has to go: encoder"),
+        (lambda s: {f"wavlm.{n}": t for n, t in s.items()}, {}, "names begin with 'wavlm.'"),
+        (lambda s: s, {"intermediate_size": 16}, r"other shapes .*: encoder.layers.0.*\(64,\) instead of \(16,\)"),
+        (lambda s: s | {"encoder.layers.0.attention.gru_rel_pos_const": torch.ones(4)}, {},
+         "describes another model: encoder.layers.0.attention.gru_rel_pos_const"),
+        (lambda s: s | {"masked_spec_embed": torch.full((32,), float("nan"))}, {},
+         "weights are not finite: masked_spec_embed"),
+        (lambda s: s | {"encoder.layer_norm.bias": torch.full((32,), float("inf"))}, {},
+         "weights are not finite: encoder.layer_norm.bias"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_named(change, config, message, tmp_path, caplog):
+    model = make_model()
+    folder = write_checkpoint(tmp_path / "base", model, change(model.state_dict()), **config)
+    with pytest.raises(LaserError, match=message):
+        load_encoder(folder)
+    assert "LOAD REPORT" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"),
+        ("config.json", b'{"model_type": "hub'),
+        ("config.json", b"[1]"),
+        ("config.json", b'{"model_type": "hubert", "hidden_size": "big"}'),
+        ("config.json", b'{"model_type": "hubert", "conv_dim": [8]}'),
+        ("preprocessor_config.json", b"{"),
+        ("preprocessor_config.json", b"[1]"),
+    ],
+)
+def test_damaged_files_are_errors_of_one_line(name, content, tmp_path):
+    model = make_model()
+    folder = write_checkpoint(tmp_path / "base", model, model.state_dict())
+    (folder / name).write_bytes(content)
+    with pytest.raises(
+        LaserError, match=r"cannot load the encoder .*base|preprocessor_config.json is damaged"
+    ) as error:
+        load_encoder(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "data2vec-audio"])
+def test_adapters_are_refused(kind, tmp_path):
+    model = make_model(kind, "layer" if kind == "data2vec-audio" else "group", add_adapter=True, output_hidden_size=32)
+    with pytest.raises(LaserError, match="add_adapter"):
+        SpeechEncoder(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(LaserError, match=r"has an adapter behind its layers \(add_adapter\)"):
+        load_encoder(tmp_path)
+
+
+def test_code_of_a_repository_never_runs(tmp_path, monkeypatch):
+    """Neither with a known type nor with one of its own, whatever is answered; exports do not name it either."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (tmp_path / "own.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass C: pass\nclass M: pass\n")
+    monkeypatch.chdir(tmp_path)
+    model = make_model()
+    auto_map = {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoFeatureExtractor": "own.C"}
+    folder = write_checkpoint(tmp_path, model, model.state_dict(), auto_map=auto_map)
+    assert not hasattr(load_encoder(folder).base_config, "auto_map")
+    write_checkpoint(tmp_path, model, model.state_dict(), auto_map=auto_map, model_type="my-hubert")
+    with pytest.raises(LaserError, match="is a 'my-hubert' model; supported are hubert"):
+        load_encoder(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_and_unsupported_models(tmp_path):

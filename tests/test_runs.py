@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 
 import pytest
@@ -83,7 +84,7 @@ def test_clearing_leaves_what_is_not_ours(tmp_path):
     (tmp_path / "both" / "mine.txt").write_text("")
     (tmp_path / "mine.txt").write_text("")
     run.clear()
-    assert sorted(os.listdir(tmp_path)) == ["both", "mine.txt"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "both", "mine.txt"]
     assert os.listdir(tmp_path / "both") == ["mine.txt"]
 
 
@@ -143,3 +144,41 @@ def test_a_folder_can_be_checked_before_its_recipe_is_known(tmp_path):
         run.check()
     run.check(overwrite=True)
     assert not run.finished
+
+
+def _prepare(path, results):
+    try:
+        folder(path).prepare(RECIPE)
+        results.put("prepared")
+    except LaserError as error:
+        results.put(str(error))
+
+
+def test_two_processes_never_run_in_one_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def other():
+        process = context.Process(target=_prepare, args=(tmp_path, results))
+        process.start()
+        process.join()
+        return results.get(timeout=30)
+
+    assert other() == "prepared"
+    folder(tmp_path).prepare(RECIPE)  # the lock died with its process
+    folder(tmp_path).prepare(RECIPE)  # and is not in the way of the process that holds it
+    assert "another process runs in --output_dir" in other()
+
+
+def test_a_folder_with_an_input_is_refused_by_real_path(tmp_path):
+    base = tmp_path / "models" / "base"
+    base.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(base)
+    (tmp_path / "models" / "weights.bin").touch()
+    for output in (base, base.parent, tmp_path / "link", base / ".." / "base"):
+        with pytest.raises(LaserError, match=r"holds --model .*base, which this run reads"):
+            folder(output).protect({"--data": None, "--model": str(base)})
+    with pytest.raises(LaserError, match="holds --noise_dir"):
+        folder(tmp_path / "models").protect({"--noise_dir": tmp_path / "models" / "weights.bin"})
+    folder(base / "out").protect({"--model": base, "--data": "openslr/librispeech_asr", "--x": ""})
+    assert sorted(os.listdir(base)) == []

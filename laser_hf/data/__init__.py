@@ -10,7 +10,7 @@ from ..errors import LaserError
 from ..plugins import find_plugin
 from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .equalizer import Equalizer
-from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table, read_text
+from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table
 from .noise import Noise
 from .pair_sets import PairDataset, PairStream, keep_decoded
 from .pairs import PairTransform, SkipLog, pad_pairs
@@ -24,7 +24,7 @@ __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
     "build_perturbation", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation", "keep_decoded",
-    "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table", "read_text", "resample",
+    "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table", "resample",
     "speed", "speed_batch",
 ]  # fmt: skip
 
@@ -33,11 +33,7 @@ PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedP
 
 
 def find_perturbation(name: str) -> type[Perturbation]:
-    """A shipped perturbation by name, or one's own as `package.module:Class`.
-
-    Raises:
-        LaserError: there is none.
-    """
+    """A shipped perturbation by name, or one's own as `package.module:Class`; a `LaserError` if there is none."""
     return find_plugin(name, Perturbation, PERTURBATIONS)
 
 

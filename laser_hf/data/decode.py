@@ -38,8 +38,7 @@ class BadAudio(LaserError):
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(kind, reason)
-        self.kind = kind
-        self.reason = reason
+        self.kind, self.reason = kind, reason
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}"
@@ -61,15 +60,14 @@ def decode_audio(
     Channels are averaged and other rates resampled; each process logs this once per number of channels and rate.
 
     Args:
-        audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or already decoded
+        audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or
             `{"array", "sampling_rate"}`, the array `(samples,)` or `(channels, samples)` of floats, int16 or int32.
         sample_rate: of the result, Hz.
         min_seconds: shorter audio is refused.
         max_seconds: longer audio is refused, before decoding if its header tells the length; `None` for no limit.
 
     Raises:
-        BadAudio: the file is missing or undecodable, empty, too short or too long, has samples that are NaN or
-            infinite, or is digital silence (a constant).
+        BadAudio: missing, undecodable, empty, too short or long, with NaN or infinite samples, or digital silence.
         OSError: a remote file system cannot be reached; the audio itself may be good.
     """
     if isinstance(audio, Mapping) and audio.get("array") is not None:
@@ -111,7 +109,6 @@ def audio_seconds(audio: Audio) -> float | None:
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """Samples `(frames, channels)` float32 and rate of a stored file."""
     source = _source(audio)
-    name = (audio.get("path") or "audio bytes") if isinstance(audio, Mapping) else audio
     try:
         with soundfile.SoundFile(source) as file:
             if 0 < file.frames < _MAX_FRAMES:
@@ -120,32 +117,29 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
     except BadAudio:
         raise
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
-        raise BadAudio("undecodable", f"{name}: {getattr(error, 'error_string', error)}") from error
+        raise BadAudio("undecodable", f"{_name(audio)}: {getattr(error, 'error_string', error)}") from error
+
+
+def _name(audio: Any) -> str:
+    return str((audio.get("path") or "audio bytes") if isinstance(audio, Mapping) else audio)
 
 
 def _source(audio: Any) -> str | io.BytesIO:
     """What soundfile opens: a local path, or bytes."""
-    path = audio
-    if isinstance(audio, Mapping):
-        path, data = audio.get("path"), audio.get("bytes")
-        if data is not None:
-            if not data:
-                raise BadAudio("empty", f"{path or 'audio bytes'}: no bytes")
-            return io.BytesIO(data)
-    if not isinstance(path, (str, os.PathLike)):
+    path, data = (audio.get("path"), audio.get("bytes")) if isinstance(audio, Mapping) else (audio, None)
+    if data is None and not isinstance(path, (str, os.PathLike)):
         raise BadAudio("undecodable", f"neither bytes nor path nor array in {repr(audio)[:80]}")
-    path = os.fspath(path)
-    if is_remote(path):
-        try:
+    try:
+        if data is None and is_remote(os.fspath(path)):
             with fsspec.open(path, "rb") as stream:
-                return io.BytesIO(stream.read())
-        except FileNotFoundError as error:
-            raise BadAudio("undecodable", f"{path}: no such file") from error
-    if not os.path.isfile(path):
-        raise BadAudio("undecodable", f"{path}: no such file")
-    if os.path.getsize(path) == 0:
-        raise BadAudio("empty", f"{path}: no bytes")
-    return path
+                data = stream.read()
+        if len(data) == 0 if data is not None else os.path.getsize(path) == 0:
+            raise BadAudio("empty", f"{_name(audio)}: no bytes")
+    except OSError as error:
+        if is_remote(os.fspath(path)) and not isinstance(error, FileNotFoundError):
+            raise
+        raise BadAudio("undecodable", f"{path}: {(error.strerror or 'no such file').lower()}") from error
+    return os.fspath(path) if data is None else io.BytesIO(data)
 
 
 def is_remote(path: str) -> bool:
@@ -164,11 +158,8 @@ def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
     if array.dtype in (np.int16, np.int32):
         array = array / -float(np.iinfo(array.dtype).min)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise BadAudio(
-            "undecodable",
-            f"an array must be (samples,) or (channels, samples) of floats, int16 or int32, got {array.shape} "
-            f"of {array.dtype}",
-        )
+        expected = "(samples,) or (channels, samples) of floats, int16 or int32"
+        raise BadAudio("undecodable", f"an array must be {expected}, got {array.shape} of {array.dtype}")
     return array.T.astype(np.float32), int(rate)
 
 

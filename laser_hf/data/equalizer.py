@@ -51,13 +51,8 @@ class Equalizer(Perturbation):
         return {"gains": gains, "qualities": (Q_LOW * (Q_HIGH / Q_LOW) ** rng.random(bands)).tolist()}
 
     def apply(self, waveform: torch.Tensor, *, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`, on the device of `waveform`.
-
-        Raises:
-            ValueError: the numbers of gains and qualities are not that of the bands.
-        """
-        response = self.impulse_response(gains, qualities)
-        return _convolve(waveform, response.to(waveform)).clamp(-1, 1)
+        """`(samples,)` to `(samples,)`, on the device of `waveform`."""
+        return _convolve(waveform, self.impulse_response(gains, qualities).to(waveform)).clamp(-1, 1)
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `equaliser of 10 bands`."""
@@ -99,16 +94,9 @@ def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.nda
         side = {"low_shelf": 1, "high_shelf": -1}[kind]  # the high shelf mirrors the low one: cos -> -cos
         cosine *= side
         plus, minus, slope = amplitude + 1, amplitude - 1, 2 * math.sqrt(amplitude) * alpha
-        numerator = [
-            amplitude * (plus - minus * cosine + slope),
-            side * 2 * amplitude * (minus - plus * cosine),
-            amplitude * (plus - minus * cosine - slope),
-        ]
-        denominator = [
-            plus + minus * cosine + slope,
-            side * -2 * (minus + plus * cosine),
-            plus + minus * cosine - slope,
-        ]
+        high, low = plus - minus * cosine, plus + minus * cosine
+        numerator = [amplitude * one for one in (high + slope, side * 2 * (minus - plus * cosine), high - slope)]
+        denominator = [low + slope, side * -2 * (minus + plus * cosine), low - slope]
     return np.array(numerator) / denominator[0], np.array(denominator) / denominator[0]
 
 

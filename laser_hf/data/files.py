@@ -27,9 +27,8 @@ def find_audio_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")]
-        found += [Path(root, name) for name in names]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES) and name[0] != "."]
     return sorted(found, key=lambda path: path.parts)
 
 
@@ -57,55 +56,46 @@ def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
     rows: dict[str, dict[str, str | None]] = {}
     transcripts: dict[Path, dict[str, str]] = {}
     for path in files:
+        row = {"id": path.relative_to(folder).with_suffix("").as_posix(), "audio": str(path)}
         speaker, chapter = path.parent.parent.name, path.parent.name
         if path.stem.startswith(f"{speaker}-{chapter}-"):
             if path.parent not in transcripts:
                 transcripts[path.parent] = _read_transcripts(path.parent / f"{speaker}-{chapter}.trans.txt")
-            row = {"id": path.stem, "speaker": speaker, "text": transcripts[path.parent].get(path.stem)}
-        else:
-            row = {"id": path.relative_to(folder).with_suffix("").as_posix(), "speaker": None, "text": None}
-        if row["id"] in rows:
+            row |= {"id": path.stem, "speaker": speaker, "text": transcripts[path.parent].get(path.stem)}
+        if other := rows.get(row["id"]):
             raise LaserError(
-                f"{folder}: two files have the id {row['id']!r}: {rows[row['id']]['audio']} and {path}. Name one split "
-                "(a sub-folder)."
+                f"{folder}: {other['audio']} and {path} have the same id {row['id']!r}; name one split (a sub-folder)"
             )
-        rows[row["id"]] = row | {"audio": str(path)}
-    columns = {name: [row[name] for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
+        rows[row["id"]] = row
+    columns = {name: [row.get(name) for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
     known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     return datasets.Dataset.from_dict(known).cast_column("audio", datasets.Audio(decode=False))
 
 
 def _read_transcripts(path: Path) -> dict[str, str]:
     """`{id: text}` of a LibriSpeech transcript (`id text` per line); empty if there is no such file."""
-    lines = (line.split(maxsplit=1) for _, line in read_lines(path)) if path.is_file() else ()
-    return {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines}
+    lines = [line.split(maxsplit=1) for _, line in read_lines(path)] if path.is_file() else []
+    return {name: "".join(text).strip() for name, *text in lines}
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A text file in UTF-8, with or without byte-order mark; line ends become `\\n`.
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """The lines that are not blank of a text file in UTF-8, with or without byte-order mark, with any line ends.
+
+    Returns:
+        `(place, line)`; `place` is `FILE, line N` for messages.
 
     Raises:
         LaserError: there is no such file, it cannot be read, or it is not UTF-8 (the message names the line).
     """
     path = Path(path).expanduser()
     try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return data.decode("utf-8")
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = enumerate(data.decode("utf-8").split("\n"), start=1)
     except OSError as error:
         raise LaserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise LaserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
-def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """The lines of a text file that are not blank, each as `(place, line)`; `place` is `FILE, line N` for messages.
-
-    Raises:
-        LaserError: as `read_text`.
-    """
-    lines = enumerate(read_text(path).split("\n"), start=1)
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
 
 
@@ -120,15 +110,13 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[tup
         `(place, row)`: `place` is `FILE, line N` for messages, `row` has all columns of the file.
 
     Raises:
-        LaserError: as `read_text`; a column is missing; a row has too few or too many fields.
+        LaserError: as `read_lines`; a column is missing; a row has too few or too many fields.
     """
     lines = read_lines(path)
     header = lines[0][1].split("\t") if lines else []
     if missing := [column for column in columns if column not in header]:
-        raise LaserError(
-            f"{path}: no column {', '.join(missing)} in the first line; a tab-separated table with the columns "
-            f"{', '.join(columns)} was expected"
-        )
+        expected = f"a tab-separated table with the columns {', '.join(columns)} was expected"
+        raise LaserError(f"{path}: no column {', '.join(missing)} in the first line; {expected}")
     least = max((header.index(column) + 1 for column in columns), default=0)
     rows = []
     for place, line in lines[1:]:

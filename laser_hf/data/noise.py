@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +12,7 @@ import torch
 from ..errors import LaserError
 from ..plugins import Option
 from .decode import BadAudio, decode_audio
-from .files import AUDIO_SUFFIXES, find_audio_files
+from .files import find_audio_files
 from .perturbation import Perturbation
 
 
@@ -26,10 +24,8 @@ class Noise(Perturbation):
     speech stays as it is. The sum is not clipped.
 
     Drawn: `file` (path below `folder`, with `/`), `start` (of the cut, as a fraction of the recording, in [0, 1)) and
-    `snr` (dB); each file and each ratio is equally likely.
-
-    Each process decodes a recording when it is first drawn and keeps the last ones used, up to `memory_mb` (an hour
-    takes 230 MB).
+    `snr` (dB); each file and each ratio is equally likely. Each process keeps the last recordings used, up to
+    `memory_mb` (an hour takes 230 MB).
 
     Args:
         folder: audio files at any depth, of any rate, mono or not.
@@ -52,18 +48,16 @@ class Noise(Perturbation):
     batched = True
     memory_mb: ClassVar[float] = 256
 
-    def __init__(self, folder: str | os.PathLike[str] | None, snrs: Sequence[float] = (20.0, 10.0, 5.0)) -> None:
+    def __init__(self, folder: str | Path | None, snrs: Sequence[float] = (20.0, 10.0, 5.0)) -> None:
         if folder is None:
             raise LaserError("--perturbations noise needs --noise_dir, a folder of noise recordings")
-        self.snrs = tuple(snrs)
-        self.folder = Path(folder).expanduser().absolute()
+        self.snrs, self.folder = tuple(snrs), Path(folder).expanduser().absolute()
         if not self.folder.is_dir():
             raise LaserError(f"there is no folder of noise {str(folder)!r}; give the folder of your noise recordings")
         self.files = tuple(path.relative_to(self.folder).as_posix() for path in find_audio_files(self.folder))
         if not self.files:
-            suffixes = " ".join(AUDIO_SUFFIXES)
-            raise LaserError(f"no audio files ({suffixes}) in {self.folder}; put noise recordings there, at any depth")
-        self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+            raise LaserError(f"no audio files in {self.folder}; put noise recordings there, at any depth")
+        self._kept: dict[str, torch.Tensor] = {}
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """`{"file": path, "start": fraction, "snr": dB}`, drawn in this order."""
@@ -72,11 +66,7 @@ class Noise(Perturbation):
         return {"file": file, "start": start, "snr": self.snrs[int(rng.integers(len(self.snrs)))]}
 
     def apply(self, waveform: torch.Tensor, *, file: str, start: float, snr: float) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`, on the device of `waveform`; the noise is cut on the CPU.
-
-        Raises:
-            LaserError: the recording cannot be used.
-        """
+        """`(samples,)` to `(samples,)`, on the device of `waveform`; the noise is cut on the CPU."""
         speech_power = float(waveform.double().square().mean()) if len(waveform) else 0.0
         if speech_power == 0:
             return waveform.clone()
@@ -90,32 +80,29 @@ class Noise(Perturbation):
 
     def _recording(self, file: str) -> torch.Tensor:
         """`(samples,)`, not silent."""
-        if file in self._kept:
-            self._kept.move_to_end(file)
-            return self._kept[file]
-        path = self.folder / file
-        try:
-            recording = decode_audio(path, min_seconds=0.0).waveform
-            if not recording.any():  # all of the sound was above the new Nyquist frequency
-                raise BadAudio("silent", "no sound at 16 kHz")
-        except BadAudio as error:
-            raise LaserError(f"the noise recording {path} cannot be used ({error}); mend or remove it") from error
-        self._kept[file] = recording
+        if (recording := self._kept.pop(file, None)) is None:
+            try:
+                recording = decode_audio(self.folder / file, min_seconds=0.0).waveform
+                if not recording.any():  # all of the sound was above the new Nyquist frequency
+                    raise BadAudio("silent", "no sound at 16 kHz")
+            except BadAudio as error:
+                raise LaserError(
+                    f"the noise recording {self.folder / file} cannot be used ({error}); mend or remove it"
+                ) from error
+        self._kept[file] = recording  # the last one used
         while self._kept and sum(one.nbytes for one in self._kept.values()) > self.memory_mb * 1e6:
-            self._kept.popitem(last=False)
+            del self._kept[next(iter(self._kept))]
         return recording
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": OrderedDict()}  # each worker decodes what it needs
+        return self.__dict__ | {"_kept": {}}  # each worker decodes what it needs
 
 
 def _cut(recording: torch.Tensor, start: float, samples: int) -> torch.Tensor:
     """`samples` from the fraction `start` on, wrapping around at the end, not all of them zero."""
-    first = int(start * len(recording))
-    cut = recording[torch.arange(first, first + samples) % len(recording)]
+    places = int(start * len(recording)) + torch.arange(samples)
+    cut = recording[places % len(recording)]
     if not cut.any():
-        sounding = torch.nonzero(recording)[:, 0]
-        later = sounding[sounding >= first]
-        first = int(later[0] if len(later) else sounding[0])
-        cut = recording[torch.arange(first, first + samples) % len(recording)]
+        until_sound = ((torch.nonzero(recording)[:, 0] - places[0]) % len(recording)).min()
+        cut = recording[(places + until_sound) % len(recording)]
     return cut

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500
 """Utterances for which a further process is started."""
-_VERSION = 1  # of what is cached
 
 
 class _Pairs:
@@ -47,13 +47,13 @@ class _Pairs:
 
 
 class PairDataset(_Pairs, torch.utils.data.Dataset):
-    """Map-style data set of pairs; each is made when it is read.
+    """Map-style data set of pairs; each is made when it is read, see `PairTransform.pair`.
 
     Args:
         speech: as `load_speech` returns it.
         transform: makes the pairs; this data set sets its epoch.
-        check_lengths: read all headers first and leave out utterances outside the transform's limits. By default only
-            if `max_seconds` is set. (Utterances skipped while training leave smaller updates.)
+        check_lengths: read all headers first and leave out utterances outside the transform's limits: skipped while
+            training, they would leave smaller updates. By default only if `max_seconds` is set.
 
     Attributes:
         left_out: number of utterances `too_short` and `too_long` that were left out; empty without `check_lengths`.
@@ -68,49 +68,47 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
     """
 
     def __init__(self, speech: datasets.Dataset, transform: PairTransform, check_lengths: bool | None = None) -> None:
-        self.transform = transform
-        self.speech = speech
+        self.speech, self.transform = speech, transform
         self.left_out: dict[str, int] = {}
         if check_lengths or (check_lengths is None and transform.max_seconds is not None):
-            self._leave_out()
-        self._pairs = self.speech.with_transform(transform)
+            shortest, longest = transform.min_seconds, transform.max_seconds or float("inf")
+            seconds, sizes = self._headers
+            short, long = seconds < shortest, seconds > longest
+            self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
+            keep = np.flatnonzero(~(short | long))  # also those without a readable header: decoding reports them
+            if not len(keep):
+                limits = f"at least min_seconds {shortest:g} and at most max_seconds {longest:g} long"
+                raise LaserError(f"no utterance is {limits}; left out: {self.left_out}")
+            self.speech, self._headers = speech.select(keep), (seconds[keep], sizes[keep])
+            logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
 
-    def _leave_out(self) -> None:
-        """Keep utterances within the limits, and those without a readable header, so that decoding reports them."""
-        shortest, longest = self.transform.min_seconds, self.transform.max_seconds or float("inf")
-        found = self._header_seconds()
-        short, long = found < shortest, found > longest
-        self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
-        keep = np.flatnonzero(~(short | long))
-        if not len(keep):
-            raise LaserError(
-                f"no utterance is at least min_seconds {shortest:g} and at most max_seconds {longest:g} long; "
-                f"left out: {self.left_out}"
-            )
-        self.speech, self.seconds = self.speech.select(keep), self._as_trained(found[keep])
-        logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
+    @cached_property
+    def _headers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds (NaN where they cannot be read) and bytes of each utterance, read in parallel and cached."""
+        if not len(self.speech):
+            return np.zeros(0), np.zeros(0)
+        features = {"seconds": datasets.Value("float64"), "size": datasets.Value("int64")}
+        found = _cached_map(self.speech, _headers, None, features)
+        return np.array(found["seconds"][:], dtype=float), np.array(found["size"][:])
 
     @cached_property
     def seconds(self) -> list[float]:
         """Length of each utterance as trained on (cropped), from its header; 0 where that cannot be read."""
-        return self._as_trained(self._header_seconds())
+        return np.fmin(np.nan_to_num(self._headers[0]), self.transform.crop_seconds or np.inf).tolist()
 
-    def _header_seconds(self) -> np.ndarray:
-        """Seconds of each utterance from its header, read in parallel and cached; NaN where it cannot be read."""
-        if not len(self.speech):
-            return np.zeros(0)
-        found = _cached_map(self.speech, _lengths, None, {"seconds": datasets.Value("float64")})
-        return np.array(found["seconds"][:], dtype=float)
-
-    def _as_trained(self, seconds: np.ndarray) -> list[float]:
-        return np.fmin(np.nan_to_num(seconds), self.transform.crop_seconds or np.inf).tolist()
+    def fingerprint(self) -> str:
+        """SHA-256 over id, size in bytes and duration of every utterance, in order. It does not depend on any path."""
+        digest = hashlib.sha256()
+        for name, seconds, size in zip(self.speech["id"], *self._headers, strict=True):
+            digest.update(f"{name}\t{size}\t{seconds:.6f}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.speech)
 
     def __getitem__(self, index: int) -> Pair:
-        """See `PairTransform.pair`."""
-        return self._pairs[index]
+        row = self.speech[index]
+        return self.transform.pair(row["id"], row["audio"])
 
 
 @dataclass(eq=False)
@@ -118,15 +116,14 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     """Endless stream of pairs for one process: epoch after epoch, each with its own order and draws.
 
     Every worker counts its own epochs, so that none waits for another. In an epoch every utterance comes up once over
-    all processes and workers together. Each worker holds `buffer_size` stored utterances (some 200 kB of FLAC each). A
-    process reads its own shards only if their number is a multiple of `world_size`; else it reads all of them and keeps
-    one utterance in `world_size`.
+    all processes and workers together. A process reads its own shards only if their number is a multiple of
+    `world_size`; else it reads all of them and keeps one utterance in `world_size`.
 
     Args:
         speech: stream as `load_speech` returns it.
         transform: makes the pairs.
         seed: of the shuffling; the same in every process.
-        buffer_size: utterances shuffled at a time.
+        buffer_size: utterances shuffled at a time, which each worker holds as stored (some 200 kB of FLAC each).
         rank, world_size: this process (0-based) and how many there are.
     """
 
@@ -136,27 +133,40 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     buffer_size: int = 1000
     rank: int = 0
     world_size: int = 1
+    _skipped: tuple[int, int] = (0, 1)  # batches and their size
 
     @property
     def num_shards(self) -> int:
         """Files that this process reads; more workers than that would idle."""
         return max(self.speech.num_shards // self.world_size, 1)
 
-    def of_epoch(self, epoch: int) -> Iterator[Pair]:
-        """The pairs of one epoch for this process (in a dataloader worker: for this worker)."""
+    def skip(self, examples: int, batch_size: int = 1) -> PairStream:
+        """The stream with `None` for the first `examples` of this process; their audio is not decoded.
+
+        A resumed run drops the batches of `None`; those behind them are the same as ever.
+
+        Args:
+            examples: how many; a multiple of `batch_size`.
+            batch_size: of the data loader, whose workers take batches in turn.
+        """
+        return replace(self, _skipped=(examples // batch_size, batch_size))
+
+    def rows(self, epoch: int) -> datasets.IterableDataset:
+        """The utterances of one epoch for this process (in a dataloader worker: for this worker), not decoded."""
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         stream = self.speech.shuffle(seed=seed, buffer_size=self.buffer_size)
-        if self.world_size > 1:
-            stream = split_dataset_by_node(stream, self.rank, self.world_size)
-        transform = self.transform.at_epoch(epoch)
-        return (transform.pair(row["id"], row["audio"]) for row in stream)
+        return split_dataset_by_node(stream, self.rank, self.world_size) if self.world_size > 1 else stream
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[Pair | None]:
+        batches, batch_size = self._skipped
+        worker = torch.utils.data.get_worker_info()
+        skip = batch_size * (len(range(worker.id, batches, worker.num_workers)) if worker else batches)
         for epoch in itertools.count(self.transform.epoch):
             empty = True
-            for pair in self.of_epoch(epoch):
+            for row in self.rows(epoch):
                 empty = False
-                yield pair
+                yield None if skip > 0 else self.transform.pair(row["id"], row["audio"], epoch)
+                skip -= 1
             if empty:
                 return
 
@@ -170,7 +180,7 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
     Args:
         speech: as `load_speech` returns it.
-        folder: made if it is not there; `None` for `laser_hf` in the cache of `datasets`.
+        folder: `None` for `laser_hf` in the cache of `datasets`.
 
     Raises:
         LaserError: the folder cannot be written, or the disk is full.
@@ -178,8 +188,10 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     return _cached_map(speech, _decoded, folder, speech.features | {"audio": datasets.Audio(decode=False)})
 
 
-def _lengths(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
-    return {"seconds": [audio_seconds(audio) for audio in batch["audio"]]}
+def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+    stored = [audio or {} for audio in batch["audio"]]
+    sizes = [(_state(one.get("path")) or (len(one.get("bytes") or b""), 0))[0] for one in stored]
+    return {"seconds": [audio_seconds(one) for one in stored], "size": sizes}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
@@ -193,9 +205,8 @@ def _as_wav(audio: Any) -> Any:
         waveform = decode_audio(audio, min_seconds=0.0).waveform
     except BadAudio:
         return audio
-    full_scale = waveform * 2.0**15
-    pcm = full_scale.round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-    exact = torch.equal(pcm.to(torch.float32), full_scale)
+    pcm = (waveform * 2.0**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    exact = torch.equal(pcm.to(torch.float32), waveform * 2.0**15)
     samples, subtype = (pcm, "PCM_16") if exact else (waveform, "FLOAT")
     file = io.BytesIO()
     soundfile.write(file, samples.numpy(), SAMPLE_RATE, format="WAV", subtype=subtype)
@@ -210,7 +221,7 @@ def _cached_map(
     stored = speech.flatten()
     paths = [path for path in stored["audio.path"] if path] if "audio.path" in stored.column_names else []
     name = function.__name__.strip("_")
-    key = Hasher.hash((_VERSION, name, speech._fingerprint, [_state(path) for path in paths]))
+    key = Hasher.hash((1, name, speech._fingerprint, [_state(path) for path in paths]))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,16 +242,11 @@ def _cached_map(
     except OSError as error:
         if error.errno is None:  # a remote file system
             raise
-        raise LaserError(
-            f"cannot keep audio or its lengths in {folder} ({error.strerror or error}). Free some space, or set "
-            "HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
-        ) from error
+        mend = "free some space, or set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
+        raise LaserError(f"cannot write to {folder} ({error.strerror or error}): {mend}") from error
 
 
-def _state(path: str) -> tuple[int, int] | None:
-    """Size and time of change of a local file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
+def _state(path: str | None) -> tuple[int, int] | None:
+    """Size and time of change of a local file, if it is there."""
+    found = os.stat(path) if path is not None and os.path.isfile(path) else None
+    return found and (found.st_size, found.st_mtime_ns)

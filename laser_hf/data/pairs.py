@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,6 @@ from .perturbation import Perturbation, draw_generator
 logger = logging.getLogger(__name__)
 
 Pair = dict[str, Any]
-COLUMNS = ("id", "clean", "perturbed", "drawn", "skip")
-"""Keys of a pair."""
 
 
 @dataclass(eq=False)
@@ -35,10 +32,8 @@ class PairTransform:
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
-        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place;
-            `None` for whole utterances. The perturbation's draws stay the same.
+        crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
         perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
-            The draws stay the same.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -53,14 +48,11 @@ class PairTransform:
     perturb: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
-            raise LaserError(f"max_seconds {self.max_seconds} is below min_seconds {self.min_seconds}")
         shortest = max(self.min_seconds, 1 / SAMPLE_RATE)
-        if self.crop_seconds is not None and not shortest <= self.crop_seconds < float("inf"):
-            raise LaserError(
-                f"crop_seconds must be positive and at least min_seconds ({self.min_seconds}), got "
-                f"{self.crop_seconds}; None for whole utterances"
-            )
+        for name in ("max_seconds", "crop_seconds"):
+            value = getattr(self, name)
+            if value is not None and not shortest <= value < float("inf"):
+                raise LaserError(f"{name} must be at least min_seconds ({self.min_seconds:g}), got {value:g}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -72,23 +64,13 @@ class PairTransform:
         """Set the epoch, here and in all running workers."""
         self._epoch.fill_(epoch)
 
-    def at_epoch(self, epoch: int) -> PairTransform:
-        """A copy whose epoch nothing else changes."""
-        fixed = copy.copy(self)
-        fixed._epoch = torch.tensor(epoch)
-        return fixed
-
-    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The transform for `datasets`: columns `id` and `audio` to the columns of `pair`."""
-        pairs = [self.pair(utterance, audio) for utterance, audio in zip(batch["id"], batch["audio"], strict=True)]
-        return {column: [pair[column] for pair in pairs] for column in COLUMNS}
-
-    def pair(self, utterance_id: str, audio: Any) -> Pair:
+    def pair(self, utterance_id: str, audio: Any, epoch: int | None = None) -> Pair:
         """Both views of one utterance.
 
         Args:
             utterance_id: names the utterance in draws and in the log.
             audio: as `decode_audio` takes it.
+            epoch: another one than is set.
 
         Returns:
             `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
@@ -98,22 +80,18 @@ class PairTransform:
         Raises:
             RuntimeError: the perturbation failed; the message names the utterance.
         """
+        epoch = self.epoch if epoch is None else epoch
         try:
             clean = decode_audio(audio, min_seconds=self.min_seconds, max_seconds=self.max_seconds).waveform
-            clean = self._cropped(clean, utterance_id)
-            drawn = self.perturbation.draw_for(draw_generator(self.seed, self.epoch, utterance_id), utterance_id)
+            if self.crop_seconds is not None and (spare := len(clean) - round(self.crop_seconds * SAMPLE_RATE)) > 0:
+                start = int(draw_generator(self.seed, epoch, f"{utterance_id}\ncrop").integers(spare + 1))
+                # A copy: a view would carry the whole utterance from the worker to the main process.
+                clean = clean[start : start + len(clean) - spare].clone()
+            drawn = self.perturbation.draw_for(draw_generator(self.seed, epoch, utterance_id), utterance_id)
             perturbed = self._perturbed(clean, drawn, utterance_id) if self.perturb else None
         except BadAudio as error:
             return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
         return {"id": utterance_id, "clean": clean, "perturbed": perturbed, "drawn": drawn, "skip": ""}
-
-    def _cropped(self, clean: torch.Tensor, utterance_id: str) -> torch.Tensor:
-        spare = len(clean) - round(self.crop_seconds * SAMPLE_RATE) if self.crop_seconds is not None else 0
-        if spare <= 0:
-            return clean
-        start = int(draw_generator(self.seed, self.epoch, f"{utterance_id}\ncrop").integers(spare + 1))
-        # A copy: a view would carry the whole utterance from the worker to the main process.
-        return clean[start : start + len(clean) - spare].clone()
 
     def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
         try:
@@ -139,54 +117,45 @@ def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         - `skipped`, a list of `(id, "kind: reason")`.
     """
     kept = [pair for pair in pairs if not pair["skip"]]
-    batch: dict[str, Any] = {}
+    batch: dict[str, Any] = {name: [pair[key] for pair in kept] for name, key in (("ids", "id"), ("drawn", "drawn"))}
+    batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
     for view in ("clean", "perturbed"):
         waveforms = [pair[view] for pair in kept]
-        if any(waveform is None for waveform in waveforms):
-            batch[view] = batch[f"{view}_lengths"] = None
-            continue
-        batch[view] = pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
-        batch[f"{view}_lengths"] = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
-    batch["ids"] = [pair["id"] for pair in kept]
-    batch["drawn"] = [pair["drawn"] for pair in kept]
-    batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
+        batch[view] = batch[f"{view}_lengths"] = None
+        if all(waveform is not None for waveform in waveforms):
+            batch[view] = pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0)
+            batch[f"{view}_lengths"] = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
     return batch
 
 
 class SkipLog:
-    """Counts skipped utterances by kind and logs each of them once. The main process keeps it."""
+    """Counts skipped utterances and logs each of them once; its length is the number of different ones."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
-        self._times: Counter[str] = Counter()
+        self._times = 0
 
     def update(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Add `batch["skipped"]`: ids with `"kind: reason"`."""
         for utterance, reason in skipped:
-            kind = reason.partition(":")[0]
-            self._times[kind] += 1
+            self._times += 1
             if utterance not in self._kinds:
-                self._kinds[utterance] = kind
+                self._kinds[utterance] = reason.partition(":")[0]
                 logger.warning("skipped utterance %s: %s", utterance, reason)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts as JSON values, for a checkpoint or another process."""
-        return {"kinds": dict(self._kinds), "times": dict(self._times)}
+        return {"kinds": dict(self._kinds), "times": self._times}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Add the counts of another log."""
         self._kinds.update(state["kinds"])
-        self._times.update(state["times"])
+        self._times += state["times"]
 
     def __len__(self) -> int:
-        """Number of different utterances skipped so far."""
         return len(self._kinds)
 
     def summary(self) -> dict[str, Any]:
         """Different `utterances` skipped so far, `times` over all epochs, and different utterances `by_kind`."""
-        by_kind = Counter(self._kinds.values())
-        return {
-            "utterances": len(self._kinds),
-            "times": self._times.total(),
-            "by_kind": dict(sorted(by_kind.items())),
-        }
+        by_kind = dict(sorted(Counter(self._kinds.values()).items()))
+        return {"utterances": len(self), "times": self._times, "by_kind": by_kind}

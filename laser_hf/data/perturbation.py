@@ -16,8 +16,7 @@ from ..plugins import Plugin
 def draw_generator(seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
     """Random numbers that depend on seed, epoch (0-based) and utterance alone.
 
-    Order, number of workers or processes and resuming do not change what is drawn. The three are hashed with SHA-256,
-    because Python's own `hash` of text differs between processes.
+    Order, number of workers or processes and resuming do not change what is drawn.
     """
     digest = hashlib.sha256(f"{int(seed)}\n{int(epoch)}\n{utterance_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -34,17 +33,7 @@ class Perturbation(Plugin, ABC):
         changes: what the views differ in, in words for a model card.
         batched: `apply` also works on the device that trains, so that `apply_batch` can be used.
 
-    Example, in a file `my_views.py`, used with `--perturbations my_views:Gain`:
-        >>> class Gain(Perturbation):
-        ...     name, title, summary = "gain", "Gain", "plays the utterance louder or softer"
-        ...     options = (Option("decibels", [-6.0, 6.0], "gains, one drawn per pair", many=True),)
-        ...     keeps_duration, changes, batched = True, ("loudness",), True
-        ...     def __init__(self, decibels=(-6.0, 6.0)):
-        ...         self.decibels = tuple(decibels)
-        ...     def draw(self, rng):
-        ...         return {"gain": self.decibels[int(rng.integers(len(self.decibels)))]}
-        ...     def apply(self, waveform, *, gain):
-        ...         return waveform * 10 ** (gain / 20)
+    `docs/extending.md` has an example of one's own.
     """
 
     keeps_duration: bool = False
@@ -70,10 +59,7 @@ class Perturbation(Plugin, ABC):
             NotImplementedError: the perturbation is not `batched`.
         """
         if not self.batched:
-            raise NotImplementedError(
-                f"{type(self).__name__} perturbs in the data-loading workers only (--perturb_on worker). If its apply "
-                "works on the training device, set batched = True in the class."
-            )
+            raise NotImplementedError(f"{type(self).__name__} perturbs in the data-loading workers only")
         return [self.apply(waveform, **one) for waveform, one in zip(waveforms, drawn, strict=True)]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
@@ -97,26 +83,20 @@ class Compose(Perturbation):
         self.batched = all(part.batched for part in self.parts)
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """`{"parts": [...]}`, in order."""
         return {"parts": [part.draw(rng) for part in self.parts]}
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
-        """`{"parts": [...]}`, in order."""
         return {"parts": [part.draw_for(rng, utterance_id) for part in self.parts]}
 
     def apply(self, waveform: torch.Tensor, *, parts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """`(samples,)` to `(other samples,)`."""
         for part, drawn in zip(self.parts, parts, strict=True):
             waveform = part.apply(waveform, **drawn)
         return waveform
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-        """See `Perturbation.apply_batch`."""
-        waveforms = list(waveforms)
         for index, part in enumerate(self.parts):
             waveforms = part.apply_batch(waveforms, [one["parts"][index] for one in drawn])
         return waveforms
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
-        """The words of all parts, in order."""
         return ", ".join(part.describe(one) for part, one in zip(self.parts, drawn["parts"], strict=True))

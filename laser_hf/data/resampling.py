@@ -1,10 +1,9 @@
 """Band-limited resampling between any two integer rates, without a dense kernel.
 
-`torchaudio.functional.resample` builds a kernel with one row per output phase and one column per input sample of a
-period. If the rates share no factor, this kernel is huge and almost all zeros: 17,959 -> 16,000 Hz (a pitch shift by
-two semitones) takes 1.15 GB for about 14 taps a row. This module evaluates only the taps that are not zero, from a
-table of some MB. On the CPU it uses torchaudio's kernel where that is small. (On CUDA torchaudio's convolution
-rounds to TF32, an error of up to 1e-3 of full scale.)
+If the rates share no factor, the kernel of `torchaudio.functional.resample` is huge and almost all zeros: 17,959 ->
+16,000 Hz (a pitch shift by two semitones) takes 1.15 GB for about 14 taps a row. Only the taps that are not zero are
+evaluated here, from a table of some MB. On the CPU a small kernel is left to torchaudio, whose convolution on CUDA
+rounds to TF32 (an error of up to 1e-3 of full scale).
 """
 
 from __future__ import annotations
@@ -32,21 +31,17 @@ def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Ten
 
     Args:
         waveform: `(..., samples)`, floating point.
-        orig_freq: rate of `waveform`, a whole number of Hz.
-        new_freq: rate of the result, a whole number of Hz.
+        orig_freq, new_freq: rates of `waveform` and of the result, whole numbers of Hz.
 
     Returns:
         `(..., ceil(samples * new_freq / orig_freq))`, same dtype and device.
 
     Raises:
-        TypeError: `waveform` is not floating point.
         ValueError: a rate is not a positive whole number.
     """
-    if not waveform.is_floating_point():
-        raise TypeError(f"resample expects a floating point waveform, got {waveform.dtype}")
-    for name, value in (("orig_freq", orig_freq), ("new_freq", new_freq)):
-        if int(value) != value or value <= 0:
-            raise ValueError(f"{name} must be a positive whole number of Hz, got {value!r}")
+    for rate in (orig_freq, new_freq):
+        if int(rate) != rate or rate <= 0:
+            raise ValueError(f"a rate must be a positive whole number of Hz, got {rate!r}")
     gcd = math.gcd(int(orig_freq), int(new_freq))
     orig, new = int(orig_freq) // gcd, int(new_freq) // gcd
     if orig == new or waveform.shape[-1] == 0:
@@ -81,16 +76,15 @@ def _taps(orig: int, new: int, dtype: torch.dtype, device: torch.device) -> tupl
         First input sample that the filter reaches, `(phases,)` int64 (negative at the start), and weights
         `(taps, phases)`.
     """
-    half = _half_width(orig, new)
+    half, cutoff = _half_width(orig, new), min(orig, new) * ROLLOFF / orig
     phase = torch.arange(new, dtype=torch.int64)
     # Integer part and remainder are separated to keep all digits of the fraction.
     whole = torch.div(phase * orig, new, rounding_mode="floor")
     fraction = (phase * orig - whole * new).to(torch.float64) / new
     start = torch.ceil(fraction - half).to(torch.int64)
     offset = start + torch.arange(math.floor(2 * half) + 1)[:, None] - fraction  # (taps, phases), input samples
-    t = (offset * (min(orig, new) * ROLLOFF / orig)).clamp_(-LOWPASS_FILTER_WIDTH, LOWPASS_FILTER_WIDTH)
-    window = torch.cos(t * (math.pi / LOWPASS_FILTER_WIDTH / 2)).square()
-    weights = torch.sinc(t) * window * (min(orig, new) * ROLLOFF / orig)
+    t = (offset * cutoff).clamp_(-LOWPASS_FILTER_WIDTH, LOWPASS_FILTER_WIDTH)
+    weights = torch.sinc(t) * torch.cos(t * (math.pi / LOWPASS_FILTER_WIDTH / 2)).square() * cutoff
     return (whole + start).to(device), weights.to(dtype).to(device)
 
 

@@ -1,9 +1,15 @@
-"""Speed, then pitch: the perturbed view of LASER and SCORE."""
+"""Speed, then pitch: the perturbed view of LASER and SCORE.
+
+The phase vocoder computes magnitude and angle of each frame once, torchaudio's twice; the results are bit for bit
+equal. The synthesis adds frames as four shifted blocks, as the hop is a quarter of the window: `torch.istft` to
+round-off.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +21,11 @@ from ..plugins import Option
 from .decode import SAMPLE_RATE
 from .perturbation import Perturbation
 from .resampling import resample, resampled_length
-from .stretch import MIN_SAMPLES, stretch
+
+N_FFT = 512
+"""STFT window, samples (torchaudio's default)."""
+HOP = N_FFT // 4
+"""STFT hop, samples (torchaudio's default)."""
 
 
 class SpeedPitch(Perturbation):
@@ -24,7 +34,7 @@ class SpeedPitch(Perturbation):
     Drawn: `speed` (factor) and `pitch` (semitones).
 
     Args:
-        speed_factors: positive factors; `[1.0]` for no change of speed.
+        speed_factors: `[1.0]` for no change of speed.
         pitch_steps: semitones; `[0]` for no change of pitch.
     """
 
@@ -45,8 +55,7 @@ class SpeedPitch(Perturbation):
     def __init__(
         self, speed_factors: Sequence[float] = (0.9, 1.0, 1.1), pitch_steps: Sequence[float] = (-2.0, 2.0)
     ) -> None:
-        self.speed_factors = tuple(speed_factors)
-        self.pitch_steps = tuple(pitch_steps)
+        self.speed_factors, self.pitch_steps = tuple(speed_factors), tuple(pitch_steps)
         self.keeps_duration = set(self.speed_factors) == {1}
         if self.keeps_duration:
             self.changes = ("speaker's pitch",)
@@ -80,8 +89,6 @@ def speed_batch(
 ) -> list[torch.Tensor]:
     """Play waveforms of any lengths faster or slower, as `torchaudio.transforms.SpeedPerturbation` does.
 
-    Equal factors are resampled together. On the CPU each waveform comes out bit for bit as it does alone.
-
     Args:
         waveforms: `(samples,)` each, floating point.
         factors: one each; above 1 shortens, below 1 lengthens.
@@ -91,11 +98,8 @@ def speed_batch(
         `(ceil(samples * sample_rate / int(factor * sample_rate)),)` each.
 
     Raises:
-        ValueError: a factor is not a positive, finite number.
+        ValueError: a factor is not positive.
     """
-    for factor in factors:
-        if not (math.isfinite(factor) and int(factor * sample_rate) >= 1):
-            raise ValueError(f"a speed factor must be positive and finite, got {factor!r}")
     return _resample_ragged(waveforms, [int(factor * sample_rate) for factor in factors], sample_rate)
 
 
@@ -110,36 +114,25 @@ def pitch_shift_batch(
     """Shift the pitch of waveforms of any lengths, keeping their lengths.
 
     The steps of `torchaudio.transforms.PitchShift`: stretch by a phase vocoder (`n_fft` 512, hop 128, Hann), resample
-    from `int(sample_rate * 2 ** (n_steps / 12))`, cut or zero-pad to the input length. The resampling has exact filter
-    phases (see `laser_hf.data.resampling`) and small tables; torchaudio computes the phases in float32 and
-    builds kernels of up to 1.15 GB. The two differ by that rounding: below 5e-4 of full scale on 12 s of speech.
-
-    All are stretched together, and equal steps resampled together. On the CPU each waveform comes out bit for bit as
-    it does alone; on CUDA to the round-off of its Fourier transform and phase.
+    from `int(sample_rate * 2 ** (n_steps / 12))`, cut or zero-pad to the input length. torchaudio resamples with filter
+    phases rounded to float32; the difference is below 5e-4 of full scale on 12 s of speech. On the CPU each waveform
+    comes out bit for bit as it does alone; on CUDA to the round-off of its Fourier transform and phase.
 
     Args:
-        waveforms: `(samples,)` each, floating point, at least 257 samples.
+        waveforms: `(samples,)` each, floating point.
         sample_rate: Hz.
         n_steps: semitones each, any real numbers; 0 gives a copy.
 
     Returns:
         `(samples,)` each.
-
-    Raises:
-        ValueError: a waveform is too short, or a step is not finite.
     """
-    for steps in n_steps:
-        if not math.isfinite(steps):
-            raise ValueError(f"a pitch step must be a finite number of semitones, got {steps!r}")
-    shortest = min((len(waveform) for waveform in waveforms), default=MIN_SAMPLES)
-    if shortest < MIN_SAMPLES:
-        raise ValueError(f"pitch_shift needs at least {MIN_SAMPLES} samples, got {shortest}")
     shifted = [waveform.clone() for waveform in waveforms]
     moved = [row for row, steps in enumerate(n_steps) if steps != 0]
     if not moved:
         return shifted
     rates = [2.0 ** (-float(n_steps[row]) / 12) for row in moved]
-    stretched = stretch([waveforms[row] for row in moved], rates)
+    # The STFT cannot pad fewer than 257 samples by reflection.
+    stretched = stretch([pad(waveforms[row], (0, max(0, 257 - len(waveforms[row])))) for row in moved], rates)
     resampled = _resample_ragged(stretched, [int(sample_rate / rate) for rate in rates], sample_rate)
     for row, found in zip(moved, resampled, strict=True):
         samples = len(waveforms[row])
@@ -148,14 +141,91 @@ def pitch_shift_batch(
 
 
 def _resample_ragged(waveforms: Sequence[torch.Tensor], orig: Sequence[int], new: int) -> list[torch.Tensor]:
-    """Resample each `(samples,)` from its own rate to `new`, equal rates together.
-
-    Samples beyond the end of a waveform count as zero, so padding changes nothing.
-    """
-    out: list[torch.Tensor] = list(waveforms)
-    for rate in dict.fromkeys(orig):
+    """Resample each `(samples,)` from its own rate to `new`, equal rates together; zeros behind it change nothing."""
+    out = list(waveforms)
+    for rate in set(orig):
         rows = [row for row, own in enumerate(orig) if own == rate]
         together = resample(pad_sequence([waveforms[row] for row in rows], batch_first=True), rate, new)
         for row, found in zip(rows, together, strict=True):
             out[row] = found[: resampled_length(len(waveforms[row]), rate, new)]
     return out
+
+
+def stretch(waveforms: Sequence[torch.Tensor], rates: Sequence[float]) -> list[torch.Tensor]:
+    """Change the durations of waveforms of any lengths, keeping their pitch; bit for bit as for each alone on the CPU.
+
+    Args:
+        waveforms: `(samples,)` each, at least one and 257 samples, of one dtype and on one device.
+        rates: one each; above 1 shortens, below 1 lengthens.
+
+    Returns:
+        `(round(samples / rate),)` each.
+    """
+    window, advance = _constants(waveforms[0].dtype, waveforms[0].device)
+    centred = [pad(row[None], (N_FFT // 2, N_FFT // 2), mode="reflect")[0] for row in waveforms]
+    spectrum = torch.fft.rfft(pad_sequence(centred, batch_first=True).unfold(-1, N_FFT, HOP) * window)
+    stretched, counts = _phase_vocoder(spectrum, [1 + len(row) // HOP for row in waveforms], rates, advance)
+    total = _overlap_add(stretched, window, counts)
+    return [row[: round(len(own) / rate)] for row, own, rate in zip(total, waveforms, rates, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _constants(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hann window `(n_fft,)`, and phase advance of each bin in one hop, `(bins,)` radians."""
+    advance = torch.linspace(0, math.pi * HOP, N_FFT // 2 + 1, dtype=dtype)
+    return torch.hann_window(N_FFT, dtype=dtype).to(device), advance.to(device)
+
+
+def _phase_vocoder(
+    spectrum: torch.Tensor, counts: Sequence[int], rates: Sequence[float], advance: torch.Tensor
+) -> tuple[torch.Tensor, list[int]]:
+    """`torchaudio.functional.phase_vocoder` for spectra `(waveforms, frames, bins)` of `counts` frames.
+
+    Returns `(waveforms, other frames, bins)`, zero beyond the end of each, and the other number of frames of each.
+    """
+    waveforms, frames, bins = spectrum.shape
+    # Positions are computed on the CPU for all devices: other rounding could choose a neighbouring frame.
+    positions = [torch.arange(0, count, rate, dtype=advance.dtype) for count, rate in zip(counts, rates, strict=True)]
+    found = [len(position) for position in positions]
+    position = pad_sequence(positions, batch_first=True)
+    first_row = torch.arange(waveforms)[:, None] * (frames + 2)
+    sought = (position.long() + first_row).reshape(-1), ((position + 1).long() + first_row).reshape(-1)
+    rows = [index.to(spectrum.device, non_blocking=True) for index in sought]
+    weight = (position % 1.0)[..., None].to(spectrum.device, non_blocking=True)
+
+    def before_and_after(values: torch.Tensor) -> list[torch.Tensor]:
+        values = pad(_cleared(values, counts), (0, 0, 0, 2)).reshape(
+            -1, bins
+        )  # two frames of zeros follow the last one
+        return [values.index_select(0, index).reshape(waveforms, -1, bins) for index in rows]
+
+    angle, angle_after = before_and_after(spectrum.angle())
+    step = angle_after - angle - advance
+    step = step - 2 * math.pi * torch.round(step / (2 * math.pi)) + advance
+    step = torch.cat([angle[:, :1], step[:, :-1]], dim=1)
+    # The phase grows to many turns. The CPU sums float32 in float64 by itself; elsewhere it must be asked to.
+    phase = torch.cumsum(step, dim=1) if step.device.type == "cpu" else step.double().cumsum(dim=1).to(step.dtype)
+    magnitude, magnitude_after = before_and_after(spectrum.abs())
+    magnitude = weight * magnitude_after + (1 - weight) * magnitude
+    return torch.polar(_cleared(magnitude, found), phase), found
+
+
+def _overlap_add(spectrum: torch.Tensor, window: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """`torch.istft` (centred) of `(waveforms, frames, bins)` to `(waveforms, samples)`, undefined behind each end."""
+    waveforms, count, _ = spectrum.shape
+    blocks = (torch.fft.irfft(spectrum, n=N_FFT) * window).reshape(waveforms, count, 4, HOP)
+    squared = window.square().reshape(4, HOP)
+    weights = _cleared(blocks.new_ones(waveforms, count, 1), counts)
+    total, envelope = blocks.new_zeros(2, waveforms, count + 3, HOP)
+    for block in range(4):
+        total[:, block : block + count] += blocks[:, :, block]
+        envelope[:, block : block + count] += weights * squared[block]
+    return (total / envelope).reshape(waveforms, -1)[:, N_FFT // 2 :]
+
+
+def _cleared(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """`values` `(waveforms, frames, ...)` with zeros from frame `counts[waveform]` on."""
+    if min(counts) == values.shape[1]:
+        return values
+    inside = torch.arange(values.shape[1]) < torch.tensor(counts)[:, None]
+    return values.masked_fill(~inside[..., None].to(values.device, non_blocking=True), 0.0)

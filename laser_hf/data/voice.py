@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_PASS = (75.0, 600.0)
 """Search range of the first pass over an utterance, Hz."""
-LIMITS = (60.0, 600.0)
-"""Bounds of a search range that is estimated from an utterance, Hz."""
 
 
 class Voice(Perturbation):
@@ -37,9 +35,9 @@ class Voice(Perturbation):
     sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated (a third more time).
 
     Args:
-        speaker_f0: tab-separated table with the columns `speaker`, `floor` and `ceiling`: where to look for the pitch,
-            Hz. The speaker of an utterance is its id up to the first `-`, as in LibriSpeech. A floor of 50 Hz becomes
-            75, as in the released code. Speakers without a line get `two_pass_range`.
+        speaker_f0: tab-separated table with the columns `speaker` (the id of an utterance up to the first `-`), `floor`
+            and `ceiling`: where to look for the pitch, Hz. A floor of 50 Hz becomes 75, as in the released code.
+            Speakers without a line get `two_pass_range`.
 
     Raises:
         LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
@@ -57,7 +55,7 @@ class Voice(Perturbation):
     limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}
     """Largest ratios; 1 for no change."""
 
-    def __init__(self, speaker_f0: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, speaker_f0: str | Path | None = None) -> None:
         if importlib.util.find_spec("parselmouth") is None:
             raise LaserError("--perturbations voice needs Praat: pip install praat-parselmouth")
         self.speaker_f0 = None if speaker_f0 is None else read_speaker_f0(speaker_f0)
@@ -72,36 +70,19 @@ class Voice(Perturbation):
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
         """`draw`, with the search range of the speaker if `speaker_f0` has it."""
-        drawn = self.draw(rng)
-        if self.speaker_f0 is None:
-            return drawn
-        speaker = utterance_id.partition("-")[0]
-        if speaker in self.speaker_f0:
-            floor, ceiling = self.speaker_f0[speaker]
-            return drawn | {"floor": floor, "ceiling": ceiling}
-        if not self._warned:
+        drawn, speaker = self.draw(rng), utterance_id.partition("-")[0]
+        if self.speaker_f0 is not None and speaker in self.speaker_f0:
+            drawn["floor"], drawn["ceiling"] = self.speaker_f0[speaker]
+        elif self.speaker_f0 is not None and not self._warned:
             self._warned = True
-            logger.warning(
-                "speaker %r is not in the table of pitch ranges; the ranges of such speakers are estimated from each "
-                "utterance (said once)",
-                speaker,
-            )
+            logger.warning("speaker %r has no line in the table of pitch ranges; such ranges are estimated", speaker)
         return drawn
 
-    def apply(
-        self,
-        waveform: torch.Tensor,
-        *,
-        formant_ratio: float,
-        pitch_ratio: float,
-        range_ratio: float,
-        seed: int = 0,
-        floor: float | None = None,
-        ceiling: float | None = None,
-    ) -> torch.Tensor:
+    def apply(self, waveform: torch.Tensor, **drawn: Any) -> torch.Tensor:
         """`(samples,)` on the CPU to `(samples,)`."""
         import parselmouth
 
+        floor, ceiling = drawn.get("floor"), drawn.get("ceiling")
         try:
             sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
             if floor is None or ceiling is None:
@@ -111,10 +92,10 @@ class Voice(Perturbation):
             voiced = _voiced(pitch)
             if not voiced.size:
                 return waveform.clone()
-            median = float(np.median(voiced)) * pitch_ratio
-            # Without a seed the same draw gives another waveform each time. ("Unsafely" refers to cryptography.)
-            parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(seed)})")
-            ratios = (formant_ratio, median, range_ratio, 1.0)
+            median = float(np.median(voiced)) * drawn["pitch_ratio"]
+            # Praat draws random numbers for unvoiced sound.
+            parselmouth.praat.run(f"random_initializeWithSeedUnsafelyButPredictably ({int(drawn.get('seed', 0))})")
+            ratios = (drawn["formant_ratio"], median, drawn["range_ratio"], 1.0)
             changed = parselmouth.praat.call((sound, pitch), "Change gender", *ratios).values[0]
         except parselmouth.PraatError as error:
             logger.debug("an utterance of %d samples keeps its voice: %s", len(waveform), error)
@@ -131,36 +112,33 @@ class Voice(Perturbation):
 
 
 def two_pass_range(voiced: np.ndarray) -> tuple[float, float]:
-    """Floor and ceiling (Hz) of the second pass from the voiced pitch `(frames,)` of the first, between 75 and 600 Hz.
+    """Floor and ceiling (Hz) of the second pass from the voiced pitch `(frames,)` of the first.
 
     `0.75 * q25` and `1.5 * q75`, kept within 60 and 600 Hz (De Looze & Hirst 2008).
     """
     lower, upper = np.quantile(voiced, (0.25, 0.75))
-    return max(LIMITS[0], 0.75 * float(lower)), min(LIMITS[1], 1.5 * float(upper))
+    return max(60.0, 0.75 * float(lower)), min(600.0, 1.5 * float(upper))
 
 
-def read_speaker_f0(path: str | os.PathLike[str]) -> dict[str, tuple[float, float]]:
-    """`{speaker: (floor, ceiling)}` in Hz from a table, see `Voice`.
-
-    Raises:
-        LaserError: the file or a column is missing, a line has no range, or a speaker has two lines.
-    """
+def read_speaker_f0(path: str | Path) -> dict[str, tuple[float, float]]:
+    """`{speaker: (floor, ceiling)}` in Hz from a table, see `Voice`."""
     ranges: dict[str, tuple[float, float]] = {}
     for place, row in read_table(path, ("speaker", "floor", "ceiling")):
         try:
             floor, ceiling = float(row["floor"]), float(row["ceiling"])
-        except ValueError as error:
-            raise LaserError(f"{place}: floor and ceiling must be numbers of Hz ({error})") from error
-        floor = 75.0 if floor == 50 else floor
+        except ValueError:
+            floor = ceiling = math.nan
         if not 0 < floor < ceiling < math.inf:
-            raise LaserError(f"{place}: 0 < floor < ceiling was expected, got {floor:g} and {ceiling:g} Hz")
+            raise LaserError(
+                f"{place}: 0 < floor < ceiling in Hz was expected, got {row['floor']} and {row['ceiling']}"
+            )
         if row["speaker"] in ranges:
             raise LaserError(f"{place}: speaker {row['speaker']!r} has a line already; keep one")
-        ranges[row["speaker"]] = floor, ceiling
+        ranges[row["speaker"]] = 75.0 if floor == 50 else floor, ceiling
     return ranges
 
 
 def _voiced(pitch: Any) -> np.ndarray:
-    """Fundamental frequencies (Hz) of the voiced frames of a Praat pitch object."""
+    """Pitch of the voiced frames, Hz."""
     frequencies = pitch.selected_array["frequency"]
     return frequencies[frequencies > 0]

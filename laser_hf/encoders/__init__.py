@@ -1,14 +1,7 @@
 """Speech encoders of the wav2vec 2.0 family: exact under padding (`encoder`), loaded by id or folder (`loading`)."""
 
-from .encoder import (
-    SAMPLE_RATE,
-    SUPPORTED_MODEL_TYPES,
-    EncoderOutput,
-    SpeechEncoder,
-    frame_lengths,
-    receptive_field,
-)
-from .loading import TRAINING_CONFIG, load_encoder, preprocessor_settings
+from .encoder import SAMPLE_RATE, SUPPORTED_MODEL_TYPES, EncoderOutput, SpeechEncoder, frame_lengths, receptive_field
+from .loading import TRAINING_CONFIG, load_encoder
 
 __all__ = [
     "SAMPLE_RATE",
@@ -18,6 +11,5 @@ __all__ = [
     "SpeechEncoder",
     "frame_lengths",
     "load_encoder",
-    "preprocessor_settings",
     "receptive_field",
 ]

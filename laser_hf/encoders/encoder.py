@@ -1,18 +1,12 @@
-"""A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune.
-
-What Hugging Face leaves to the user and this module does:
-
-* The first GroupNorm of base models takes its statistics over time, so zero padding changes them. Here every utterance
-  of a batch is normalised by its own samples only.
-* The convolutional front-end keeps a graph in training mode unless it is frozen through its own method.
-"""
+"""A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,8 +25,8 @@ class EncoderOutput:
     Attributes:
         frames: last hidden state, `(batch, frames, dim)`; positions beyond `lengths` are zero.
         lengths: frames in use, `(batch,)` int64.
-        hidden_states: all `layers + 1` hidden states when asked for (S3PRL's numbering: 0 is the input of the
-            first Transformer layer), else `None`. Padding in them is not cleared.
+        hidden_states: if asked for, all `layers + 1` (S3PRL's numbering: 0 is the input of the first Transformer
+            layer). Padding in them is not cleared.
     """
 
     frames: torch.Tensor
@@ -40,20 +34,20 @@ class EncoderOutput:
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-def check_supported(config: PretrainedConfig, name: str) -> None:
-    """Raise `LaserError` unless the model called `name` is of one of `SUPPORTED_MODEL_TYPES`."""
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
+def check_supported(config: Mapping[str, Any], name: str) -> None:
+    """Raise `LaserError` unless `config`, of the model called `name`, is one that `SpeechEncoder` can be exact for."""
+    supported = ", ".join(SUPPORTED_MODEL_TYPES)
+    if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
+        raise LaserError(f"{name} is a {config.get('model_type')!r} model; supported are {supported} encoders")
+    if config.get("add_adapter"):
         raise LaserError(
-            f"{name} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED_MODEL_TYPES)} encoders"
+            f"{name} has an adapter behind its layers (add_adapter), which shortens the frames; supported are "
+            f"{supported} encoders without one"
         )
 
 
 def frame_lengths(config: PretrainedConfig, sample_lengths: torch.Tensor) -> torch.Tensor:
-    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise.
-
-    Layer by layer `floor((L - kernel) / stride) + 1`. The result is 0 if the utterance is shorter than the receptive
-    field.
-    """
+    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise; 0 for too few of them."""
     lengths = sample_lengths
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
@@ -69,10 +63,9 @@ def receptive_field(config: PretrainedConfig) -> int:
 
 
 class _UtteranceGroupNorm(nn.GroupNorm):
-    """GroupNorm over time whose statistics come from each utterance's own frames, not from its padding.
+    """GroupNorm over time, one channel a group, whose statistics come from each utterance's own frames.
 
-    Each channel is a group, as in all base models. `SpeechEncoder.forward` sets `valid`, the frames in use of each
-    utterance, for one call; with `None` this is the stock module.
+    `SpeechEncoder.forward` sets `valid`, the frames in use of each utterance, for one call; `None`: the stock module.
     """
 
     valid: list[int] | None = None
@@ -109,7 +102,7 @@ class SpeechEncoder(nn.Module):
     """A Hugging Face speech encoder whose padded batches give every utterance the frames it gets alone.
 
     Args:
-        model: bare encoder (`HubertModel`, `WavLMModel`, `Wav2Vec2Model`, `Data2VecAudioModel`).
+        model: bare encoder of one of `SUPPORTED_MODEL_TYPES`.
         base_config: the checkpoint's own config before any training-time change; exports carry it.
         do_normalize: scale each waveform to zero mean and unit variance first (never with LASER's recipe).
         revision: what was loaded: a commit hash on the Hub, or `None` for a folder.
@@ -126,7 +119,7 @@ class SpeechEncoder(nn.Module):
         revision: str | None = None,
     ):
         super().__init__()
-        check_supported(model.config, model.config.name_or_path or type(model).__name__)
+        check_supported(model.config.to_dict(), model.config.name_or_path or type(model).__name__)
         self.model = model
         self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
         self.do_normalize = do_normalize
@@ -134,15 +127,24 @@ class SpeechEncoder(nn.Module):
         # A list hides it from nn.Module: it is registered as a part of `model` already.
         self._first_norm = [_use_utterance_statistics(model)]
         self._padded_frames: torch.Tensor | None = None
-        if model.config.model_type == "data2vec-audio":
-            # Its positional convolution is a stack: each layer writes into the padding that the next one reads.
-            for layer in model.encoder.pos_conv_embed.layers:
-                layer.register_forward_pre_hook(self._clear_padding)
+        # What writes into the padding before a positional convolution reads it: HuBERT's optional BatchNorm, and each
+        # layer of data2vec's stack of convolutions.
+        self._batch_norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+        for layer in (*self._batch_norms, *getattr(model.encoder.pos_conv_embed, "layers", ())):
+            layer.register_forward_hook(self._clear_padding)
 
-    def _clear_padding(self, _module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+    def _clear_padding(self, _module, _inputs, output: torch.Tensor) -> torch.Tensor:
+        """Zeros in the padding of `(batch, dim, frames)`."""
         if self._padded_frames is None:
-            return None
-        return (inputs[0].masked_fill(self._padded_frames.unsqueeze(1), 0.0),)
+            return output
+        return output.masked_fill(self._padded_frames.unsqueeze(1), 0.0)
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        """As `nn.Module.train`; a BatchNorm keeps the statistics that it was trained with."""
+        super().train(mode)
+        for norm in self._batch_norms:
+            norm.eval()
+        return self
 
     @property
     def config(self) -> PretrainedConfig:
@@ -160,7 +162,7 @@ class SpeechEncoder(nn.Module):
         return len(self.model.encoder.layers)
 
     def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
-        """`frame_lengths` for this encoder."""
+        """`frame_lengths` of this encoder."""
         return frame_lengths(self.model.config, sample_lengths)
 
     def forward(
@@ -177,10 +179,8 @@ class SpeechEncoder(nn.Module):
             ValueError: shapes that do not fit, or an utterance too short for a single frame.
         """
         if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
-            raise ValueError(
-                "expected waveforms (batch, samples) and lengths (batch,), got "
-                f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
-            )
+            shapes = f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
+            raise ValueError(f"expected waveforms (batch, samples) and lengths (batch,), got {shapes}")
         samples = lengths.tolist()
         shortest, longest = receptive_field(self.config), max(samples)
         if min(samples) < shortest or longest > waveforms.shape[1]:
@@ -222,8 +222,9 @@ class SpeechEncoder(nn.Module):
     def freeze_except(self, trainable_layers: int, encoder_layer_norm: bool = False) -> list[str]:
         """Train the last `trainable_layers` Transformer layers and nothing else; return the parameters' names.
 
-        `encoder_layer_norm` adds the LayerNorm behind the positional convolution; gradients then run through all
-        layers. The released LASER code trains it too, because it freezes by counting parameters.
+        `encoder_layer_norm` adds the encoder's own LayerNorm, as the released LASER code does, which freezes by
+        counting parameters. It stands behind the positional convolution, and gradients then run through all layers; in
+        encoders with `do_stable_layer_norm` it stands behind the last layer.
 
         Raises:
             LaserError: more layers than there are, or fewer than one.

@@ -1,16 +1,13 @@
-"""Training objectives: one file for each method, which takes frames and lengths and returns loss terms per pair."""
+"""Training objectives: they take frames and lengths of two views and return loss terms of each pair."""
 
 from ..ops.soft_dtw.api import frames_in_use
 from ..plugins import Option, find_plugin
-from .head import ProjectionHead
 from .idm import contrastive_idm
-from .laser import LaserLoss
+from .laser import LaserLoss, SoftDTWLoss
 from .mse_idm import MseIdmLoss
-from .objective import Objective
+from .objective import Objective, ProjectionHead
 from .score import ScoreLoss
-from .sinkhorn import sinkhorn
-from .soft_dtw import SoftDTWLoss
-from .spin import SpinLoss
+from .spin import SpinLoss, sinkhorn
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective for objective in (LaserLoss, SoftDTWLoss, ScoreLoss, SpinLoss, MseIdmLoss)
@@ -19,11 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def find_objective(name: str) -> type[Objective]:
-    """The objective called `name`: one of `OBJECTIVES`, or a class of your own as `package.module:Class`.
-
-    Raises:
-        LaserError: unknown name, a module that cannot be imported, or a class that is no objective.
-    """
+    """The objective called `name`: one of `OBJECTIVES`, or your own as `package.module:Class`; see `find_plugin`."""
     return find_plugin(name, Objective, OBJECTIVES)
 
 

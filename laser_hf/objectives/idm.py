@@ -1,17 +1,15 @@
 """Contrastive inverse-difference-moment regulariser (IDM term): repels frames far apart in time.
 
-LASER, Eq. 1 and 2, after Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). Two distances are in use:
-the LASER paper writes a squared one; the released code, which gave the published results, uses the unsquared one.
-
-This version is plain PyTorch for any device and precision. The compiled soft-DTW backends compute the same term from
-the distances that soft-DTW needs anyway (`laser_hf.ops.pair_terms`); `LaserLoss` uses that where it can.
+LASER, Eq. 1 and 2, after Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). The LASER paper writes a
+squared distance; the released code, which gave the published results, uses the unsquared one. This is plain PyTorch for
+any device; `laser_hf.ops.pair_terms` computes the same term from the distances that soft-DTW needs anyway.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..ops.soft_dtw.api import check_lengths, frames_in_use, squared_euclidean
+from ..ops.soft_dtw.api import check_lengths, check_tensor, frames_in_use, squared_euclidean
 from ..plugins import Option
 
 IDM_OPTIONS = (
@@ -62,12 +60,9 @@ def contrastive_idm(
     Frames at least `sigma` apart repel each other up to `margin`; nearer ones attract. With `sigma=1` only a frame and
     itself attract, at distance 0: the term is purely repulsive, as published (the released code calls that window 0).
 
-    W counts frames, so the value grows with the square of the length m. `reference_frames` r prevents that:
-
-        W_ij = ((i - j) r / m)^2 + 1
-
-    gives every utterance the weights of one with r frames, stretched to its own length. The window of y still counts
-    frames. (Haresh et al. also divide positions by the length.)
+    W counts frames, so the value grows with the square of the length m. `reference_frames` r prevents that by
+    W_ij = ((i - j) r / m)^2 + 1: every utterance has the weights of one with r frames, stretched to its own length, as
+    Haresh et al. divide positions by the length. The window of y still counts frames.
 
     Args:
         x: frames `(batch, frames, dim)`, float32 or float64.
@@ -75,8 +70,7 @@ def contrastive_idm(
         sigma: window in frames, at least 1.
         margin: distance beyond which far frames no longer repel, in units of `distance`.
         distance: "euclidean" (released code) or "sqeuclidean" (paper).
-        reference_frames: length in frames at which scaled offsets equal raw ones; `None` for raw offsets, as
-            published.
+        reference_frames: length at which scaled offsets equal raw ones; `None` for raw offsets, as published.
 
     Returns:
         `(batch,)`, not negative.
@@ -84,10 +78,7 @@ def contrastive_idm(
     Raises:
         ValueError: wrong shape, half precision, unknown distance, sigma < 1, margin <= 0, reference_frames < 1.
     """
-    if x.dim() != 3:
-        raise ValueError(f"x must have shape (batch, frames, dim), got {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"x must be float32 or float64, got {x.dtype}; cast it with .float() first")
+    check_tensor("x", x, "(batch, frames, dim)", 3)
     for option, value in zip(IDM_OPTIONS[1:], (sigma, margin, distance, reference_frames), strict=True):
         option.check(value)
     batch, longest, _ = x.shape
@@ -107,6 +98,6 @@ def contrastive_idm(
 
 
 def idm_of_both(options, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-    """`contrastive_idm` of two views, added, `(batch,)`; its parameters are attributes of `options`."""
+    """`contrastive_idm` of two views, added; its parameters are attributes of `options`."""
     parameters = (options.sigma, options.margin, options.distance, options.reference_frames)
     return contrastive_idm(x, m, *parameters) + contrastive_idm(y, n, *parameters)

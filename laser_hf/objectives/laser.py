@@ -1,14 +1,57 @@
-"""LASER: normalised soft-DTW, kept from collapsing by a contrastive IDM term."""
+"""LASER: normalised soft-DTW, kept from collapsing by a contrastive IDM term; and soft-DTW alone."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from ..ops import IDM, pair_terms, pick_backend
+from ..ops import IDM, pair_terms, pick_backend, soft_dtw_divergence
+from ..plugins import Option
 from .idm import IDM_OPTIONS, idm_of_both
-from .soft_dtw import SoftDTWLoss
+from .objective import Objective
+
+
+class SoftDTWLoss(Objective):
+    """Normalised soft-DTW (LASER, Eq. 3), an ablation: nothing keeps the frames apart, training collapses (Table 3).
+
+    Terms: `total` and `soft_dtw`, which are the same.
+
+    Args:
+        backend: of `laser_hf.ops.soft_dtw`.
+        options: `gamma`.
+    """
+
+    name = "soft_dtw"
+    title = "soft-DTW alone"
+    summary = (
+        "The frames of the two views are aligned by normalised soft-DTW. This is LASER without its regulariser: "
+        "nothing keeps the frames from becoming alike."
+    )
+    paper = (
+        "Meghanani and Hain, LASER: Learning by Aligning Self-supervised Representations of Speech for Improving "
+        "Content-related Tasks, Interspeech 2024, https://arxiv.org/abs/2406.09153"
+    )
+    bibtex = """\
+@inproceedings{meghanani2024laser,
+  title     = "{LASER}: Learning by Aligning Self-supervised Representations of Speech
+               for Improving Content-related Tasks",
+  author    = "Meghanani, Amit and Hain, Thomas",
+  booktitle = "Proc. Interspeech",
+  year      = "2024",
+  eprint    = "2406.09153",
+  archivePrefix = "arXiv"
+}"""
+    options = (Option("gamma", 0.1, "smoothing of soft-DTW", above=0),)
+    term_labels: ClassVar = {"total": "total loss", "soft_dtw": "normalised soft-DTW"}
+
+    def __init__(self, *, backend: str = "auto", **options: Any):
+        super().__init__(**options)
+        self.backend = backend
+
+    def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
+        soft_dtw = soft_dtw_divergence(x, y, m, n, self.gamma, self.backend)
+        return {"total": soft_dtw, "soft_dtw": soft_dtw}
 
 
 class LaserLoss(SoftDTWLoss):
@@ -20,9 +63,8 @@ class LaserLoss(SoftDTWLoss):
 
     Args:
         backend: of `laser_hf.ops.soft_dtw`.
-        options: `gamma`, `alpha` (0 leaves soft-DTW alone), `sigma` (1 as published), `margin` (1.1 for HuBERT, 1.0
-            for WavLM), `distance`, `reference_frames` (`None` as published). With `reference_frames` the regulariser is
-            computed in plain PyTorch beside soft-DTW, which costs more time and memory than the compiled single pass.
+        options: `gamma`, `alpha`, `sigma`, `margin`, `distance`, `reference_frames`; see `contrastive_idm`. With
+            `reference_frames` the regulariser costs more time and memory: it runs in plain PyTorch beside soft-DTW.
     """
 
     name = "laser"

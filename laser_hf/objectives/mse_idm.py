@@ -16,16 +16,14 @@ class MseIdmLoss(Objective):
 
         L = sum_t sum_d (X_td - X'_td)^2 + alpha (f(X) / m^2 + f(X') / m^2)
 
-    The squared error is summed over the m frames and over the dimensions of a pair and divided by nothing, so it grows
-    with the length, as soft-DTW does. Each IDM term (`contrastive_idm`) is a sum over pairs of frames divided by m^2.
-    The loss of an update is the mean over its pairs. All of this is as in the released code, which takes one pair at a
-    time and `nn.MSELoss(reduction="sum")`; its README gives alpha and margin as for LASER.
+    The squared error is summed over frames and dimensions and divided by nothing, so it grows with the length, as
+    soft-DTW does. All is as in the released code, which takes one pair at a time and `nn.MSELoss(reduction="sum")`; its
+    README gives alpha and margin as for LASER.
 
     Terms: `total`; `mse`; `idm`, the sum over both views before alpha: `total = mse + alpha * idm`.
 
     Args:
-        options: `alpha` (0 lets the frames collapse to one point), `sigma`, `margin` (1.1 for HuBERT, 1.0 for WavLM),
-            `distance` (the released code has "euclidean"), `reference_frames`; see `contrastive_idm`.
+        options: `alpha`, `sigma`, `margin`, `distance`, `reference_frames`; see `contrastive_idm`.
     """
 
     name = "mse_idm"

@@ -1,4 +1,4 @@
-"""What every training objective has in common."""
+"""What training objectives share: the base class, and the projection head that they are computed on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ class Objective(Plugin, nn.Module):
     """A loss of a ragged batch of pairs of views, computed on projected frames.
 
     A method derives from it, fills in class attributes (also those of `Plugin`) and writes `terms`. One with weights of
-    its own, such as Spin's codebook, makes them in `__init__` and overrides `build` to learn the dimension of the
-    frames.
+    its own, such as Spin, makes them in `__init__` and overrides `build` to learn the dimension of the frames.
 
     Example, in a file `my_losses.py`, used with `--objective my_losses:Huber --objective_options delta=0.5`:
         >>> class Huber(Objective):
@@ -30,8 +29,7 @@ class Objective(Plugin, nn.Module):
         ...         return {"total": error.sum(dim=(1, 2))}
 
     Attributes:
-        term_labels: name of each loss term and its label in plots; the first is "total", the one that is
-            differentiated.
+        term_labels: name of each loss term and its label in plots; the first, "total", is differentiated.
         term_names: names of the terms, in order; follows from `term_labels`.
         unit: "pairs": the loss of an update is the mean of `total` over its pairs. "frames": terms are sums over the
             frames of a pair, and the loss is their sum over the update by its number of frames.
@@ -65,32 +63,23 @@ class Objective(Plugin, nn.Module):
 
     @classmethod
     def build(cls, dim: int, **values: Any) -> Objective:
-        """An objective on frames of `dim` dimensions, from option values by `Option.dest`.
-
-        Raises:
-            LaserError: an option that the class does not have, or a value out of its range.
-        """
+        """An objective on frames of `dim` dimensions, from option values by `Option.dest`; raises as `__init__`."""
         return cls(**cls.checked(values))
 
     def prepare_update(self) -> None:
         """Do what must happen before the first forward call of each optimiser update; by default nothing."""
 
     def forward(
-        self,
-        x: torch.Tensor,
-        lengths_x: torch.Tensor | None,
-        y: torch.Tensor,
-        lengths_y: torch.Tensor | None,
+        self, x: torch.Tensor, lengths_x: torch.Tensor | None, y: torch.Tensor, lengths_y: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Loss terms of each pair, in float32 whatever autocast says (float64 stays float64).
 
         Args:
             x: projected unit-norm frames of the clean views, `(batch, m, dim)`; the batch may be empty. With a twin:
                 frames of the trained encoder.
-            lengths_x: frames in use, `(batch,)`, each 1 to m; `None` for all. Pass them on the CPU to have their
-                values checked without a host sync.
             y: frames of the perturbed views, `(batch, n, dim)`. With a twin: frames of the twin.
-            lengths_y: frames in use, `(batch,)`.
+            lengths_x, lengths_y: frames in use, `(batch,)`, at least 1; `None` for all. They are checked if they are on
+                the CPU, where that needs no host sync.
 
         Returns:
             A tensor `(batch,)` under each of `term_names`. Padding changes neither a value nor a gradient.
@@ -118,10 +107,7 @@ class Objective(Plugin, nn.Module):
 
         Args:
             x, y: frames `(batch, frames, dim)` of the two views, both float32 or both float64, autocast off.
-            m, n: frames in use, `(batch,)` int64, on the device of the frames.
-
-        Returns:
-            A tensor `(batch,)` under each of `term_names`; what lies behind the lengths must have no effect.
+            m, n: frames in use, `(batch,)` int64, on the same device; what lies behind them must have no effect.
         """
         raise NotImplementedError
 
@@ -134,9 +120,34 @@ class Objective(Plugin, nn.Module):
         if x.shape[1] != y.shape[1] or (m is not n and (m != n.to(m.device)).any()):
             raise ValueError(
                 f"the two views must have equally many frames, got {m.tolist()} of {x.shape[1]} and {n.tolist()} of "
-                f"{y.shape[1]}; {self.title or type(self).__name__} needs perturbations that keep the duration (voice, "
-                "equalizer, noise; pitch without speed)"
+                f"{y.shape[1]}; {self.title or type(self).__name__} needs perturbations that keep the duration"
             )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{option.name}={getattr(self, option.name)!r}" for option in self.options)
+
+
+class ProjectionHead(nn.Module):
+    """Projection of every frame, then L2 normalisation, shared by the two views and thrown away after training.
+
+    LASER, Sec. 2.1 (768 -> 256).
+
+    Args:
+        input_dim: hidden size of the encoder.
+        output_dim: dimension of the projected frames.
+        layers: 1 for a linear map; 2 for linear, ReLU, linear, as SCORE has it for WavLM; else a `ValueError`.
+    """
+
+    def __init__(self, input_dim: int, output_dim: int = 256, layers: int = 1):
+        super().__init__()
+        if layers not in (1, 2):
+            raise ValueError(f"layers must be 1 (linear) or 2 (linear, ReLU, linear), got {layers!r}")
+        self.output_dim = output_dim
+        self.projection = nn.Linear(input_dim, output_dim)
+        if layers == 2:
+            self.projection = nn.Sequential(self.projection, nn.ReLU(), nn.Linear(output_dim, output_dim))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames `(batch, frames, input_dim)` to unit vectors `(batch, frames, output_dim)`, always float32."""
+        # The norm of a bf16 vector is off by up to 0.4 %; the loss must not see that.
+        return nn.functional.normalize(self.projection(frames).float(), dim=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..plugins import Option
-from .soft_dtw import SoftDTWLoss
+from .laser import SoftDTWLoss
 
 
 class ScoreLoss(SoftDTWLoss):
@@ -16,11 +16,7 @@ class ScoreLoss(SoftDTWLoss):
     X are frames of the encoder that is trained, Y those of its twin with the initial weights, which keeps X from
     collapsing. The trainer runs the twin and draws for each pair which of the two hears the perturbed view.
 
-    Terms: `total`; `soft_dtw`, before the division: `total = soft_dtw / (m + n)`.
-
-    Args:
-        backend: of `laser_hf.ops.soft_dtw`.
-        options: `gamma`, `twin_dropout` (read by the trainer).
+    Terms: `total`; `soft_dtw`, before the division. Options: `gamma`, `twin_dropout` (read by the trainer).
     """
 
     name = "score"

@@ -1,4 +1,4 @@
-"""Spin: each view of an utterance predicts the codes of the other's frames."""
+"""Spin: each view of an utterance predicts the codes of the other's frames, which Sinkhorn-Knopp assigns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,63 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..ops.soft_dtw.api import frames_in_use
+from ..ops.soft_dtw.api import check_tensor, frames_in_use
 from ..plugins import Option
 from .objective import Objective
-from .sinkhorn import EPSILON, ITERATIONS, several_processes, sinkhorn
+
+EPSILON = Option("epsilon", 0.02, "entropy weight of the Sinkhorn targets", above=0)
+ITERATIONS = Option("iterations", 3, "Sinkhorn iterations", low=1)
+
+
+def several_processes(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether `group` (`None`: all) has more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def _logsumexp_of_codes(log_q: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    own = torch.logsumexp(log_q, dim=0)
+    if not several_processes(group):
+        return own
+    largest = own.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    total = (own - largest).exp()
+    dist.all_reduce(total, dist.ReduceOp.SUM, group=group)
+    return total.log() + largest
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: torch.Tensor, epsilon: float, iterations: int, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
+    """Distribution over codes of each frame, such that all frames together use all codes nearly alike.
+
+    Cuturi, "Sinkhorn Distances" (NeurIPS 2013), with the few steps of SwAV (Caron et al., NeurIPS 2020, Sec. 3.1):
+
+        Q = exp(scores / epsilon);  repeat: every code sums to 1 over the frames, then every frame to 1 over the codes
+
+    SwAV's constants 1/K and 1/B cancel from step to step, and its last step makes every frame sum to 1 too. Everything
+    is computed as logarithms: exp(scores / epsilon) overflows float32 where a score exceeds 88 epsilon.
+
+    With several processes of `torch.distributed`, their frames are assigned together, as if they were in one process.
+    Each must then call this equally often, with `(0, codes)` if it has no frames.
+
+    Args:
+        scores: similarities `(frames, codes)`, float32 or float64.
+        epsilon: smoothing, in units of the scores; the assignment becomes one-hot as it goes to 0.
+        iterations: how often both steps are repeated; codes are exactly balanced only in the limit.
+        group: processes that share the frames; `None` for all.
+
+    Returns:
+        `(frames, codes)` in the dtype of `scores`, rows of sum 1, without graph.
+
+    Raises:
+        ValueError: wrong shape, half precision, epsilon <= 0, iterations < 1.
+    """
+    check_tensor("scores", scores, "(frames, codes)", 2)
+    log_q = scores / EPSILON.check(epsilon)
+    for _ in range(ITERATIONS.check(iterations)):
+        log_q = (log_q - _logsumexp_of_codes(log_q, group)).log_softmax(dim=1)
+    return log_q.exp()
 
 
 class SpinLoss(Objective):
@@ -22,22 +75,17 @@ class SpinLoss(Objective):
 
     The views must be frame-aligned: they may differ in the speaker's voice, not in the timing.
 
-    The valid frames of a view, over all pairs and all processes of the batch, are assigned to codes together; padding
-    takes no part. With several processes, each must call `forward` equally often, in evaluation too, with zero rows if
-    it has no pairs; otherwise the others wait for it. In eval mode the codes are normalised for the call only; the
-    codebook stays as it is.
+    The frames in use of a view, over all pairs and processes, are assigned to codes together (`sinkhorn`), so several
+    processes must call `forward` equally often, in evaluation too, with zero rows if they have no pairs. In eval mode
+    the codes are normalised for the call only.
 
-    Terms, each a sum over the frames of a pair: `swapped_x` and `swapped_y` are the cross-entropies of the first and
-    of the second view; `total` is their mean. `perplexity` and `code_perplexity` (of the Sinkhorn targets and of the
-    nearest codes) are one effective number of codes for the whole batch, times the frames of the pair; they have no
-    gradient.
+    Terms, each a sum over the frames of a pair: `swapped_x` and `swapped_y` are the cross-entropies of the views,
+    `total` is their mean. `perplexity` and `code_perplexity` (of the Sinkhorn targets and of the nearest codes) are one
+    effective number of codes for the whole batch, times the frames of the pair; they have no gradient.
 
     Args:
         dim: dimension of the projected frames.
         options: `codes` (K in the paper), `temperature`, `epsilon`, `iterations`.
-
-    Raises:
-        LaserError: a parameter out of its range.
     """
 
     name = "spin"
@@ -94,7 +142,7 @@ class SpinLoss(Objective):
         if x.shape[2] != self.codebook.in_features:
             raise ValueError(
                 f"x must have shape (batch, frames, {self.codebook.in_features}), the dimension of the codebook, got "
-                f"{tuple(x.shape)}; give SpinLoss the dim of the projection"
+                f"{tuple(x.shape)}"
             )
         valid = frames_in_use(m, x.shape[1])
         codebook = self.codebook.weight.to(x.dtype)

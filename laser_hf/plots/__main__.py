@@ -13,11 +13,7 @@ CURVES = "curves.png"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw each run, and the curves of several runs in one picture; print the files.
-
-    Raises:
-        LaserError: a folder is no finished run, or nothing could be drawn.
-    """
+    """Draw each run, and the curves of several runs in one picture; `LaserError` if nothing could be drawn."""
     parser = argparse.ArgumentParser(
         prog="python -m laser_hf.plots",
         description="Draw finished runs: loss terms, soft-DTW alignment and self-similarity of an utterance, and the "
@@ -40,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--splits names sub-folders of --data, which is not given")
 
     from ..figures import save
-    from .curves import training_figure
+    from .panels import training_figure
     from .run import attempt, draw_run, read_history, read_run, term_labels
 
     records = {run: read_run(run) for run in options.runs}
@@ -48,16 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(set(names.values())) < len(names):
         names = {run: run.as_posix().strip("/") for run in options.runs}
     drawn = []
+    how = {name: getattr(options, name) for name in ("base", "data", "alignments", "splits", "utterance")}
     for run, name in names.items():
-        drawn += draw_run(
-            run,
-            options.output_dir / name.replace("/", "-") if options.output_dir else None,
-            base=options.base,
-            data=options.data,
-            alignments=options.alignments,
-            splits=options.splits,
-            utterance=options.utterance,
-        )
+        folder = options.output_dir and options.output_dir / name.replace("/", "-")
+        drawn += draw_run(run, folder, **how)
     if options.output or len(names) > 1:
         path = options.output or (options.output_dir or Path()) / CURVES
         labels = {term: label for record in records.values() for term, label in term_labels(record).items()}

@@ -1,31 +1,124 @@
-"""Pictures with one panel for each encoder: alignment, self-similarity, and words as points in the plane."""
+"""The figures of a run: curves over updates, and alignment, self-similarity and words with a panel for each encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import LaserError
 from ..ops import soft_dtw_alignment
 from ..superb.discrimination import Token
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+History = Sequence[Mapping[str, Any]]
+
+_STATISTICS = {
+    "frame_cosine": "mean pairwise cosine of frames",
+    "effective_rank": "effective rank of frames",
+    "grad_norm": "gradient norm before clipping",
+}
+_DISCRIMINATION = {
+    "word discrimination, average precision": {"eval_word_ap_across": "across speakers"},
+    "ABX-like phone error (chance 0.5)": {"eval_abx_across": "across speakers", "eval_abx_within": "within speakers"},
+}
+_COLUMNS = 3
 SHOWN_SECONDS = 3.0  # of an utterance: the path through a longer one would be too thin to see
 _WORD_SIZE = 8  # points
+
+
+def _series(history: History, key: str) -> tuple[list[int], list[float]]:
+    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def training_figure(runs: Mapping[str, History], terms: Mapping[str, str] | None = None) -> Figure:
+    """Total loss, loss terms, statistics of the frames and gradient norm against updates, a panel for each in the logs.
+
+    Args:
+        runs: log by name of the run; training values are drawn pale, held-out ones (`eval_...`) strong.
+        terms: labels of the loss terms, as `Objective.term_labels`.
+
+    Raises:
+        LaserError: no history holds a training or held-out loss.
+    """
+    from matplotlib.lines import Line2D
+
+    from ..figures import LINE_COLOURS, new_figure
+
+    labels = {"loss": "total loss", **(terms or {}), **_STATISTICS}
+    labels["loss"] = labels.pop("total", labels["loss"])
+    values = {
+        key: {name: (_series(log, key), _series(log, f"eval_{key}")) for name, log in runs.items()} for key in labels
+    }
+    panels = [key for key in labels if any(steps for pair in values[key].values() for steps, _ in pair)]
+    if "loss" not in panels:
+        raise LaserError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
+    colours = {name: LINE_COLOURS[index % len(LINE_COLOURS)] for index, name in enumerate(runs)}
+    for axis, key in zip(axes.flat, panels, strict=False):
+        for name, ((steps, training), (held_steps, held)) in values[key].items():
+            if steps:
+                # A single logged line is one point, which needs a marker to be seen.
+                marker = "." if len(steps) == 1 else ""
+                axis.plot(steps, training, color=colours[name], alpha=0.45 if held else 1.0, marker=marker)
+            if held:
+                axis.plot(held_steps, held, color=colours[name], marker="o", markersize=4, linewidth=1.8)
+        shown = [value for pair in values[key].values() for _, found in pair for value in found]
+        if min(shown) > 0 and max(shown) > 30 * min(shown):
+            axis.set_yscale("log")
+        _finish_curves(axis, labels[key])
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    keys = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours.items() if len(runs) > 1]
+    training_seen, held_seen = (any(pair[i][0] for key in panels for pair in values[key].values()) for i in (0, 1))
+    if training_seen and held_seen:
+        keys.append(Line2D([], [], color="black", alpha=0.45, label="training"))
+    if held_seen:
+        keys.append(Line2D([], [], color="black", marker="o", markersize=4, linewidth=1.8, label="held-out"))
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(6, len(keys)), fontsize=9, frameon=False)
+    return figure
+
+
+def _finish_curves(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("update")
+    axis.grid(alpha=0.3)
+
+
+def discrimination_figure(history: History) -> Figure | None:
+    """Word discrimination and phone error of held-out words against updates; `None` if the log has no such values."""
+    from ..figures import LINE_COLOURS, new_figure
+
+    curves = {
+        label: {name: _series(history, key) for key, name in keys.items() if _series(history, key)[0]}
+        for label, keys in _DISCRIMINATION.items()
+    }
+    curves = {label: lines for label, lines in curves.items() if lines}
+    if not curves:
+        return None
+    figure, axes = new_figure(1, len(curves), squeeze=False)
+    for axis, (label, lines) in zip(axes.flat, curves.items(), strict=True):
+        for colour, (name, (steps, values)) in zip(LINE_COLOURS, lines.items(), strict=False):
+            axis.plot(steps, values, marker=".", color=colour, label=name)
+        _finish_curves(axis, label)
+        axis.legend(fontsize=8)
+    return figure
 
 
 def alignment_figure(
     views: Mapping[str, tuple[torch.Tensor, torch.Tensor]], frame_seconds: float, gamma: float
 ) -> Figure:
-    """Expected soft-DTW alignments of the two views of an utterance, of the first seconds of the clean one.
+    """Expected soft-DTW alignments (smoothing `gamma`) of two views of an utterance, first seconds of the clean one.
 
-    Args:
-        views: frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, by name of the encoder.
-        frame_seconds: duration of a frame.
-        gamma: smoothing of soft-DTW.
+    `views` are frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, by name of the encoder.
     """
     from ..figures import new_figure
 
@@ -58,10 +151,7 @@ def self_similarity_figure(
 ) -> Figure:
     """Self-similarity of the first seconds of an utterance, on one colour scale for all encoders.
 
-    Args:
-        frames: of one utterance, `(n, dim)`, by name of the encoder.
-        frame_seconds: duration of a frame.
-        words: spoken in the utterance; those within the frames shown are named at the upper edge.
+    `frames` are `(n, dim)`, by name of the encoder; `words` within the frames shown are named at the upper edge.
     """
     from ..figures import new_figure, plt
 
@@ -94,13 +184,9 @@ def self_similarity_figure(
 
 
 def principal_components(vectors: torch.Tensor, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal component analysis of `(n, dim)` by a singular value decomposition of the centred vectors.
+    """Principal components of `(n, dim)`: centred points `(n, count)` float64, and shares of the variance `(count,)`.
 
     The sign of a component is such that its loading of largest absolute value is positive.
-
-    Returns:
-        Points `(n, count)` float64, centred; and the share of the total variance of each component, `(count,)`, largest
-        first, 0 without any variance.
     """
     centred = vectors.double() - vectors.double().mean(0)
     _, singular, loadings = torch.linalg.svd(centred, full_matrices=False)
@@ -114,9 +200,7 @@ def principal_components(vectors: torch.Tensor, count: int = 2) -> tuple[torch.T
 
 
 def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -> Figure:
-    """Tokens of words in the plane of their first two principal components, of each encoder on its own.
-
-    The colour is the word, the marker the speaker.
+    """Tokens of words in the plane of their first two principal components: colours are words, markers speakers.
 
     Args:
         vectors: one for each token, `(tokens, dim)`, by name of the encoder.

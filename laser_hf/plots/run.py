@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..data import Perturbation, build_perturbation
+from ..data import build_perturbation
 from ..encoders import SAMPLE_RATE, load_encoder
 from ..errors import LaserError
 from ..objectives import Objective, find_objective
@@ -17,8 +17,7 @@ from ..records import TRAINING_RECORD, located, read_json, read_record
 from ..superb.discrimination import mean_pooled, token_frames
 from ..superb.features import EncoderFeatures
 from ..superb.frame_store import encode
-from .curves import History, discrimination_figure, training_figure
-from .panels import alignment_figure, self_similarity_figure, words_figure
+from .panels import alignment_figure, discrimination_figure, self_similarity_figure, training_figure, words_figure
 from .speech import ViewPair, WordSpeech, load_pair, load_words, or_shipped
 
 if TYPE_CHECKING:
@@ -42,29 +41,21 @@ def draw_run(
     utterance: str | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """All pictures of a finished run.
+    """All pictures of a finished run; returns the files written.
 
-    - `loss_terms.png`: loss terms and statistics of the frames;
-    - `discrimination.png`: word discrimination, if the run measured it;
-    - `alignment.png` and `self_similarity.png`: an utterance before and after fine-tuning;
-    - `words.png`: words of several speakers before and after fine-tuning.
-
-    What cannot be drawn is left out, with a warning that says why. Without `data` and `alignments` the utterance and
-    the words are from the run's held-out speech (the utterance from its training speech if there is none); the speech
-    shipped with laser_hf replaces what is not there or has no word times.
+    `loss_terms.png`; `discrimination.png`, if the run measured it; an utterance (`alignment.png`,
+    `self_similarity.png`) and words of several speakers (`words.png`) before and after fine-tuning. What cannot be
+    drawn is left out, with a warning that says why. Without `data` and `alignments`, utterance and words are from the
+    run's held-out speech (the utterance else from its training speech), or from the speech shipped with laser_hf.
 
     Args:
         run_dir: output folder of `train.py`.
         output_dir: where the pictures go; by default `plots` in the run.
         base: the encoder before fine-tuning; by default the one the run started from.
-        data: folder of speech, or, for the utterance alone, id of a dataset on the Hub.
+        data, splits: folder of speech, or, for the utterance alone, id of a dataset on the Hub.
         alignments: word times, see `load_words`.
-        splits: sub-folders (or splits) of `data` to use.
         utterance: name of the utterance to draw.
         record: of the run; by default the one in `run_dir`. Training passes it, because it writes the record last.
-
-    Returns:
-        The files written.
 
     Raises:
         LaserError: no finished run.
@@ -90,7 +81,7 @@ def draw_run(
         return drawn
     words = attempt("words.png", lambda: _find_words(record, data, alignments, splits))
     pair = attempt("the utterance", lambda: _find_pair(record, data, splits, utterance))
-    views = attempt("the utterance", lambda: _frames(encoders, pair)) if pair else None
+    views = pair and attempt("the utterance", lambda: _frames(encoders, pair))
     if views:
         seconds = next(iter(encoders.values())).frame_seconds
         gamma = record["recipe"]["objective"].get("gamma", 0.1)
@@ -108,37 +99,29 @@ def draw_run(
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """The record of a finished run.
-
-    Raises:
-        LaserError: no such folder, or no record in it.
-    """
-    if (run_dir / "recipe.json").is_file() and not (run_dir / TRAINING_RECORD).is_file():
+    """The record of a finished run; `LaserError` if there is none."""
+    if (run_dir / TRAINING_RECORD).is_file():
+        return read_record(run_dir / TRAINING_RECORD)
+    if (run_dir / "recipe.json").is_file():
         raise LaserError(f"the run in {run_dir} is not finished. Give its train.py command again to continue it")
-    if not (run_dir / TRAINING_RECORD).is_file():
-        raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of train.py")
-    return read_record(run_dir / TRAINING_RECORD)
+    raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of train.py")
 
 
-def read_history(run_dir: Path) -> History:
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
     """The log of a run."""
     return read_json(run_dir / HISTORY)["log"]
 
 
 def run_title(record: Mapping[str, Any]) -> str:
     """What was trained, from the record of a run: "LASER on hubert-base-ls960, 3600 updates"."""
-    base = record["base_model"]["name"]
-    if record["recipe"]["model"]["model_name_or_path"] == SHIPPED_ENCODER:
-        base = "the shipped encoder"
-    objective = _objective(record)
-    title = (objective.title if objective else "") or record["method"]
-    return f"{title} on {base}, {record['updates']} updates"
+    shipped = record["recipe"]["model"]["model_name_or_path"] == SHIPPED_ENCODER
+    base = "the shipped encoder" if shipped else record["base_model"]["name"]
+    return f"{getattr(_objective(record), 'title', '') or record['method']} on {base}, {record['updates']} updates"
 
 
 def term_labels(record: Mapping[str, Any]) -> Mapping[str, str]:
     """Labels of the loss terms of a run; empty if its objective is somebody's own and cannot be imported here."""
-    objective = _objective(record)
-    return objective.term_labels if objective else {}
+    return getattr(_objective(record), "term_labels", {})
 
 
 def _objective(record: Mapping[str, Any]) -> type[Objective] | None:
@@ -165,14 +148,10 @@ def _load_encoders(run_dir: Path, record: Mapping[str, Any], base: str | None) -
     return {"before fine-tuning": EncoderFeatures(before), "after fine-tuning": EncoderFeatures(after)}
 
 
-def _perturbation(record: Mapping[str, Any]) -> Perturbation:
-    options = dict(record["recipe"]["perturbations"])
-    names = options.pop("name")
-    return build_perturbation(names, {k: located(v) if isinstance(v, str) else v for k, v in options.items()})
-
-
 def _find_pair(record: Mapping[str, Any], data, splits, utterance: str | None) -> ViewPair:
-    how = {"perturbation": _perturbation(record), "seed": record["seed"] or 0, "utterance": utterance}
+    options = {k: located(v) if isinstance(v, str) else v for k, v in record["recipe"]["perturbations"].items()}
+    perturbation = build_perturbation(options.pop("name"), options)
+    how = {"perturbation": perturbation, "seed": record["seed"] or 0, "utterance": utterance}
     if data is not None:
         return load_pair(data, splits=splits, **how)
     about = record["data"]
@@ -193,10 +172,8 @@ def _find_words(record: Mapping[str, Any], data, alignments, splits) -> WordSpee
 
 
 def _frames(encoders: Mapping[str, EncoderFeatures], pair: ViewPair) -> dict[str, list[torch.Tensor]]:
-    """Last-layer frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, for each encoder."""
-    return {
-        name: features([pair.clean, pair.perturbed], [features.layers - 1])[0] for name, features in encoders.items()
-    }
+    views = [pair.clean, pair.perturbed]
+    return {name: features(views, [features.layers - 1])[0] for name, features in encoders.items()}
 
 
 def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) -> dict[str, torch.Tensor]:

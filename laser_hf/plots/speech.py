@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,7 @@ def source_name(source: str | Path) -> str:
 def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> _Speech:
     """`load(source, ...)`; the same from the shipped speech if there is no source, or with a warning if that fails.
 
-    Args:
-        load: `load_pair` or `load_words`.
-        source: a run's own speech; may be empty.
-        how: further arguments of `load`; `splits` and `name` are used for `source` alone.
-
-    Raises:
-        LaserError: the shipped speech cannot be used either, for example because it lacks the utterance named.
+    `load` is `load_pair` or `load_words`; `splits` and `name` are used for `source` alone.
     """
     if source:
         try:
@@ -60,14 +54,7 @@ def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> 
 
 @dataclass(frozen=True)
 class ViewPair:
-    """An utterance and its perturbed view.
-
-    Attributes:
-        utterance: its name.
-        clean, perturbed: `(samples,)` float32, 16 kHz.
-        change: what was done to the perturbed view, in words.
-        source: where the utterance comes from, in words.
-    """
+    """An utterance in two views, `(samples,)` float32 at 16 kHz; `change` and `source` are in words."""
 
     utterance: str
     clean: torch.Tensor
@@ -91,10 +78,8 @@ def load_pair(
     """One utterance in two views. Of the draws of a run's first epochs it has the one that changes the duration most.
 
     Args:
-        source, name: as `load_speech` takes them; a dataset of the Hub is streamed.
-        perturbation: makes the perturbed view.
-        seed: of the draws.
-        splits: where to look, one after the other; everywhere if not given.
+        source, splits, name: as `load_speech` takes them; a dataset of the Hub is streamed.
+        perturbation, seed: of the perturbed view and its draws.
         utterance: its id, or the last part of it; without one the first of half a second or more.
 
     Raises:
@@ -108,7 +93,7 @@ def load_pair(
             if utterance is not None and utterance not in (item["id"], Path(item["id"]).name):
                 continue
             epochs = range(1 if perturbation.keeps_duration else EPOCHS)
-            pairs = [transform.at_epoch(epoch).pair(item["id"], item["audio"]) for epoch in epochs]
+            pairs = [transform.pair(item["id"], item["audio"], epoch) for epoch in epochs]
             if not pairs[0]["skip"]:
                 pair = max(pairs, key=lambda one: abs(len(one["perturbed"]) - len(one["clean"])))
                 change = perturbation.describe(pair["drawn"])
@@ -124,14 +109,7 @@ def load_pair(
 
 @dataclass(frozen=True)
 class WordSpeech:
-    """The same words by several speakers.
-
-    Attributes:
-        waveforms: `(samples,)` at 16 kHz by utterance.
-        tokens: the words to be shown, as `choose_words` takes them.
-        alignments: file of the word times.
-        source: where the speech comes from, in words.
-    """
+    """The same words by several speakers; `waveforms` are those of the utterances, `(samples,)` at 16 kHz."""
 
     waveforms: dict[str, torch.Tensor]
     tokens: list[Token]
@@ -146,12 +124,10 @@ class WordSpeech:
 def load_words(
     data: str | Path, alignments: str | Path | None = None, splits: Sequence[str] | None = None
 ) -> WordSpeech:
-    """The same words by several speakers, and the utterances that hold them.
+    """The same words by several speakers, and the utterances that hold them, whose files have the utterances' names.
 
-    Args:
-        data: a folder of audio; a file is found by its name, the utterance's.
-        alignments: word times as `read_alignments` takes them; by default what `find_word_times` finds.
-        splits: sub-folders of `data` to use; all if not given.
+    `alignments` are word times as `read_alignments` takes them, by default what `find_word_times` finds; `splits` are
+    sub-folders of `data`.
 
     Raises:
         LaserError: no such folder or file, no word times, or no word of two speakers in this speech.
@@ -173,28 +149,19 @@ def load_words(
         except BadAudio as error:
             logger.warning("A word of %s is left out: %s", files[token.utterance], error)
     if len(tokens) < 3:
-        raise LaserError(
-            f"of the {len(words)} words of {MIN_LETTERS} letters and {MIN_SECONDS:g} s that {alignments} gives for "
-            f"{data}, too few are said by two speakers"
-        )
+        kind = f"{len(words)} words of {MIN_LETTERS} letters and {MIN_SECONDS:g} s"
+        raise LaserError(f"of the {kind} that {alignments} gives for {data}, too few are said by two speakers")
     used = {token.utterance: waveforms[token.utterance] for token in tokens}
     return WordSpeech(used, tokens, alignments, source_name(data))
 
 
 def find_word_times(data: str | Path) -> Path:
-    """The file with word times (`words.tsv`, `alignments.tsv`) in the folder `data` or up to two folders above it.
-
-    Raises:
-        LaserError: there is none.
-    """
+    """The file with word times in the folder `data` or up to two above it; `LaserError` if there is none."""
     folder = Path(data).resolve()
     for place, name in itertools.product((folder, *folder.parents[:2]), WORD_TIMES):
         if (place / name).is_file():
             return place / name
-    raise LaserError(
-        f"no word times for {data}: it and the two folders above it hold neither {' nor '.join(WORD_TIMES)}; give "
-        "--alignments FILE"
-    )
+    raise LaserError(f"no word times for {data} ({' or '.join(WORD_TIMES)} there or above it); give --alignments FILE")
 
 
 def choose_words(
@@ -202,15 +169,8 @@ def choose_words(
 ) -> list[Token]:
     """The words that most speakers say, of these the ones said most often, by the speakers who say most of them.
 
-    Args:
-        tokens: all that could be shown.
-        words: at most so many different words, each said by at least two of the speakers chosen.
-        speakers: at most so many.
-        per_speaker: at most so many tokens of one word by one speaker, from utterances that hold many of the words.
-
-    Returns:
-        The tokens, sorted. Words and speakers that are equally frequent are taken in alphabetical order. Empty if no
-        word has two speakers.
+    At most so many `words`, each said by two of the speakers chosen, `speakers`, and tokens of one word `per_speaker`,
+    from utterances that hold many of the words; in alphabetical order where they are equally frequent.
     """
     pool = sorted(tokens)
     chosen = _shared_words(pool)[:words]
@@ -222,8 +182,7 @@ def choose_words(
     pool = [token for token in pool if token.label in shared]
     # Few utterances, because each is encoded as a whole.
     rich = Counter(token.utterance for token in pool)
-    taken: Counter[tuple[str, str]] = Counter()
-    result = []
+    taken, result = Counter(), []
     for token in sorted(pool, key=lambda token: (-rich[token.utterance], token)):
         taken[token.label, token.speaker] += 1
         if taken[token.label, token.speaker] <= per_speaker:
@@ -233,9 +192,7 @@ def choose_words(
 
 def _shared_words(tokens: Sequence[Token]) -> list[str]:
     """Words of two speakers or more, those of most speakers first, then those of most tokens."""
-    said_by: dict[str, set[str]] = defaultdict(set)
     count = Counter(token.label for token in tokens)
-    for token in tokens:
-        said_by[token.label].add(token.speaker)
-    shared = [label for label in said_by if len(said_by[label]) > 1]
-    return sorted(shared, key=lambda label: (-len(said_by[label]), -count[label], label))
+    speakers = Counter(label for label, _ in {(token.label, token.speaker) for token in tokens})
+    shared = [label for label in speakers if speakers[label] > 1]
+    return sorted(shared, key=lambda label: (-speakers[label], -count[label], label))

@@ -177,11 +177,11 @@ def load_frames(folder, wave):
     import torch
     from transformers import AutoFeatureExtractor, AutoModel
 
-    model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    model, info = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
     wrong = {key: sorted(info[key])[:3] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
     if wrong:
         raise ValueError(f"weights and config.json do not fit: {wrong}")
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     with torch.no_grad():
         inputs = extractor(wave, sampling_rate=extractor.sampling_rate, return_tensors="pt")
         frames = model.eval()(**inputs).last_hidden_state[0].float()

@@ -20,9 +20,6 @@ TASKS = {
 }
 """Place and summary of the shipped tasks by name."""
 
-# Looked up on first use: the command line must not pay for what a task does not need.
-_LAZY = {"mtwv": "laser_hf.superb.qbe.scoring"}
-
 __all__ = ["TASKS", "find_task", "mtwv"]
 
 
@@ -35,10 +32,7 @@ def find_task(name: str) -> Any:
     if name in TASKS:
         return _import(TASKS[name][0])
     if "." not in name and ":" not in name:
-        raise LaserError(
-            f"unknown task {name!r}; shipped are {', '.join(TASKS)}, or give your own as package.module or "
-            "package.module:Class"
-        )
+        raise LaserError(f"unknown task {name!r}; shipped are {', '.join(TASKS)}, your own is package.module[:Class]")
     try:
         task = _import(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -56,6 +50,6 @@ def _import(place: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "mtwv":  # looked up on first use: the command line must not pay for it
+        return _import("laser_hf.superb.qbe.scoring:mtwv")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

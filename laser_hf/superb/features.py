@@ -1,8 +1,4 @@
-"""From utterances to frames: hidden states of an encoder, or MFCCs and log mel energies to compare with.
-
-`read_waveform` reads an utterance, `load_features` makes what turns it into frames, `WeightedSum` mixes layers with
-learned weights. `frame_store` encodes many utterances.
-"""
+"""From utterances to frames: hidden states of an encoder, or MFCCs and log mel energies to compare with."""
 
 from __future__ import annotations
 
@@ -41,11 +37,6 @@ class Utterance:
 def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) -> torch.Tensor:
     """Samples of an utterance, `(samples,)` float32, mono, 16 kHz, times `gain`.
 
-    Args:
-        utterance: a file, or a part of one.
-        shortest: samples at 16 kHz that it must have.
-        gain: factor on the samples.
-
     Raises:
         BadAudio: missing, undecodable, empty, shorter than `shortest`, not finite, or silent.
     """
@@ -53,7 +44,7 @@ def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) ->
     waveform = decode_audio(source, SAMPLE_RATE, min_seconds=0.0).waveform
     if len(waveform) < shortest:
         raise BadAudio("too_short", f"{len(waveform)} samples; one frame needs {shortest}")
-    return waveform * gain if gain != 1.0 else waveform
+    return waveform * gain
 
 
 def _read_part(utterance: Utterance) -> dict[str, Any]:
@@ -64,11 +55,9 @@ def _read_part(utterance: Utterance) -> dict[str, Any]:
         with soundfile.SoundFile(utterance.audio) as file:
             first = round(utterance.start * file.samplerate)
             if not 0 <= first < file.frames or utterance.duration <= 0:
-                raise BadAudio(
-                    "empty",
-                    f"{utterance.duration:g} s from {utterance.start:g} s lie outside of {utterance.audio} "
-                    f"({file.frames / file.samplerate:.2f} s)",
-                )
+                part = f"{utterance.duration:g} s from {utterance.start:g} s"
+                length = f"{file.frames / file.samplerate:.2f} s"
+                raise BadAudio("empty", f"{part} lie outside of {utterance.audio} ({length})")
             file.seek(first)
             samples = file.read(round(utterance.duration * file.samplerate), dtype="float32", always_2d=True)
             return {"array": samples.T, "sampling_rate": file.samplerate}
@@ -92,8 +81,8 @@ class EncoderFeatures:
     """Hidden states of an encoder on the device it is on; number 0 is the input of the first Transformer layer.
 
     The encoder runs in evaluation mode without gradients and without drawing random numbers; its own mode is restored.
-    Every utterance of a batch gets the frames that it gets alone. SUPERB cuts an utterance to `round(samples / 320)`
-    frames. An encoder never makes more than that of an utterance alone, so nothing is left to cut.
+    Every utterance of a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which
+    SUPERB cuts.
 
     Attributes:
         layers: number of hidden states.
@@ -120,12 +109,10 @@ class EncoderFeatures:
     def states(
         self, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode a padded batch.
+        """Hidden states of a padded batch; all `layers` by default.
 
         Args:
-            waveforms: `(batch, samples)`, 16 kHz.
-            lengths: samples in use, `(batch,)`.
-            layers: numbers of the hidden states; all by default.
+            waveforms: `(batch, samples)`, 16 kHz, of which `lengths` `(batch,)` are in use.
 
         Returns:
             States `(layers, batch, frames, dim)`, zero beyond their utterance's frames, and frames in use `(batch,)`.
@@ -211,7 +198,6 @@ def load_features(
         model: `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights).
         revision: branch, tag or commit on the Hub.
         seed: of fresh weights.
-        device: where to encode.
 
     Raises:
         LaserError: an encoder that cannot be loaded.
@@ -260,11 +246,7 @@ def pick_layers(asked: str, available: int) -> list[int]:
 
 
 class WeightedSum(nn.Module):
-    """Sum of hidden states with the softmax of learned weights, which start at zero: all layers alike.
-
-    Args:
-        layers: number of hidden states.
-    """
+    """Sum of `layers` hidden states with the softmax of learned weights, which start at zero: all layers alike."""
 
     def __init__(self, layers: int):
         super().__init__()

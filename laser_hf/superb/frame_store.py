@@ -1,15 +1,11 @@
-"""Frames of many utterances: encoded in batches of similar length, in memory or on disk.
-
-`encode` keeps the frames in memory. `fill` writes them to a `FrameStore`, which an interrupted run takes up again.
-"""
+"""Frames of many utterances: `encode` keeps them in memory, `fill` writes a `FrameStore`, which can be resumed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,17 +42,15 @@ def length_batches(lengths: Sequence[int], limit: float = BATCH_SECONDS * SAMPLE
 def encode(
     features: Features, waveforms: Mapping[str, torch.Tensor], layers: Sequence[int], progress: str = ""
 ) -> list[dict[str, torch.Tensor]]:
-    """Frames `(frames, dim)` of each utterance in memory, for every layer of `layers`.
+    """Frames `(frames, dim)` of each utterance, for every layer of `layers` (numbers, not negative).
 
     Args:
-        features: how to encode.
         waveforms: `(samples,)` at 16 kHz by utterance.
-        layers: numbers of the layers, not negative.
         progress: label of a progress bar; none if empty.
     """
     names = list(waveforms)
     frames: list[dict[str, torch.Tensor]] = [{} for _ in layers]
-    batches = length_batches([len(waveforms[name]) for name in names])
+    batches = length_batches([len(waveform) for waveform in waveforms.values()])
     for batch in tqdm(batches, desc=progress, disable=not progress, mininterval=2):
         encoded = features([waveforms[names[index]] for index in batch], layers)
         for found, states in zip(frames, encoded, strict=True):
@@ -70,9 +64,8 @@ class FrameStore:
     A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open.
 
     Args:
-        folder: of the files; made if it does not exist.
-        layers: numbers of the layers.
-        dim: dimension of a frame.
+        folder: made if it does not exist.
+        layers, dim: numbers of the layers, dimension of a frame.
         key: what decides the frames, as JSON values: weights, utterances. A store of another key is emptied.
     """
 
@@ -92,7 +85,7 @@ class FrameStore:
             except SafetensorError:  # cut short by a power failure; it is encoded again
                 break
             if about["content"] != self._content:
-                self.delete()
+                shutil.rmtree(self.folder)
                 self.folder.mkdir(parents=True)
                 break
             self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
@@ -117,11 +110,7 @@ class FrameStore:
         self._enter(indices, skipped)
 
     def read(self, layer: int, index: int) -> np.ndarray:
-        """Frames of one layer of an utterance, `(frames, dim)` float32.
-
-        Raises:
-            KeyError: it was skipped.
-        """
+        """Frames of one layer of an utterance, `(frames, dim)` float32; raises `KeyError` if it was skipped."""
         with safe_open(self._path(self.places[index]), "np") as file:
             return file.get_slice(str(index))[self.layers.index(layer)]
 
@@ -129,10 +118,6 @@ class FrameStore:
         """Frames of all layers of an utterance, `(layers, frames, dim)`."""
         with safe_open(self._path(self.places[index]), "pt") as file:
             return file.get_tensor(str(index))
-
-    def delete(self) -> None:
-        """Give the space back."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def fill(
@@ -153,11 +138,9 @@ def fill(
 
     Args:
         store: of the layers to encode.
-        features: how to encode.
         names: of the utterances, for messages.
         samples: of each utterance, at 16 kHz.
         read: waveform `(samples,)` of an utterance by its index; raises `BadAudio`.
-        batch_seconds: audio encoded at once, padding included.
         advice: what a user can do if the disk is too small.
         progress: label of the progress bar; none if empty.
 
@@ -172,23 +155,8 @@ def fill(
             f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB, and {store.folder} has "
             f"{free / 2**30:.1f} GiB free; {advice}"
         )
-    batches = length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :]
-    with tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress, mininterval=1) as bar:
-        for indices, waveforms, skipped in _read_ahead(batches, read):
-            encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
-            for position, index in enumerate(indices):
-                if not all(bool(layer[position].isfinite().all()) for layer in encoded):
-                    raise LaserError(f"the model's frames of {names[index]} are not finite")
-            store.add(indices, encoded, skipped)
-            bar.update(len(indices) + len(skipped))
 
-
-def _read_ahead(
-    batches: Sequence[Sequence[int]], read: Callable[[int], torch.Tensor]
-) -> Iterator[tuple[list[int], list[torch.Tensor], list[tuple[int, str, str]]]]:
-    """Indices, waveforms and what was skipped of each batch; the next one is read in a thread."""
-
-    def decode(batch: Sequence[int]):
+    def decode(batch: Sequence[int]) -> tuple[list[int], list[torch.Tensor], list[tuple[int, str, str]]]:
         indices, waveforms, skipped = [], [], []
         for index in batch:
             try:
@@ -198,11 +166,17 @@ def _read_ahead(
                 skipped.append((index, error.kind, error.reason))
         return indices, waveforms, skipped
 
-    with ThreadPoolExecutor(1) as executor:
-        waiting = deque()
-        for batch in batches:
-            waiting.append(executor.submit(decode, batch))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress, mininterval=1)
+    with ThreadPoolExecutor(1) as executor, bar:
+        ahead = None
+        for batch in [*length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :], None]:
+            ready, ahead = ahead, executor.submit(decode, batch) if batch else None
+            if ready is None:
+                continue
+            indices, waveforms, skipped = ready.result()
+            encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
+            for position, index in enumerate(indices):
+                if not all(bool(layer[position].isfinite().all()) for layer in encoded):
+                    raise LaserError(f"the model's frames of {names[index]} are not finite")
+            store.add(indices, encoded, skipped)
+            bar.update(len(indices) + len(skipped))

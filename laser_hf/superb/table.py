@@ -11,7 +11,6 @@ import argparse
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ QUICK_TITLES = {
     "abx_across": "ABX-like error, across speakers",
     "abx_within": "ABX-like error, within speakers",
 }
+_QUICK_NOTE = "Comparable down a column at most: the same task, metric and split. Layer: the one of the record."
 _NOTE = "Empty: not published in a source at hand, or not measured. † quoted as the paper's, its table was not at hand."
 
 
@@ -82,17 +82,11 @@ class Table:
     cells: dict[tuple[Row, str, str], Cell] = field(default_factory=dict)
 
     def put(self, row: Row, key: str, origin: str, cell: Cell) -> None:
-        """Enter a cell.
-
-        Raises:
-            LaserError: there is another value already.
-        """
+        """Enter a cell; raises `LaserError` if there is another value already."""
         before = self.cells.setdefault((row, key, origin), cell)
         if before["value"] != cell["value"]:
-            raise LaserError(
-                f"two records for {row_name(row)}, {key}: {before.get('record')} and {cell.get('record')}; give one of "
-                "them, or name a row of its own with --row NAME=PATH"
-            )
+            both = f"{before.get('record')} and {cell.get('record')}"
+            raise LaserError(f"two records for {row_name(row)}, {key}: {both}; give one, or --row NAME=PATH")
 
     def cells_of(self, row: Row) -> list[Cell | None]:
         """The cells of a row, one for each column."""
@@ -140,9 +134,9 @@ def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[T
         cost.put(number.row, number.metric, "measured", _cell(number))
     shown = {number.record: number for number in reversed(superb) if _is_superbs(number)}  # of several layers the first
     for number in shown.values():
-        cell = _cell(number, 1 if number.unit == "percent" else 100)
         for table in tables[1:]:
             if number.row in table.rows:
+                cell = _cell(number, 1 if number.unit == "percent" else 100)
                 table.put(number.row, number.metric, "measured", cell)
     for record, task in sorted({(number.record, number.task) for number in superb if number.record not in shown}):
         logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record, METRICS[task][0])
@@ -159,8 +153,7 @@ def _is_superbs(number: Number) -> bool:
 
 def _cell(number: Number, scale: float = 1, **more: Any) -> Cell:
     cell: Cell = {"value": number.value * scale, "record": number.record, **more}
-    if number.protocol:
-        cell["protocol"] = number.protocol
+    cell |= {"protocol": number.protocol} if number.protocol else {}
     if number.deviation is not None:
         cell |= {"standard_deviation": number.deviation * scale, "runs": number.runs}
     return cell if number.layer is None else cell | {"layer": number.layer}
@@ -179,13 +172,8 @@ def _put_gains(table: Table) -> None:
 def _quick_table(numbers: Sequence[Number]) -> Table:
     """One column for each task, metric and split, of the layer that the record reports."""
     columns: dict[tuple[int, str], Column] = {}
-    table = Table(
-        "quick",
-        "Protocol quick: small corpora, no SUPERB numbers",
-        [],
-        _ordered({number.row for number in numbers}),
-        "Comparable down a column at most: the same task, metric and split. Layer: the one of the record.",
-    )
+    rows = _ordered({number.row for number in numbers})
+    table = Table("quick", "Protocol quick: small corpora, no SUPERB numbers", [], rows, _QUICK_NOTE)
     for number in numbers:
         known = number.metric in QUICK_TITLES or number.first
         if not known or number.value is None or not number.reported or number.split == "dev":
@@ -239,37 +227,25 @@ def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
 
 def to_json(tables: list[Table], published: dict[str, Any]) -> dict[str, Any]:
     """The same as plain data; an empty cell is `None`."""
-    return {
-        "tables": [
-            {
-                "table": table.number,
-                "title": table.title,
-                "columns": [vars(column) for column in table.columns],
-                "rows": [{"encoder": row_name(row), **vars(row), "cells": table.cells_of(row)} for row in table.rows],
-            }
-            for table in tables
-        ],
-        "sources": published["sources"],
-    }
+    data = []
+    for table in tables:
+        rows = [{"encoder": row_name(row), **vars(row), "cells": table.cells_of(row)} for row in table.rows]
+        columns = [vars(column) for column in table.columns]
+        data.append({"table": table.number, "title": table.title, "columns": columns, "rows": rows})
+    return {"tables": data, "sources": published["sources"]}
 
 
 def published_values() -> dict[str, Any]:
     """The content of `published.json`."""
-    return read_json(Path(str(resources.files(__package__) / "published.json")))
+    return read_json(Path(__file__).with_name("published.json"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     add("runs", nargs="*", type=Path, metavar="RUNS", help=f"{RESULTS}, {TRAINING_RECORD}, other records, or folders")
-    add(
-        "--row",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="put the records of PATH into the row NAME, such as 'HuBERT base + LASER' or a name of your own; "
-        "may be repeated",
-    )
+    text = "put the records of PATH into the row NAME, such as 'HuBERT base + LASER' or one of your own; repeatable"
+    add("--row", action="append", default=[], metavar="NAME=PATH", help=text)
     add("--output", type=Path, help="Markdown file to write; default: print")
     add("--json", type=Path, help="JSON file to write")
 

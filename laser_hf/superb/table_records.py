@@ -25,34 +25,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Number:
-    """One measured number.
-
-    Attributes:
-        row: whose it is.
-        task, protocol: of the record; the protocol of training is empty.
-        metric, value, unit, split: as in the record.
-        record: path of the record.
-        reported: whether it is of the layer that the record reports first.
-        first: whether it is the record's primary metric.
-        layer: hidden state it was measured on, if the record says so.
-        trials: of query by example, `superb` or `subset`.
-        deviation: standard deviation over runs; `None` of a single run.
-        runs: how many.
-    """
+    """One measured number of the row `row`; `task` to `split` are as in the record."""
 
     row: Row
     task: str
-    protocol: str
+    protocol: str  # empty for training
     metric: str
     value: float | None
     unit: str
     split: str
-    record: str
-    reported: bool = True
-    first: bool = False
-    layer: int | None = None
-    trials: str | None = None
-    deviation: float | None = None
+    record: str  # its path
+    reported: bool = True  # of the layer that the record reports first
+    first: bool = False  # the record's primary metric
+    layer: int | None = None  # hidden state it was measured on, if the record says so
+    trials: str | None = None  # of query by example, `superb` or `subset`
+    deviation: float | None = None  # standard deviation over `runs`, if there were several
     runs: int | None = None
 
 
@@ -67,12 +54,10 @@ def find_records(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise LaserError(f"{path} does not exist; expected {RESULTS}, {TRAINING_RECORD} or a folder with them")
-    found = list(_walk(path))
-    if not found:
-        raise LaserError(f"{path} holds neither {RESULTS} nor {TRAINING_RECORD}")
-    return found
+    if found := list(_walk(path)) if path.is_dir() else []:
+        return found
+    what = f"holds neither {RESULTS} nor {TRAINING_RECORD}" if path.is_dir() else "does not exist"
+    raise LaserError(f"{path} {what}; expected a record, or a folder with some")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -96,10 +81,7 @@ def _is_evaluation(file: Path) -> bool:
 
 
 def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
-    """All numbers of some records; a file given twice counts once.
-
-    Args:
-        files: each with the row it was assigned to, if any.
+    """All numbers of some record files, each with the row it was assigned to, if any; a file given twice counts once.
 
     Raises:
         LaserError: a file that is no record, or a record without numbers.
@@ -107,48 +89,33 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
     numbers: list[Number] = []
     unique = {file.resolve(): (file, row) for file, row in sorted(files, key=lambda entry: entry[1] is not None)}
     for file, row in unique.values():
-        record = read_record(file)
+        record, path = read_record(file), portable(str(file))
         try:
             if record["task"] == "training":
-                numbers += _training(record, row or trained_row(record), portable(str(file)))
+                hours = {"processed_hours": record["processed_hours"], "time": record["wall_seconds"] / 3600}
+                about = (row or trained_row(record), "training", "")
+                numbers += [Number(*about, name, value, "hours", "train", path) for name, value in hours.items()]
                 continue
             if not record.get("metrics"):
                 raise LaserError(f"{file} has no metrics: its task is {record['task']}")
             if record["protocol"] not in PROTOCOLS:
                 raise LaserError(f"{file}: unknown protocol {record['protocol']!r}; expected {', '.join(PROTOCOLS)}")
-            numbers += _evaluation(record, row or evaluated_row(record["model"], file), portable(str(file)))
+            numbers += _evaluation(record, row or evaluated_row(record["model"], file), path)
             if "base" in record:
                 base = {"task": record["task"], "protocol": record["protocol"], **record["base"]}
-                numbers += _evaluation(base, evaluated_row(base["model"], file), portable(str(file)))
+                numbers += _evaluation(base, evaluated_row(base["model"], file), path)
         except (KeyError, TypeError, AttributeError) as error:
             raise LaserError(f"{file} is no record of its task: it lacks {error}") from error
     return numbers
 
 
-def _training(record: Mapping[str, Any], row: Row, path: str) -> Iterator[Number]:
-    hours = {"processed_hours": record["processed_hours"], "time": record["wall_seconds"] / 3600}
-    return (Number(row, "training", "", name, value, "hours", "train", path) for name, value in hours.items())
-
-
 def _evaluation(record: Mapping[str, Any], row: Row, path: str) -> Iterator[Number]:
-    first = record["metrics"][0]
+    first, runs = record["metrics"][0], len(record.get("runs") or ()) or None
     for metric in record["metrics"]:
-        yield Number(
-            row,
-            record["task"],
-            record["protocol"],
-            metric["metric"],
-            metric["value"],
-            metric["unit"],
-            metric["split"],
-            path,
-            reported=metric.get("layer") == first.get("layer"),
-            first=metric is first,
-            layer=metric.get("layer"),
-            trials=metric.get("trials"),
-            deviation=metric.get("standard_deviation"),
-            runs=len(record["runs"]) if record.get("runs") else None,
-        )
+        named = (metric[key] for key in ("metric", "value", "unit", "split"))
+        reported, is_first = metric.get("layer") == first.get("layer"), metric is first
+        known = (metric.get(key) for key in ("layer", "trials", "standard_deviation"))
+        yield Number(row, record["task"], record["protocol"], *named, path, reported, is_first, *known, runs)
 
 
 def trained_row(record: Mapping[str, Any]) -> Row:

@@ -56,8 +56,9 @@ class ModelArguments:
     trainable_layers: int = option(2, "Transformer layers trained, counted from the top")
     train_encoder_layer_norm: bool = option(
         False,
-        "also train the LayerNorm behind the positional convolution, as the released code does (gradients then run "
-        "through all layers: slower, more memory)",
+        "also train the encoder's own LayerNorm, as the released code does. It stands behind the positional "
+        "convolution, so gradients run through all layers: slower, more memory. In encoders with do_stable_layer_norm "
+        "(most large ones) it stands behind the last layer and costs nothing",
     )
     projection_dim: int = option(256, "dimension of the projection that the loss is computed on")
     projection_layers: int = option(1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)")

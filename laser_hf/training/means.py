@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ..encoders import SAMPLE_RATE
-from ..objectives.sinkhorn import several_processes
+from ..objectives.spin import several_processes
 from ..ops.statistics import effective_rank, mean_pairwise_cosine
 
 MAX_FRAMES = 512

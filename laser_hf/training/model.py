@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,6 +62,17 @@ class AlignmentModel(nn.Module):
         if self.twin is not None:
             self.twin.train(mode and self._twin_dropout)
         return super().train(mode)
+
+    def activation_checkpointing_enable(self, **how: Any) -> None:
+        """Compute the encoder's activations again in the backward pass; `how` as for transformers' models."""
+        for name in how.keys() & {"activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"}:
+            # Behind frozen layers the re-entrant kind gives no gradient.
+            how[name] = {**(how[name] or {}), "use_reentrant": False}
+        model = self.encoder.model
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(**how)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    """Its name in transformers before 5.24."""
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
         """Encode and project waveforms `(batch, samples)`; a twin encodes the second half of the batch.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from laser_hf.data import find_audio_files, read_lines, read_table, read_text
+from laser_hf.data import find_audio_files, read_lines, read_table
 from laser_hf.errors import LaserError
 
 # Characters that may stand in a field: no tab, no line end, no surrogate, no byte-order mark.
@@ -20,7 +20,6 @@ one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture
 def test_text_comes_back(tmp_path, text, line_end, mark):
     path = tmp_path / "text.txt"
     path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + text.replace("\n", line_end).encode())
-    assert read_text(path) == text
     lines = text.split("\n")
     assert read_lines(path) == [
         (f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()
@@ -51,7 +50,7 @@ def test_the_line_that_is_not_utf8_is_named(tmp_path, before, wrong):
     path = tmp_path / "latin.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"".join(line.encode() + b"\n" for line in before) + wrong + b"\nmore\n")
     with pytest.raises(LaserError, match=rf"latin.txt, line {len(before) + 1}: not UTF-8"):
-        read_text(path)
+        read_lines(path)
 
 
 def test_optional_fields_at_the_end_may_be_missing(tmp_path):
@@ -91,4 +90,4 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(LaserError, match=r"cannot read .*absent.tsv: No such file"):
         read_table(tmp_path / "absent.tsv", ("a",))
     with pytest.raises(LaserError, match="Is a directory"):
-        read_text(tmp_path)
+        read_lines(tmp_path)

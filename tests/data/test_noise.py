@@ -157,7 +157,7 @@ def test_bad_arguments(folder, tmp_path):
     with pytest.raises(LaserError, match=r"no folder of noise .*nowhere.*give the folder"):
         Noise(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LaserError, match=r"no audio files \(.flac .*empty; put noise recordings there"):
+    with pytest.raises(LaserError, match=r"no audio files in .*empty; put noise recordings there"):
         build_perturbation("noise", {"noise_dir": str(tmp_path / "empty")})
     with pytest.raises(LaserError, match="needs --noise_dir"):
         build_perturbation("noise")

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import pickle
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -157,6 +158,24 @@ def test_lengths_are_cached_until_a_file_changes(libri, speech, no_decoding, mon
     assert pairs_of(load_speech(libri, "train")).seconds == after
 
 
+def test_the_fingerprint_is_of_the_speech_and_not_of_its_place(libri, tmp_path, speech):
+    train = libri / "train"
+    original = pairs_of(load_speech(libri, "train"))
+    before = original.fingerprint()
+    moved = shutil.copytree(train, tmp_path / "other" / "place")
+    assert pairs_of(load_speech(moved)).fingerprint() == before
+    assert pairs_of(keep_decoded(load_speech(moved), tmp_path / "kept")).fingerprint() == before
+    assert pairs_of(original.speech.select([1, 0, 2, 3, 4, 5, 6])).fingerprint() != before
+    assert pairs_of(original.speech, min_seconds=0.42, check_lengths=True).fingerprint() != before
+    first, second = moved / "10/20/10-20-0000.flac", moved / "10/20/10-20-0001.flac"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    swapped = pairs_of(load_speech(moved)).fingerprint()
+    second.unlink()
+    assert len({before, swapped, pairs_of(load_speech(moved)).fingerprint()}) == 3
+
+
 # ---- map-style pairs ----
 
 
@@ -186,7 +205,8 @@ class OneEpoch(IterableDataset):
         self.epoch = epoch
 
     def __iter__(self):
-        return self.stream.of_epoch(self.epoch)
+        rows = self.stream.rows(self.epoch)
+        return (self.stream.transform.pair(row["id"], row["audio"], self.epoch) for row in rows)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -212,12 +232,28 @@ def test_a_stream_goes_on_with_other_orders_and_draws(libri):
     assert all(same(*both) for both in zip(epochs[2], stream, strict=False))
 
 
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 3), (1, 2), (2, 3)])
+def test_what_is_skipped_is_neither_decoded_nor_perturbed(libri, workers, batch_size):
+    stream = PairStream(load_speech(libri, "train", streaming=True), PairTransform(SpeedPitch(), seed=5), 1, 3)
+
+    def batches(stream: PairStream) -> list[list[dict]]:
+        loader = DataLoader(stream, batch_size, num_workers=workers, collate_fn=as_list)
+        return list(itertools.islice(loader, 11))
+
+    whole = batches(stream)
+    for skipped in (1, 2, 9):
+        found = batches(stream.skip(skipped * batch_size, batch_size))
+        assert found[:skipped] == [[None] * batch_size] * skipped
+        pairs = zip(itertools.chain(*found[skipped:]), itertools.chain(*whole[skipped:]), strict=True)
+        assert all(same(*both) for both in pairs)
+
+
 def test_a_stream_without_features(libri):
     """Streams from generators or from the Hub may not know their columns."""
     rows = list(load_speech(libri, "train"))
     unknown = datasets.IterableDataset.from_generator(lambda: iter(rows))
     assert unknown.features is None
-    found = {pair["id"]: pair for pair in PairStream(unknown, PairTransform(SpeedPitch(), seed=5)).of_epoch(0)}
+    found = {pair["id"]: pair for pair in OneEpoch(PairStream(unknown, PairTransform(SpeedPitch(), seed=5)), 0)}
     assert all(same(found[pair["id"]], pair) for pair in pairs_of(load_speech(libri, "train")))
 
 
@@ -373,7 +409,7 @@ def test_folders_that_cannot_be_written(tmp_path, speech, monkeypatch):
     soundfile.write(tmp_path / "a.wav", speech(0.3), 16000)
     source = load_speech(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(LaserError, match=r"cannot keep audio or its lengths in .*file.*--cache_decoded"):
+    with pytest.raises(LaserError, match=r"cannot write to .*file.*--cache_decoded"):
         keep_decoded(source, tmp_path / "file" / "below")
 
     def full(*arguments, **options):
@@ -396,5 +432,5 @@ def test_the_default_folder_is_the_cache_of_datasets(libri, tmp_path, caplog):
         pairs_of(load_speech(libri, "train"), max_seconds=0.5)
         keep_decoded(load_speech(libri, "dev"))
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "laser_hf"
-    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["decoded", "lengths"]
+    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["decoded", "headers"]
     assert "4 utterances, 0.0 hours; left out: {'too_short': 0, 'too_long': 3}" in caplog.text

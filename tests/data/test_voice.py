@@ -208,8 +208,7 @@ def test_pitch_ranges_of_speakers(ranges, libri, caplog):
         assert equal == perturb.parts[1].draw(rng)  # knowing the speaker shifts no later draw
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [message for message in warned if "pitch ranges" in message] == [
-        "speaker '10' is not in the table of pitch ranges; the ranges of such speakers are estimated from each "
-        "utterance (said once)"
+        "speaker '10' has no line in the table of pitch ranges; such ranges are estimated"
     ]
     assert pickle.loads(pickle.dumps(perturb)).parts[0].speaker_f0 == perturb.parts[0].speaker_f0
 
@@ -219,9 +218,12 @@ def test_pitch_ranges_of_speakers(ranges, libri, caplog):
     [
         ("", "no column speaker, floor, ceiling"),
         ("speaker\tfloor\n1\t75\n", "no column ceiling in the first line"),
-        ("speaker\tfloor\tceiling\n1\t75\t300\n2\tlow\t300\n", "line 3: floor and ceiling must be numbers"),
+        (
+            "speaker\tfloor\tceiling\n1\t75\t300\n2\tlow\t300\n",
+            "line 3: 0 < floor < ceiling in Hz was expected, got low and 300",
+        ),
         ("speaker\tfloor\tceiling\n1\t75\n", "line 2: expected the fields speaker, floor, ceiling"),
-        ("speaker\tfloor\tceiling\n1\t300\t75\n", "line 2: 0 < floor < ceiling was expected, got 300 and 75 Hz"),
+        ("speaker\tfloor\tceiling\n1\t300\t75\n", "line 2: 0 < floor < ceiling in Hz was expected, got 300 and 75"),
         ("speaker\tfloor\tceiling\n1\t75\tnan\n", "0 < floor < ceiling"),
         ("speaker\tfloor\tceiling\n1\t75\t300\n1\t80\t300\n", "line 3: speaker '1' has a line already"),
     ],

@@ -104,7 +104,7 @@ class _Tensor:
 
 
 def test_auto_takes_triton_on_cuda_and_announces_another_choice_once(monkeypatch, recwarn):
-    monkeypatch.setattr(api, "_announced", set())
+    api._announce.cache_clear()
     assert pick_backend("auto", _Tensor("cuda")) == "triton"
     assert not recwarn.list
     with pytest.warns(UserWarning, match="float64"):

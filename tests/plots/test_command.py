@@ -119,7 +119,7 @@ def test_several_runs_are_drawn_together(finished_run, tmp_path, capsys, monkeyp
     for name in ("a/run", "b/run"):
         shutil.copytree(finished_run, name)
     drawn, folders = [], []
-    monkeypatch.setattr("laser_hf.plots.curves.training_figure", lambda *arguments: drawn.append(arguments) or 1)
+    monkeypatch.setattr("laser_hf.plots.panels.training_figure", lambda *arguments: drawn.append(arguments) or 1)
     monkeypatch.setattr(run_module, "draw_run", lambda run, folder, **_: folders.append(folder) or [])
     main(["a/run", "b/run", "--output", "deep/curves.png", "--title", "Both"])
     assert capsys.readouterr().out.split() == ["deep/curves.png"]

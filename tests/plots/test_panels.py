@@ -10,14 +10,9 @@ import torch
 from matplotlib.colors import to_hex
 
 from laser_hf.ops import soft_dtw_alignment
-from laser_hf.plots import (
-    alignment_figure,
-    choose_words,
-    principal_components,
-    self_similarity,
-    self_similarity_figure,
-    words_figure,
-)
+from laser_hf.plots import alignment_figure, self_similarity_figure, words_figure
+from laser_hf.plots.panels import principal_components, self_similarity
+from laser_hf.plots.speech import choose_words
 from laser_hf.superb.discrimination import Token
 
 

@@ -11,8 +11,7 @@ import torch
 
 from laser_hf.data import SpeedPitch, build_perturbation
 from laser_hf.errors import LaserError
-from laser_hf.plots import load_pair, load_words
-from laser_hf.plots.speech import find_word_times, or_shipped, source_name
+from laser_hf.plots.speech import find_word_times, load_pair, load_words, or_shipped, source_name
 from laser_hf.records import located
 
 from .conftest import WORDS

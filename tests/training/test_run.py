@@ -40,7 +40,7 @@ def straight(tiny_encoder, small_tree, tmp_path_factory):
 def test_what_a_run_leaves(straight, small_tree):
     output, record, by_step, _ = straight
     assert {p.name for p in output.iterdir()} == {
-        "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
+        ".lock", "checkpoint-2", "checkpoint-4", "config.json", "model.safetensors", "preprocessor_config.json",
         TRAINING_RECORD, "training_log.json", "recipe.json",
     }  # fmt: skip
     assert json.loads((output / TRAINING_RECORD).read_text())["updates"] == 4
@@ -413,7 +413,7 @@ def test_overwriting_deletes_our_files_only(straight, tiny_encoder, small_tree, 
     shutil.copytree(straight[0], output)
     (output / "notes.txt").write_text("mine")
     assert begin(tiny_encoder, small_tree, output, "--overwrite_output_dir") is None
-    assert {p.name for p in output.iterdir()} == {"notes.txt", "recipe.json"}
+    assert {p.name for p in output.iterdir()} == {".lock", "notes.txt", "recipe.json"}
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_resumed(straight, tiny_encoder, small_tree, tmp_path):

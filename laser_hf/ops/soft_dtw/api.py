@@ -5,37 +5,35 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from functools import cache
 
 import torch
+from torch import Tensor
 
-from . import operators
+from . import IDM, operators
 from .reference import ReferenceSoftDTW
-from .terms import IDM
+
+Counts = Tensor | None
+"""Frames in use of each sequence, `(batch,)`; `None` for all."""
 
 
 class SoftDTWBackendError(ValueError):
     """An unknown soft-DTW backend, or one that cannot run on the given tensors."""
 
 
-_BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton")
+"""What `backend=` accepts besides "auto"."""
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on CPU tensors; the tests use it where there is no GPU.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_announced: set[str] = set()
 
 
-def available_backends() -> tuple[str, ...]:
-    """Names that `backend=` accepts besides "auto"."""
-    return _BACKENDS
-
-
+@cache
 def _announce(reason: str) -> None:
-    if reason not in _announced:
-        _announced.add(reason)
-        warnings.warn(f"soft-DTW runs in plain PyTorch (backend 'reference'): {reason}", stacklevel=4)
+    warnings.warn(f"soft-DTW runs in plain PyTorch (backend 'reference'): {reason}", stacklevel=4)
 
 
-def pick_backend(name: str, tensor: torch.Tensor) -> str:
+def pick_backend(name: str, tensor: Tensor) -> str:
     """Resolve `backend=` for `tensor`: "auto" is "cpu" on the CPU, "triton" for float32 on CUDA, else "reference".
 
     If "auto" has to take "reference" on an accelerator, a warning says so once.
@@ -56,10 +54,8 @@ def pick_backend(name: str, tensor: torch.Tensor) -> str:
         else:
             _announce(f"no compiled backend for tensors on {tensor.device}")
         return "reference"
-    if name not in _BACKENDS:
-        raise SoftDTWBackendError(
-            f"unknown soft-DTW backend {name!r}; choose one of: {', '.join(('auto', *_BACKENDS))}"
-        )
+    if name not in BACKENDS:
+        raise SoftDTWBackendError(f"unknown soft-DTW backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
     if name == "cpu" and kind != "cpu":
         raise SoftDTWBackendError(f"backend 'cpu' cannot take tensors on {tensor.device}; use 'auto' or 'reference'")
     if name == "triton":
@@ -74,13 +70,18 @@ def pick_backend(name: str, tensor: torch.Tensor) -> str:
     return name
 
 
-def check_lengths(
-    lengths: torch.Tensor | None, batch: int, longest: int, device: torch.device, name: str
-) -> torch.Tensor:
+def check_tensor(name: str, tensor: Tensor, shape: str, dims: int) -> None:
+    """Raise `ValueError` unless `tensor` has `dims` dimensions, in words `shape`, and is float32 or float64."""
+    if tensor.dim() != dims:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}; cast with .float() first")
+
+
+def check_lengths(lengths: Counts, batch: int, longest: int, device: torch.device, name: str) -> Tensor:
     """Return `lengths` as int64 `(batch,)` on `device`; `None` means that nothing is padded.
 
-    Raises `ValueError` on a wrong shape, and on values outside 1..longest if `lengths` is on the CPU. Values on an
-    accelerator are not checked, because reading them is a host sync.
+    Raises `ValueError` on a wrong shape, and on values outside 1..longest unless reading them is a host sync.
     """
     if lengths is None:
         return torch.full((batch,), longest, dtype=torch.int64, device=device)
@@ -94,34 +95,28 @@ def check_lengths(
     return lengths.to(device=device, dtype=torch.int64)
 
 
-def frames_in_use(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+def frames_in_use(lengths: Tensor, longest: int) -> Tensor:
     """Mask `(batch, longest)`: true for the first `lengths` frames of each row."""
     return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def _check_gamma(gamma: float) -> float:
-    gamma = float(gamma)
     if not 0.0 < gamma < float("inf"):
         raise ValueError(f"gamma must be a positive finite number, got {gamma}")
-    return gamma
+    return float(gamma)
 
 
 def soft_dtw(
-    cost: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
-    gamma: float = 0.1,
-    backend: str = "auto",
-) -> torch.Tensor:
+    cost: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
+) -> Tensor:
     """Soft-DTW value of each cost matrix of a ragged batch (Cuturi & Blondel 2017, Eq. 1).
 
     Args:
-        cost: local costs, `(batch, m, n)`, float32 or float64 (float32 for "triton"), any device. Entries beyond
-            the lengths are ignored (they may even be NaN) and receive a gradient of exactly zero.
-        lengths_x: rows in use of each matrix, `(batch,)`, 1..m; `None` for all of them.
-        lengths_y: columns in use, `(batch,)`, 1..n.
+        cost: local costs, `(batch, m, n)`, float32 or float64 (float32 for "triton"). Entries beyond the lengths are
+            ignored (they may even be NaN) and receive a gradient of exactly zero.
+        lengths_x, lengths_y: rows and columns in use of each matrix, `(batch,)`; `None` for all of them.
         gamma: smoothing; the softmin goes to the minimum as gamma goes to 0.
-        backend: "auto" or one of `available_backends()`.
+        backend: "auto" or one of `BACKENDS`.
 
     Returns:
         `(batch,)` in the dtype of `cost`. Differentiable once with respect to `cost`.
@@ -130,10 +125,7 @@ def soft_dtw(
         ValueError: wrong shapes, an integer or half-precision cost, lengths out of range, gamma <= 0.
         SoftDTWBackendError: unknown backend.
     """
-    if cost.dim() != 3:
-        raise ValueError(f"cost must have shape (batch, m, n), got {tuple(cost.shape)}")
-    if cost.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"cost must be float32 or float64, got {cost.dtype}; cast it with .float() first")
+    check_tensor("cost", cost, "(batch, m, n)", 3)
     batch, m, n = cost.shape
     if m == 0 or n == 0:
         raise ValueError(f"cost must have at least one row and one column, got {tuple(cost.shape)}")
@@ -150,11 +142,11 @@ def soft_dtw(
     return ReferenceSoftDTW.apply(cost, lengths_x, lengths_y, gamma)
 
 
-def _wants_gradient(*tensors: torch.Tensor) -> bool:
+def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Squared distances `(batch, m, n)` between frames `(batch, m, d)` and `(batch, n, d)`.
 
     By one matrix product; the `m x n x d` expansion of the released code needs gigabytes.
@@ -162,7 +154,7 @@ def squared_euclidean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x.square().sum(-1).unsqueeze(2) + y.square().sum(-1).unsqueeze(1) - 2.0 * torch.bmm(x, y.transpose(1, 2))
 
 
-def check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
+def check_frames(x: Tensor, y: Tensor) -> None:
     """Raise `ValueError` unless `x` is `(batch, m, d)` and `y` `(batch, n, d)`."""
     if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         raise ValueError(
@@ -172,27 +164,16 @@ def check_frames(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def soft_dtw_divergence(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
-    gamma: float = 0.1,
-    backend: str = "auto",
-) -> torch.Tensor:
+    x: Tensor, y: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
+) -> Tensor:
     """Normalised soft-DTW, `xy - (xx + yy) / 2`, with squared Euclidean cost (LASER, Eq. 3).
 
     Zero for `x == y`, and positive otherwise up to the bias of soft-DTW (Blondel et al., AISTATS 2021).
 
     Args:
-        x: frames `(batch, m, d)`; `y`: frames `(batch, n, d)`. Padded frames never change a value or a gradient.
+        x, y: frames `(batch, m, d)` and `(batch, n, d)`. Padded frames never change a value or a gradient.
         lengths_x, lengths_y: frames in use, `(batch,)`.
-        gamma, backend: as in `soft_dtw`.
-
-    Returns:
-        `(batch,)`, in the dtype of the frames.
-
-    Raises:
-        ValueError, SoftDTWBackendError: as `soft_dtw`, and frames whose shapes do not belong together.
+        gamma, backend: as in `soft_dtw`; so are the result and the errors.
     """
     check_frames(x, y)
     batch, m, _ = x.shape
@@ -220,26 +201,22 @@ def soft_dtw_divergence(
 
 
 def pair_terms(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
+    x: Tensor,
+    y: Tensor,
+    lengths_x: Counts = None,
+    lengths_y: Counts = None,
     gamma: float = 0.1,
     alpha: float = 0.0,
     idm: IDM | None = None,
     backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`soft_dtw + alpha idm`, the normalised soft-DTW, and the IDM terms of both views, added (0 without `idm`).
 
-    All of them use the same three distance matrices of a pair, which are computed once. The first is the cheapest to
-    differentiate; training needs no other gradient. For the compiled backends only; arguments otherwise as for
-    `soft_dtw_divergence`.
-
-    Returns:
-        Three tensors `(batch,)` in the dtype of the frames.
+    Three tensors `(batch,)` from one computation of the distances. The first is the cheapest to differentiate; training
+    needs no other gradient. Arguments and errors are otherwise as for `soft_dtw_divergence`.
 
     Raises:
-        ValueError, SoftDTWBackendError: as `soft_dtw_divergence`, and backend "reference".
+        SoftDTWBackendError: backend "reference".
     """
     check_frames(x, y)
     if x.dtype not in (torch.float32, torch.float64) or x.dtype != y.dtype:
@@ -257,17 +234,11 @@ def pair_terms(
 
 
 def soft_dtw_alignment(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor | None = None,
-    lengths_y: torch.Tensor | None = None,
-    gamma: float = 0.1,
-    backend: str = "auto",
-) -> torch.Tensor:
+    x: Tensor, y: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
+) -> Tensor:
     """Expected alignment matrix `(batch, m, n)`: the gradient of soft-DTW by its cost (Cuturi & Blondel 2017).
 
-    Entry (i, j) is the probability that the alignment passes through the pair of frames (i, j). The result has no
-    graph.
+    Entry (i, j) is the probability that the alignment passes through the frames i and j. The result has no graph.
     """
     check_frames(x, y)
     with torch.enable_grad():

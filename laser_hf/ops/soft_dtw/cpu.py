@@ -1,9 +1,7 @@
 """The CPU backend: each pair is three problems, and each thread solves one problem at a time.
 
-The distances are matrix products of unpadded frames. The kernels of `cpu_kernels` do the rest in place: a problem's
-matrix is first its Gram matrix and then the gradient of the loss by its costs. The IDM term of LASER uses the same
-distances as soft-DTW of the frames with themselves, so its value and gradient take one more pass over that matrix and
-no further product.
+The distances are matrix products of unpadded frames; the kernels of `cpu_kernels` do the rest in place. The IDM term
+needs the same distances as soft-DTW of the frames with themselves: one more pass over them and no further product.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from . import IDM, PairTerms
 from . import cpu_kernels as kernels
-from .terms import IDM, PairTerms
 
 
 @dataclass
@@ -44,34 +42,22 @@ class Problem:
     idm_value: float = 0.0
 
 
-class _Scratch:
+def _scratch(problems: Sequence[Problem]) -> tuple[np.ndarray, ...]:
     """Work arrays of one thread, large enough for each of the problems."""
-
-    def __init__(self, problems: Sequence[Problem]):
-        columns = max(problem.columns for problem in problems)
-        shares = max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems)
-        self.shares = np.empty(shares, problems[0].matrix.dtype)
-        self.powers = np.empty(kernels.strip_size(columns))
-        self.work = np.empty(kernels.WORK)
-        self.border = np.empty(2 * (columns + 1))
+    columns = max(problem.columns for problem in problems)
+    shares = max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems)
+    sizes = kernels.strip_size(columns), kernels.WORK, 2 * (columns + 1)
+    return np.empty(shares, problems[0].matrix.dtype), *map(np.empty, sizes)
 
 
-def _solve(p: Problem, gamma: float, with_gradient: bool, scratch: _Scratch) -> None:
-    where = (p.matrix, p.base, p.stride)
-    p.value = kernels.forward(
-        *where, p.rows, p.columns, p.u, p.v, p.a, p.symmetric, gamma,
-        scratch.shares, scratch.powers, scratch.work, scratch.border,
-    )  # fmt: skip
-    keep = 0.0
+def _solve(p: Problem, gamma: float, with_gradient: bool, shares, powers, work, border) -> None:
+    where, shape, keep = (p.matrix, p.base, p.stride), (p.rows, p.columns), 0.0
+    p.value = kernels.forward(*where, *shape, p.u, p.v, p.a, p.symmetric, gamma, shares, powers, work, border)
     if p.idm is not None:
-        p.idm_value = kernels.idm(
-            *where, p.rows, p.u, p.idm.sigma, p.idm.margin, p.idm.squared, p.idm_weight, scratch.border
-        )
+        p.idm_value = kernels.idm(*where, p.rows, p.u, *p.idm, p.idm_weight, border)
         keep = 1.0
     if with_gradient:
-        kernels.backward(
-            scratch.shares, p.rows, p.columns, p.symmetric, keep, p.weight, *where, scratch.work, scratch.border
-        )
+        kernels.backward(shares, *shape, p.symmetric, keep, p.weight, *where, work, border)
         if p.symmetric:
             kernels.mirror(*where, p.rows)
 
@@ -91,9 +77,9 @@ def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> Non
             return next(queue, None)
 
     def work() -> None:
-        scratch = _Scratch(ordered)
+        scratch = _scratch(ordered)
         for problem in iter(next_problem, None):
-            _solve(problem, gamma, with_gradient, scratch)
+            _solve(problem, gamma, with_gradient, *scratch)
 
     threads = min(torch.get_num_threads(), len(problems))
     if threads <= 1:
@@ -104,13 +90,11 @@ def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> Non
 
 
 def _sizes(lengths_x: torch.Tensor, lengths_y: torch.Tensor, longest_x: int, longest_y: int) -> list[tuple[int, int]]:
-    """Lengths as numbers, checked: a compiled graph has not checked them, and a kernel could leave its matrix."""
+    """Lengths as numbers, checked: a compiled graph has not checked them, and a kernel would leave its matrix."""
     sizes = list(zip(lengths_x.tolist(), lengths_y.tolist(), strict=True))
     for rows, columns in sizes:
         if not (1 <= rows <= longest_x and 1 <= columns <= longest_y):
-            raise ValueError(
-                f"lengths must lie between 1 and {longest_x} (x) or {longest_y} (y), got {rows} and {columns}"
-            )
+            raise ValueError(f"lengths must be between 1 and {longest_x}, {longest_y}; got {rows}, {columns}")
     return sizes
 
 
@@ -144,7 +128,7 @@ def pair_terms(
     idm: IDM | None,
     weights: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> PairTerms:
-    """Normalised soft-DTW and, unless `idm` is None, `f(X) / m^2 + f(Y) / n^2` of a padded batch of pairs.
+    """Normalised soft-DTW and, with `idm`, `f(X) / m^2 + f(Y) / n^2` of a padded batch of pairs.
 
     `weights` are those of the two terms in each pair's gradient, two tensors `(batch,)`; `None` for values alone.
     """
@@ -155,21 +139,17 @@ def pair_terms(
     pairs = [(a[:m], b[:n]) for a, b, (m, n) in zip(x, y, sizes, strict=True)]
     problems = []
     for (a, b), of_dtw, of_idm in zip(pairs, *of_terms, strict=True):
-        squares_a, squares_b = _squares(a), _squares(b)
+        squares_a, squares_b = (frames.double().square().sum(1).numpy() for frames in (a, b))
         problems.append(_problem(a, b, squares_a, squares_b, weight=of_dtw))
         for own, squares in ((a, squares_a), (b, squares_b)):
             # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
-            idm_weight = 2.0 * of_idm / len(own) ** 2
-            problem = _problem(
-                own, own, squares, squares, symmetric=True, weight=-of_dtw, idm=idm, idm_weight=idm_weight
-            )
-            problems.append(problem)
+            how = {"symmetric": True, "weight": -of_dtw, "idm": idm, "idm_weight": 2.0 * of_idm / len(own) ** 2}
+            problems.append(_problem(own, own, squares, squares, **how))
     solve(problems, gamma, with_gradient)
     triples = [problems[at : at + 3] for at in range(0, len(problems), 3)]
     soft_dtw = torch.tensor([xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples], dtype=torch.float64)
-    regulariser = torch.tensor(
-        [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples], dtype=torch.float64
-    )
+    sums = [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples]
+    regulariser = torch.tensor(sums, dtype=torch.float64)
     if not with_gradient:
         return PairTerms(soft_dtw, regulariser)
     gradient_x, gradient_y = x.new_zeros(x.shape), y.new_zeros(y.shape)
@@ -178,10 +158,6 @@ def pair_terms(
         _pull(gradient_x[index, : len(a)], a, ((xy, b), (xx, a)))
         _pull(gradient_y[index, : len(b)], b, ((xy.T, a), (yy, b)))
     return PairTerms(soft_dtw, regulariser, gradient_x, gradient_y)
-
-
-def _squares(frames: torch.Tensor) -> np.ndarray:
-    return frames.double().square().sum(1).numpy()
 
 
 def _problem(a: torch.Tensor, b: torch.Tensor, u: np.ndarray, v: np.ndarray, **rest) -> Problem:

@@ -5,15 +5,13 @@ With P = exp(-R / gamma) the recursion of soft-DTW is linear,
     P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
 
 so a cell costs one exponential (of a cost, outside the serial chain) and no logarithm. P leaves the range of any float
-after a few dozen frames; every cell therefore has its own mantissa and binary exponent, both in float64. The forward
-sweep keeps the shares of two of the three predecessors. The backward sweep is their transposed recursion and needs no
-exponential and no difference of large numbers.
+after a few dozen frames; every cell therefore has its own mantissa and binary exponent, both in float64. The backward
+sweep is the transposed recursion of the shares of two of the three predecessors, without exponentials.
 
-A strip is `LANES` rows. Step k of a strip computes the cells (first row + lane, k - lane). They do not depend on each
-other, and all that a step reads is contiguous in `work`, so LLVM turns the loops over lanes into vector code. For that
-the code has one work array with constant offsets (a second array would need a run-time overlap check), no branch in the
-lane loops (cells outside of the grid are computed and then emptied), unsigned offsets, and bit patterns instead of
-`frexp` and `ldexp`.
+A strip is `LANES` rows. Step k of a strip computes the cells (first row + lane, k - lane), which do not depend on each
+other. LLVM turns the loops over lanes into vector code because of one work array with constant offsets (a second array
+would need a run-time overlap check), no branch in the lane loops (cells outside of the grid are computed and then
+emptied), unsigned offsets, and bit patterns instead of `frexp` and `ldexp`.
 
 Costs are given as a matrix product G with squared norms u and v, `C[i, j] = u[i] + v[j] + a G[i, j]`; a plain cost
 matrix has a = 1, u = v = 0. Matrices are flat with a row stride, so that the same code serves padded batches.

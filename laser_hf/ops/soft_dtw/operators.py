@@ -1,24 +1,22 @@
 """Soft-DTW and the terms of LASER as PyTorch operators, for compiled and distributed training.
 
-`torch.compile` sees an operator with a known result shape and a registered derivative, so numba and Triton launches
-cause no graph break. The forward pass computes the gradient together with the value, because both need the same
-matrices; it keeps only the gradient by the frames for the backward pass.
+`torch.compile` sees an operator with a known result shape and a registered derivative, so the kernels cause no graph
+break. The forward pass computes the gradient together with the value, because both need the same matrices.
 """
 
 from __future__ import annotations
 
-import torch
+import importlib
 
-from .terms import IDM, PairTerms
+import torch
+from torch import Tensor
+
+from . import IDM, PairTerms
 
 
 def _module(backend: str):
-    # Imported on first use: numba and Triton take a second to load.
-    if backend == "triton":
-        from . import triton_backend as module
-    else:
-        from . import cpu as module
-    return module
+    """The backend's module, imported on first use: numba and Triton take a second to load."""
+    return importlib.import_module(f"{__package__}.{'triton_backend' if backend == 'triton' else 'cpu'}")
 
 
 def _check_once_differentiable() -> None:
@@ -28,14 +26,9 @@ def _check_once_differentiable() -> None:
 
 @torch.library.custom_op("laser_hf::soft_dtw", mutates_args=())
 def soft_dtw(
-    cost: torch.Tensor,
-    lengths_x: torch.Tensor,
-    lengths_y: torch.Tensor,
-    gamma: float,
-    backend: str,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values `(batch,)` of a compiled backend, and expected alignments like `cost` (empty without `with_gradient`)."""
+    cost: Tensor, lengths_x: Tensor, lengths_y: Tensor, gamma: float, backend: str, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Values `(batch,)`, and expected alignments like `cost` (empty without `with_gradient`)."""
     return _module(backend).soft_dtw(cost, lengths_x, lengths_y, gamma, with_gradient)
 
 
@@ -68,19 +61,9 @@ def _pair_terms(x, y, lengths_x, lengths_y, gamma, with_idm, sigma, margin, squa
 
 @torch.library.custom_op("laser_hf::pair_terms", mutates_args=())
 def pair_terms(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor,
-    lengths_y: torch.Tensor,
-    gamma: float,
-    alpha: float,
-    with_idm: bool,
-    sigma: int,
-    margin: float,
-    squared: bool,
-    backend: str,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: Tensor, y: Tensor, lengths_x: Tensor, lengths_y: Tensor, gamma: float, alpha: float,
+    with_idm: bool, sigma: int, margin: float, squared: bool, backend: str, with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`soft_dtw + alpha idm`, `soft_dtw` and `idm` of each pair, and the gradients of the first by x and y."""
     weights = (x.new_ones(len(x)), x.new_full((len(x),), alpha)) if with_gradient else None
     settings = (gamma, with_idm, sigma, margin, squared, backend)
@@ -99,19 +82,9 @@ def _(x, y, lengths_x, lengths_y, gamma, alpha, with_idm, sigma, margin, squared
 
 @torch.library.custom_op("laser_hf::pair_gradients", mutates_args=())
 def pair_gradients(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor,
-    lengths_y: torch.Tensor,
-    of_dtw: torch.Tensor,
-    of_idm: torch.Tensor,
-    gamma: float,
-    with_idm: bool,
-    sigma: int,
-    margin: float,
-    squared: bool,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, y: Tensor, lengths_x: Tensor, lengths_y: Tensor, of_dtw: Tensor, of_idm: Tensor, gamma: float,
+    with_idm: bool, sigma: int, margin: float, squared: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of `sum(of_dtw soft_dtw + of_idm idm)` by x and y, computed anew."""
     settings = (gamma, with_idm, sigma, margin, squared, backend)
     terms = _pair_terms(x, y, lengths_x, lengths_y, *settings, (of_dtw, of_idm))

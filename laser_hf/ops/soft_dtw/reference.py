@@ -4,9 +4,8 @@ The recursion of Cuturi & Blondel (2017), Algorithms 1 and 2,
 
     R[i, j] = C[i, j] + softmin_gamma(R[i-1, j-1], R[i-1, j], R[i, j-1])
 
-runs in float64 whatever the input, as the released LASER code does. The forward pass keeps the three softmin weights
-of each cell; the backward pass is their transposed recursion, without exponentials or differences of large numbers, so
-that it stays finite at gamma = 0.001.
+runs in float64 whatever the input, as the released LASER code does. The backward pass is the transposed recursion of
+each cell's softmin weights, without exponentials or differences of large numbers: finite at gamma = 0.001.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-# Used for +inf outside the grid, where inf would give inf - inf in the softmin. Larger than any cost, and still finite
-# after a division by the smallest gamma.
+# For +inf outside the grid, which would give inf - inf in the softmin; finite after a division by the smallest gamma.
 _OUTSIDE = 1e30
 
 

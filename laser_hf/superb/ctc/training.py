@@ -21,7 +21,7 @@ from ...runs import find_fault, seal_checkpoint
 from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
 from .heads import CtcHead, ctc_losses
-from .tasks import CtcTask, Decoded, Recipe
+from .task import CtcTask, Decoded, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,10 @@ class CtcTrainer(Trainer):
     Args:
         head: to be trained.
         features: of the encoder, which stays as it is; it is moved to the device of training.
-        task: targets and metrics.
-        recipe: values of the run.
+        task, recipe: targets, batches and metrics.
         args: options of the Trainer; `gradient_accumulation_steps` is set here.
         train, dev: splits.
         micro_batch_size: utterances a process holds at once in training; `None` for whole batches.
-        eval_batch_size: utterances decoded at once; it changes results by rounding only.
     """
 
     def __init__(
@@ -53,57 +51,37 @@ class CtcTrainer(Trainer):
         train: Split,
         dev: Split,
         micro_batch_size: int | None = None,
-        eval_batch_size: int = 16,
     ) -> None:
         if args.n_gpu > 1:
             logger.warning("%d GPUs are visible; start with `accelerate launch` to use more than one", args.n_gpu)
             args._n_gpu = 1
-        self.sampler = UpdateSampler(
-            task.groups(train.samples, [len(one.target) for one in train.utterances], recipe),
-            recipe.max_steps,
-            getattr(recipe, "batches_per_update", 1),
-            micro_batch_size,
-            args.world_size,
-            args.process_index,
-            args.seed,
-        )
+        groups = task.groups(train.samples, [len(one.target) for one in train.utterances], recipe)
+        updates = (recipe.max_steps, getattr(recipe, "batches_per_update", 1))
+        place = (args.world_size, args.process_index, args.seed)
+        self.sampler = UpdateSampler(groups, *updates, micro_batch_size, *place)
         args.gradient_accumulation_steps = self.sampler.micro_batches
         super().__init__(model=head, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
         self.loss_is_scaled_for_ga = True  # compute_loss weights every utterance by its share in the update
-        self.features = features
+        self.features, self.task = features, task
         self.features.encoder.to(args.device)
-        self.task = task
-        self.eval_batch_size = eval_batch_size
         self._started = time.perf_counter()
         self._earlier: float | None = None
 
-    # ---- data ----
-
     def _dataloader(self, split: Split, batches: Any, generator: torch.Generator | None = None) -> DataLoader:
-        return DataLoader(
-            split,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=generator,
-        )
+        how = {"num_workers": self.args.dataloader_num_workers, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(split, batch_sampler=batches, collate_fn=collate, generator=generator, **how)
 
     def get_train_dataloader(self) -> DataLoader:
         """All micro-batches of the run for this process: see `UpdateSampler`."""
         return self._dataloader(self.train_dataset, self.sampler)
 
-    # ---- an update ----
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Adam with torch's defaults except for the learning rate, as S3PRL has it."""
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.args.learning_rate)
-        return self.optimizer
-
-    def _states(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        if "states" in inputs:
-            return inputs["states"], inputs["lengths"]
-        return self.features.states(inputs["waveforms"], inputs["lengths"])
+    def _log_probs(self, model, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log probabilities, frames in use, losses."""
+        states, frames = inputs.get("states"), inputs["lengths"]
+        if states is None:
+            states, frames = self.features.states(inputs["waveforms"], frames)
+        log_probs = model(states, frames)
+        return log_probs, frames, ctc_losses(log_probs, frames, inputs["targets"], inputs["target_lengths"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Share of this micro-batch in the loss of the update."""
@@ -111,9 +89,7 @@ class CtcTrainer(Trainer):
             # The other processes wait for this one's gradients.
             nothing = torch.zeros(self.features.layers, 1, 11, self.features.dim, device=self.args.device)
             return 0.0 * model(nothing, torch.tensor([11], device=self.args.device)).sum()
-        states, frames = self._states(inputs)
-        log_probs = model(states, frames)
-        losses = ctc_losses(log_probs, frames, inputs["targets"], inputs["target_lengths"])
+        _, _, losses = self._log_probs(model, inputs)
         # DDP averages the gradients over the processes, hence the factor.
         return (losses * inputs["weights"]).sum() * self.args.world_size
 
@@ -126,46 +102,36 @@ class CtcTrainer(Trainer):
             model.zero_grad(set_to_none=True)
         return norm
 
-    # ---- the dev split ----
-
     @torch.no_grad()
-    def decode(self, split: Split, description: str = "decoding") -> tuple[list[Decoded], float]:
-        """Greedy decoding of a split, shared among the processes; all of them return all of it.
-
-        Returns:
-            Utterances in the order of the split, and the mean of their losses.
-        """
+    def decode(self, split: Split) -> tuple[list[Decoded], float]:
+        """Utterances of a split decoded greedily, and the mean of their losses; alike on all processes."""
         samples = split.samples
         order = sorted(range(len(split)), key=lambda index: -samples[index])
         own = [(index, 1.0) for index in order[self.args.process_index :: self.args.world_size]]
-        batches = [own[start : start + self.eval_batch_size] for start in range(0, len(own), self.eval_batch_size)]
-        training = self.model.training
-        self.model.eval()
+        size = self.args.eval_batch_size
+        batches = [own[start : start + size] for start in range(0, len(own), size)]
+        self.model.eval()  # the Trainer's next update sets it to training again
         found: list[tuple[int, list[str], float]] = []
         # A generator of its own: decoding must not change what training draws.
         loader = self._dataloader(split, batches, torch.Generator())
         shown = self.args.process_index == 0 and not self.args.disable_tqdm
-        for inputs in tqdm(loader, desc=description, disable=not shown, leave=False):
+        for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown, leave=False):
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
-                states, frames = self._states(inputs)
-                log_probs = self.model(states, frames)
-            losses = ctc_losses(log_probs, frames, inputs["targets"], inputs["target_lengths"]).tolist()
+                log_probs, frames, losses = self._log_probs(self.model, inputs)
             paths = [p[:n] for p, n in zip(log_probs.argmax(-1).tolist(), frames.tolist(), strict=True)]
-            found += zip(inputs["indices"], map(self.task.decode, paths), losses, strict=True)
-        self.model.train(training)
+            found += zip(inputs["indices"], map(self.task.decode, paths), losses.tolist(), strict=True)
         found = sorted(gather_object(found))
         utterances = [(split.utterances[index], units) for index, units, _ in found]
         decoded = [Decoded(one.id, units, self.task.symbols(one.target)) for one, units in utterances]
         return decoded, sum(loss for _, _, loss in found) / len(found)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Error rates of the dev split in percent, and its loss. The Trainer keeps the checkpoint that does best."""
+        """Error rates of the dev split in percent, and its loss, by which the Trainer keeps the best checkpoint."""
         if self.state.best_metric is None:
             self.state.best_metric = self.task.FIRST_BEST
-        decoded, loss = self.decode(eval_dataset or self.eval_dataset, "decoding dev")
-        values = {**self.task.metrics(decoded), "loss": loss}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        decoded, loss = self.decode(self.eval_dataset)
+        metrics = {f"eval_{name}": value for name, value in {**self.task.metrics(decoded), "loss": loss}.items()}
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -174,7 +140,7 @@ class CtcTrainer(Trainer):
         """Take the weights that did best on dev, or keep the last ones if no head was good enough.
 
         Returns:
-            `step` of the head (`None` for the last) and the `rule` it was chosen by, for a record.
+            For a record: the head's `step` (`None` for the last) and the `rule` it was chosen by.
 
         Raises:
             LaserError: its checkpoint is damaged.
@@ -185,23 +151,16 @@ class CtcTrainer(Trainer):
             return {"step": None, "rule": "last update: no dev value was low enough to be kept"}
         checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if fault := find_fault(checkpoint):
-            raise LaserError(
-                f"{checkpoint} holds the best head and is damaged ({fault}); start over with --overwrite_output_dir"
-            )
+            what = f"{checkpoint} holds the best head and is damaged ({fault})"
+            raise LaserError(f"{what}; start over with --overwrite_output_dir")
         self.model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
         return {"step": step, "rule": f"lowest dev {name}, looked at every {self.args.eval_steps} updates"}
-
-    # ---- state ----
 
     def trained_seconds(self) -> float:
         """Seconds since the trainer was made, and those that the log knows of earlier starts."""
         if self._earlier is None:
             self._earlier = max((entry.get("trained_seconds", 0.0) for entry in self.state.log_history), default=0.0)
         return self._earlier + time.perf_counter() - self._started
-
-    def left_out(self) -> int:
-        """Updates without a step because their gradient was not finite, over all starts."""
-        return sum(entry.get("left_out", 0) for entry in self.state.log_history)
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

@@ -3,31 +3,12 @@
 `load_aligned_speech` selects the speech, `measure` measures any features on it; `superb discrimination` is the command.
 """
 
-from .alignments import Token, long_words, read_alignments
-from .measuring import (
-    SLACK,
-    AlignedSpeech,
-    DiscriminationSettings,
-    load_aligned_speech,
-    measure,
-    word_average_precision,
-)
-from .token_distances import mean_pooled, token_frames
-from .words import NoComparison, WordReport, word_discrimination
+from .comparisons import NoComparison, WordReport, word_discrimination
+from .speech import SLACK, AlignedSpeech, DiscriminationSettings, load_aligned_speech
+from .task import measure
+from .tokens import Token, long_words, mean_pooled, read_alignments, token_frames
 
 __all__ = [
-    "SLACK",
-    "AlignedSpeech",
-    "DiscriminationSettings",
-    "NoComparison",
-    "Token",
-    "WordReport",
-    "load_aligned_speech",
-    "long_words",
-    "mean_pooled",
-    "measure",
-    "read_alignments",
-    "token_frames",
-    "word_average_precision",
-    "word_discrimination",
-]
+    "SLACK", "AlignedSpeech", "DiscriminationSettings", "NoComparison", "Token", "WordReport", "load_aligned_speech",
+    "long_words", "mean_pooled", "measure", "read_alignments", "token_frames", "word_discrimination",
+]  # fmt: skip

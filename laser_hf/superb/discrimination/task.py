@@ -1,24 +1,99 @@
-"""`python -m laser_hf.superb discrimination`: the diagnostics of `measuring` as a command, with record and plot."""
+"""`python -m laser_hf.superb discrimination`: diagnostics of an encoder's frames on a little aligned speech.
+
+`measure` gives word discrimination, an ABX-like phone error, and the mean pairwise cosine and the effective rank of the
+frames, in seconds. A training run measures at every evaluation.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ...encoders import SAMPLE_RATE
+from ...ops.statistics import effective_rank, mean_pairwise_cosine
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
+from ..features import Features, load_features, pick_device, pick_layers
 from ..features import add_arguments as add_feature_arguments
-from ..features import load_features, pick_device, pick_layers
-from .measuring import DiscriminationReport, DiscriminationSettings, load_aligned_speech, measure
+from ..frame_store import encode
+from .comparisons import AbxReport, NoComparison, WordReport, abx_error, word_discrimination
+from .speech import DEFAULTS, AlignedSpeech, DiscriminationSettings, load_aligned_speech
+
+logger = logging.getLogger(__name__)
 
 NAME = "discrimination"
 HELP = "diagnostics in seconds: same-different word discrimination, ABX-like phone error, collapse statistics"
 PLOT = "discrimination.png"
+MAX_FRAMES = 512  # of the cosine and the effective rank, as in the training monitor
 FEW_PAIRS = 100  # below this many same-word pairs average precision is a rough number
+
+
+@dataclass(frozen=True)
+class DiscriminationReport:
+    """All diagnostics of one layer; a part is `None` where the speech has no such tokens or allows no comparison."""
+
+    words_across: WordReport | None
+    words_all: WordReport | None
+    abx: AbxReport | None
+    frame_cosine: float
+    effective_rank: float
+
+    def summary(self) -> dict[str, float]:
+        """The scalars by their short names, without those that could not be measured."""
+        values = {
+            "word_ap_across": self.words_across and self.words_across.average_precision,
+            "word_ap": self.words_all and self.words_all.average_precision,
+            "abx_across": self.abx and self.abx.across,
+            "abx_within": self.abx and self.abx.within,
+            "frame_cosine": self.frame_cosine,
+            "effective_rank": self.effective_rank,
+        }
+        return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
+
+
+def measure(
+    features: Features,
+    speech: AlignedSpeech,
+    layers: Sequence[int] = (-1,),
+    settings: DiscriminationSettings = DEFAULTS,
+    progress: bool = False,
+) -> list[DiscriminationReport]:
+    """All diagnostics of each of `layers` (negative ones from the last), on frames that `features` makes.
+
+    For an encoder in training, `measure(EncoderFeatures(encoder), speech)[0].summary()` is what an evaluator returns.
+    The encoder's mode and PyTorch's random generators stay as they are.
+    """
+    encoded = encode(features, speech.waveforms, [layer % features.layers for layer in layers], "frames" * progress)
+    # Frame rate, and the time of the middle of frame 0.
+    times = {"frame_rate": 1 / features.frame_seconds, "first_seconds": features.shortest / 2 / SAMPLE_RATE}
+    chosen = {"max_pairs": settings.max_pairs, "seed": settings.seed, **times}
+    reports = []
+    for _ in layers:
+        frames = encoded.pop(0)
+        words: list[WordReport | None] = []
+        for across, label in ((True, "words (across speakers)"), (False, "words (all speakers)")):
+            try:
+                found = word_discrimination(frames, speech.words, across=across, progress=label * progress, **chosen)
+            except NoComparison as error:
+                logger.warning("cannot compare %s: %s", label, error)
+                found = None
+            words.append(found)
+        abx = abx_error(frames, speech.phones, progress="phones" * progress, **times) if speech.phones else None
+        stacked = torch.cat([frames[name] for name in sorted(frames)])
+        stacked = stacked[torch.linspace(0, len(stacked) - 1, min(MAX_FRAMES, len(stacked))).long()]
+        reports.append(DiscriminationReport(*words, abx, mean_pairwise_cosine(stacked), effective_rank(stacked)))
+    return reports
+
+
+# ------------------------------------------------------------------------------------------------------------- command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,24 +131,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if pairs < FEW_PAIRS:
         print(
             f"Note: only {pairs} same-word pairs of different speakers, so word_ap_across is a rough number; more "
-            f"speech, --min_letters below {settings.min_letters} or --min_seconds below {settings.min_seconds:g} "
-            "give more pairs."
+            f"speech or a lower --min_letters or --min_seconds gives more pairs."
         )
     if len(layers) > 1:
-        plot_layers(reports, arguments.output_dir / PLOT, str(arguments.model))
+        plot_layers(reports, arguments.output_dir / PLOT, arguments.model)
     split = "+".join(arguments.split) if arguments.split else "all"
+    source = {"source": str(arguments.data), "alignments": str(arguments.alignments), "splits": arguments.split}
     record = new_record(
         NAME,
         protocol="quick",
         model=features.describe(arguments.model),
         # The last layer comes first: it is the one that is fine-tuned, and the one that query by example reads.
         metrics=[entry for layer in reversed(layers) for entry in _metrics(reports[layer], layer, split)],
-        data={
-            "source": str(arguments.data),
-            "alignments": str(arguments.alignments),
-            "splits": arguments.split,
-            **speech.counts(),
-        },
+        data=source | speech.counts(),
         recipe={**recipe, "layers": layers, "frame_seconds": features.frame_seconds},
         seed=arguments.seed,
         wall_seconds=time.time() - began,
@@ -84,21 +154,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _metrics(report: DiscriminationReport, layer: int, split: str) -> list[dict[str, Any]]:
     """The metrics of a layer with their counts; what could not be measured is left out."""
-    common = {"split": split, "layer": layer}
     metrics = []
+
+    def enter(name: str, value: float, unit: str = "", **counts: int) -> None:
+        about = {"unit": unit, "split": split, "layer": layer}
+        metrics.append({"metric": name, "value": value, **about, **counts})
+
     for name, words in (("word_ap_across", report.words_across), ("word_ap", report.words_all)):
         if words is not None:
             counts = asdict(words)
-            value = counts.pop("average_precision")
-            metrics.append({"metric": name, "value": value, "unit": "fraction", **common, **counts})
-    if report.abx is not None:
+            enter(name, counts.pop("average_precision"), "fraction", **counts)
+    for name in ("across", "within") if report.abx else ():
         abx = asdict(report.abx)
-        for name in ("across", "within"):
-            counts = {key: abx[key] for key in ("tokens", "phones", "speakers")}
-            counts |= {key: abx[f"{name}_{key}"] for key in ("triples", "phone_pairs")}
-            metrics.append({"metric": f"abx_{name}", "value": abx[name], "unit": "fraction", **common, **counts})
-    for name in ("frame_cosine", "effective_rank"):
-        metrics.append({"metric": name, "value": getattr(report, name), "unit": "", **common})
+        counts = {key: abx[key] for key in ("tokens", "phones", "speakers")}
+        counts |= {key: abx[f"{name}_{key}"] for key in ("triples", "phone_pairs")}
+        enter(f"abx_{name}", abx[name], "fraction", **counts)
+    enter("frame_cosine", report.frame_cosine)
+    enter("effective_rank", report.effective_rank)
     return metrics
 
 
@@ -106,22 +178,21 @@ def plot_layers(reports: Mapping[int, DiscriminationReport], path: Path, title: 
     """The diagnostics against the layer."""
     from ... import figures
 
-    panels = (
-        (("word_ap_across", "word_ap"), "word discrimination, average precision (higher is better)"),
-        (("abx_across", "abx_within"), "ABX-like phone error (lower is better, chance 0.5)"),
-        (("frame_cosine",), "mean pairwise cosine of frames"),
-        (("effective_rank",), "effective rank of frames"),
-    )
+    panels = {
+        "word discrimination, average precision (higher is better)": ("word_ap_across", "word_ap"),
+        "ABX-like phone error (lower is better, chance 0.5)": ("abx_across", "abx_within"),
+        "mean pairwise cosine of frames": ("frame_cosine",),
+        "effective rank of frames": ("effective_rank",),
+    }
     figure, axes = figures.new_figure(2, 2, (9, 6.2))
     summaries = {layer: report.summary() for layer, report in reports.items()}
-    for axis, (names, label) in zip(axes.flat, panels, strict=True):
+    for axis, (label, names) in zip(axes.flat, panels.items(), strict=True):
         for name, colour in zip(names, figures.LINE_COLOURS, strict=False):
-            points = [(layer, summary[name]) for layer, summary in summaries.items() if name in summary]
+            points = {layer: summary[name] for layer, summary in summaries.items() if name in summary}
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", label=name, color=colour)
+                axis.plot(points.keys(), points.values(), marker="o", label=name, color=colour)
         axis.set_title(label, fontsize=9)
-        axis.set_xlabel("hidden state")
-        axis.set_xticks(list(summaries))
+        axis.set(xlabel="hidden state", xticks=list(summaries))
         axis.grid(alpha=0.3)
         if len(names) > 1 and axis.lines:
             axis.legend(fontsize=8)

@@ -3,7 +3,4 @@
 The matching is SUPERB's (S3PRL `quesst14_dtw`, as LASER and SCORE report it): frames of one hidden layer, normalised
 over all frames of all queries and documents; exponential cosine distance; every query frame's distances to a document
 scaled to [0, 1]; asymmetric dynamic time warping with open begin and open end. Nothing is trained.
-
-`data` reads what is searched, `search` encodes and aligns it with `matching`, `scoring` and `evaluation` measure,
-`report` writes files and pictures, `task` is the command.
 """

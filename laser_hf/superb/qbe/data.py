@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,16 +35,14 @@ import numpy as np
 from ...data import read_lines, read_table
 from ...errors import LaserError
 from ..features import Utterance
-from .scoring import Collection
+from .scoring import Collection, numbered
 
 logger = logging.getLogger(__name__)
 
 TABLES = ("queries.tsv", "documents.tsv", "targets.tsv")
-LAYOUTS = ("tsv", "quesst2014")
 LANGUAGE = "nnenglish"  # as the lists of QUESST write non-native English
 GAIN_DB = -3.0  # SUPERB's sox chain ends with `gain -3`
 SPLITS = ("dev", "eval")  # of QUESST
-_NO_QUERY = "NO_KEYWORD"  # the RTTM's entry for a document that holds none
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class QbeData:
         split: what records call it.
         queries, documents: what is searched for and in what.
         targets, trials: bool (queries, documents): which pairs match, which pairs count.
-        layout: one of `LAYOUTS`.
+        layout: "tsv" or "quesst2014".
         collection: the full evaluation that this is a part of, if it is one.
         gain: factor on the samples.
     """
@@ -79,11 +78,9 @@ class QbeData:
 
 
 def read_data(folder: str | Path, split: str = "eval") -> QbeData:
-    """Read a folder of either layout, told apart by what lies in it.
+    """Read a folder of either layout: three tables, or QUESST 2014 (`quesst14Database` or the folder around it).
 
-    Args:
-        folder: three tables, or QUESST 2014 (`quesst14Database` or the folder around it).
-        split: "eval" or "dev" of QUESST 2014; without meaning for tables.
+    `split`, "eval" or "dev", is of QUESST 2014 and has no meaning for tables.
 
     Raises:
         LaserError: neither layout, or something in it is missing.
@@ -109,30 +106,25 @@ def read_tables(folder: Path) -> QbeData:
         LaserError: a table or a column is missing, a time is no number, a name comes twice, or `targets.tsv` names
             an unknown query or document.
     """
-    missing = [name for name in TABLES if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in TABLES if not (folder / name).is_file()]:
         raise LaserError(f"{folder} lacks {', '.join(missing)}")
     paths = [folder / name for name in TABLES]
-    queries = []
-    for place, row in _rows(paths[0], "query", "audio", "start_seconds", "duration_seconds", "speaker"):
-        try:
-            start, duration = float(row["start_seconds"]), float(row["duration_seconds"])
-        except ValueError as error:
-            raise LaserError(f"{place}: {error}") from error
-        queries.append(Utterance(row["query"], folder / row["audio"], start, duration, row["speaker"]))
-    documents = [
-        Utterance(row["document"], folder / row["audio"], speaker=row["speaker"])
-        for _, row in _rows(paths[1], "document", "audio", "speaker")
-    ]
-    rows, columns = _positions(queries, paths[0]), _positions(documents, paths[1])
+    queries = _once(
+        (place, Utterance(row["query"], folder / row["audio"], *_times(place, row), row["speaker"]))
+        for place, row in _rows(paths[0], "query", "audio", "start_seconds", "duration_seconds", "speaker")
+    )
+    documents = _once(
+        (place, Utterance(row["document"], folder / row["audio"], speaker=row["speaker"]))
+        for place, row in _rows(paths[1], "document", "audio", "speaker")
+    )
+    rows, columns = (numbered(one.name for one in part) for part in (queries, documents))
     targets = np.zeros((len(queries), len(documents)), dtype=bool)
     for place, row in _rows(paths[2], "query", "document"):
         if row["query"] not in rows or row["document"] not in columns:
             raise LaserError(f"{place}: unknown query or document: {row['query']}, {row['document']}")
         targets[rows[row["query"]], columns[row["document"]]] = True
-    speakers = np.array([query.speaker for query in queries])[:, None]
-    trials = speakers != np.array([document.speaker for document in documents])[None, :]
-    return QbeData("test", queries, documents, targets, trials)
+    speakers, others = (np.array([one.speaker for one in part]) for part in (queries, documents))
+    return QbeData("test", queries, documents, targets, speakers[:, None] != others)
 
 
 def _rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
@@ -142,25 +134,32 @@ def _rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
     return table
 
 
-def _positions(utterances: Sequence[Utterance], where: Path) -> dict[str, int]:
-    """Position of each name."""
-    found: dict[str, int] = {}
-    for position, utterance in enumerate(utterances):
-        if found.setdefault(utterance.name, position) != position:
-            raise LaserError(f"{where} names {utterance.name} twice")
-    return found
+def _times(place: str, row: dict[str, str]) -> tuple[float, float]:
+    try:
+        start, duration = float(row["start_seconds"]), float(row["duration_seconds"])
+    except ValueError as error:
+        raise LaserError(f"{place}: {error}") from error
+    if not (math.isfinite(start + duration) and start >= 0 and duration > 0):
+        raise LaserError(f"{place}: expected a start from 0 on and a positive duration, got {start} and {duration}")
+    return start, duration
+
+
+def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
+    """The utterances, each name being there once."""
+    found: dict[str, Utterance] = {}
+    for place, utterance in placed:
+        if found.setdefault(utterance.name, utterance) is not utterance:
+            raise LaserError(f"{place}: the file names {utterance.name} twice")
+    return list(found.values())
 
 
 def read_quesst(root: Path, split: str = "eval") -> QbeData:
     """Read the English queries of `split`, the English documents and the ground truth; every pair is a trial.
 
-    Args:
-        root: folder that holds `Audio`, `dev_queries`, `eval_queries` and `scoring`.
-        split: "dev" or "eval".
+    `root` holds `Audio`, `dev_queries`, `eval_queries` and `scoring`. Audio files are not looked at here.
 
     Raises:
-        LaserError: an unknown split, a list or ground-truth file is missing or cannot be read, or nothing English is
-            left. Audio files are not looked at here.
+        LaserError: an unknown split, a list or ground-truth file is missing or unreadable, or nothing English is left.
     """
     if split not in SPLITS:
         raise LaserError(f"QUESST 2014 has the splits {', '.join(SPLITS)}, not {split!r}")
@@ -186,8 +185,6 @@ def _stem(name: str) -> str:
 
 def _read_list(root: Path, path: Path) -> list[Utterance]:
     """English recordings of a `.lst` file; `root` replaces the first component of each path."""
-    if not path.is_file():
-        raise LaserError(f"QUESST 2014 lacks {path}")
     found, languages = [], set()
     for place, line in read_lines(path):
         fields = line.split()
@@ -195,11 +192,10 @@ def _read_list(root: Path, path: Path) -> list[Utterance]:
             raise LaserError(f"{place}: expected a path and a language, got {line!r}")
         languages.add(fields[1])
         if fields[1] == LANGUAGE:
-            found.append(Utterance(_stem(fields[0]), root.joinpath(*PurePosixPath(fields[0]).parts[1:])))
+            found.append((place, Utterance(_stem(fields[0]), root.joinpath(*PurePosixPath(fields[0]).parts[1:]))))
     if not found:
         raise LaserError(f"{path} lists nothing in {LANGUAGE!r}; it has {', '.join(sorted(languages)) or 'no line'}")
-    _positions(found, path)
-    return found
+    return _once(found)
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -223,7 +219,7 @@ def _names(path: Path, element: str, attribute: str) -> list[str]:
 
 def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarray:
     """Targets, bool (queries, documents), from lines `LEXEME DOCUMENT 1 BEGIN DURATION QUERY ...`."""
-    rows, columns = ({name: i for i, name in enumerate(names)} for names in (queries, documents))
+    rows, columns = numbered(queries), numbered(documents)
     targets, unknown = np.zeros((len(queries), len(documents)), dtype=bool), 0
     for place, line in read_lines(path):
         fields = line.split()
@@ -235,7 +231,7 @@ def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarr
         if query in rows and document in columns:
             targets[rows[query], columns[document]] = True
         else:
-            unknown += query != _NO_QUERY
+            unknown += query != "NO_KEYWORD"  # of a document that holds none
     if unknown:
         logger.warning("%s: %d lines name a query or document of neither list; they are left out", path, unknown)
     return targets
@@ -243,8 +239,7 @@ def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarr
 
 def _find(utterances: Sequence[Utterance], among: list[str], where: str) -> list[int]:
     """Positions of `utterances` in a list of the ground truth."""
-    index = {name: position for position, name in enumerate(among)}
-    unknown = [utterance.name for utterance in utterances if utterance.name not in index]
-    if unknown:
+    index = numbered(among)
+    if unknown := [utterance.name for utterance in utterances if utterance.name not in index]:
         raise LaserError(f"{len(unknown)} recordings of the language lists are not in the {where}, as {unknown[0]}")
     return [index[utterance.name] for utterance in utterances]

@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
 
+import numba
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -23,6 +27,71 @@ from ..frame_store import length_batches
 
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
+
+# ------------------------------------------------------------------------------------------------------------- kernel
+
+_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _extremes(row):
+    """Least and greatest entry, without NaN. Four quarters side by side: one alone is a chain of comparisons."""
+    quarter = len(row) // 4
+    a = b = c = d = low = row[0]
+    e = f = g = h = high = row[0]
+    for j in range(quarter):
+        w, x, y, z = row[j], row[quarter + j], row[2 * quarter + j], row[3 * quarter + j]
+        a, b, c, d = min(a, w), min(b, x), min(c, y), min(d, z)
+        e, f, g, h = max(e, w), max(f, x), max(g, y), max(h, z)
+    for j in range(4 * quarter, len(row)):
+        low, high = min(low, row[j]), max(high, row[j])
+    return min(a, b, c, d, low), max(e, f, g, h, high)
+
+
+@_compiled
+def _advance(row, low, factor, old, new):
+    """One query frame: `new` from `old`, both with two infinite entries in front of the document's first frame."""
+    for j in range(len(row)):
+        stay, one, two = old[j + 2], old[j + 1], old[j]
+        best = stay if stay < one else one
+        best = best if best < two else two
+        new[j + 2] = (row[j] - low) * factor + best
+
+
+@_compiled
+def _costs(distance, query_ends, document_ends, first, last, scale, out):
+    """Fill `out[:, first:last]`: the costs of all queries in those documents."""
+    old, new = np.empty(distance.shape[1] + 2), np.empty(distance.shape[1] + 2)
+    for query in range(len(query_ends)):
+        top = query_ends[query - 1] if query else 0
+        for column in range(first, last):
+            begin = document_ends[column - 1] if column else 0
+            end = document_ends[column]
+            old[0] = old[1] = new[0] = new[1] = np.inf
+            for i in range(top, query_ends[query]):
+                row = distance[i, begin:end]
+                low, factor = 0.0, 1.0
+                if scale:
+                    least, most = _extremes(row)
+                    low = np.float64(least)
+                    factor = 1.0 / max(np.float64(most) - low, 1e-9)
+                if i == top:
+                    # The first query frame has no predecessor.
+                    for j in range(len(row)):
+                        new[j + 2] = (row[j] - low) * factor
+                else:
+                    _advance(row, low, factor, old, new)
+                old, new = new, old
+            best, _ = _extremes(old[2 : 2 + end - begin])
+            out[query, column] = best / (query_ends[query] - top)
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="qbe")
+
+
+# ---------------------------------------------------------------------------------------------------- distances, costs
 
 
 def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: np.ndarray) -> torch.Tensor:
@@ -56,25 +125,29 @@ def alignment_costs(
 
     Args:
         distance: (sum(query_lengths), sum(document_lengths)), float32 or float64, queries below each other and
-            documents side by side. On the CPU a compiled kernel runs, on any other device batched tensor operations.
+            documents side by side. On the CPU a compiled kernel runs, in as many threads as PyTorch uses; on any other
+            device batched tensor operations.
         query_lengths, document_lengths: frames of each, at least 1.
         scale: map each row of each document to [0, 1] first (`scale_rows`).
 
     Raises:
         ValueError: lengths that are not positive or do not add up to the shape.
     """
-    if tuple(distance.shape) != (sum(query_lengths), sum(document_lengths)):
-        raise ValueError(
-            f"distance is {tuple(distance.shape)}, lengths ask for {sum(query_lengths), sum(document_lengths)}"
-        )
+    wanted = sum(query_lengths), sum(document_lengths)
+    if tuple(distance.shape) != wanted:
+        raise ValueError(f"distance is {tuple(distance.shape)}, lengths ask for {wanted}")
     if min([*query_lengths, *document_lengths], default=0) < 1:
         raise ValueError("every query and document needs at least one frame")
-    if distance.device.type == "cpu":
-        # Imported where it is needed: numba takes a second to load.
-        from .kernel import costs
-
-        return torch.from_numpy(costs(distance.numpy(), query_lengths, document_lengths, scale))
-    return batched_costs(distance, query_lengths, document_lengths, scale).double().cpu()
+    if distance.device.type != "cpu":
+        return batched_costs(distance, query_lengths, document_lengths, scale).double().cpu()
+    matrix = np.ascontiguousarray(distance.numpy())
+    rows, ends = (np.cumsum(np.asarray(lengths, dtype=np.int64)) for lengths in (query_lengths, document_lengths))
+    out = np.empty((len(rows), len(ends)))
+    threads = max(1, min(torch.get_num_threads(), len(ends)))
+    # Each thread gets an equal share of frames.
+    bounds = [0, *np.searchsorted(ends, np.linspace(0, ends[-1], threads + 1)[1:-1]).tolist(), len(ends)]
+    list(_pool(threads).map(lambda part: _costs(matrix, rows, ends, *part, scale, out), pairwise(bounds)))
+    return torch.from_numpy(out)
 
 
 def batched_costs(
@@ -103,15 +176,11 @@ def batched_costs(
 def match(
     queries: Sequence[torch.Tensor], documents: Sequence[torch.Tensor], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Scores (queries, documents), float64: minus the alignment cost, 0 for queries of fewer than five frames.
+    """Scores (queries, documents), float64, of unit-norm frames, each (frames, dim); one document at least.
 
-    Args:
-        queries, documents: unit-norm frames, each (frames, dim).
-        device: where to compute.
+    A score is minus the alignment cost, 0 for queries of fewer than five frames.
     """
     scores = torch.zeros(len(queries), len(documents), dtype=torch.float64)
-    if not documents:
-        return scores
     lengths = [len(document) for document in documents]
     frames = torch.cat(list(documents)).to(device)
     width = max(lengths) * len(lengths) if frames.device.type != "cpu" else len(frames)

@@ -1,7 +1,4 @@
-"""What a run leaves beside its record: the table on the screen, files of scores, skipped recordings, pictures.
-
-`benchmark.stdlist.xml` is the file that the official scorer of QUESST reads.
-"""
+"""What a run leaves beside its record: the table on the screen, files of scores, skipped recordings, pictures."""
 
 from __future__ import annotations
 
@@ -11,25 +8,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from ..features import Features, Utterance, read_waveform
 from .data import QbeData
-from .evaluation import DIGITS, Evaluation
 from .matching import best_path, frame_distances, scale_rows, unit_frames
-from .scoring import BETA, DECISION_THRESHOLD, DetectionCurve, detection_curve
+from .scoring import BETA, DECISION_THRESHOLD, DIGITS, DetectionCurve, Evaluation, detection_curve
 from .search import Search
 
 logger = logging.getLogger(__name__)
 
-SCORES = "scores.tsv"
-STDLIST = "benchmark.stdlist.xml"
-SKIPPED = "skipped.tsv"
-DETECTION = "det.png"
-ALIGNMENT = "alignment.png"
-_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
-
+SCORES, STDLIST, SKIPPED = "scores.tsv", "benchmark.stdlist.xml", "skipped.tsv"
+DETECTION, ALIGNMENT = "det.png", "alignment.png"
+FILES = (SCORES, STDLIST, SKIPPED, DETECTION, ALIGNMENT)
 Skipped = Mapping[Utterance, tuple[str, str]]
 """Kind and reason of each recording that could not be used."""
 
@@ -44,55 +37,79 @@ def print_table(evaluations: Mapping[tuple[str, int], Evaluation], chosen: tuple
         print(f"{split:>5} {layer:>5} {average:7.4f} {precision:7.4f} {weighted:8.4f}{mark}")
 
 
+def describe(data: QbeData, usable: np.ndarray, skipped: Skipped) -> dict[str, Any]:
+    """An evaluation set for the record: sizes, and recordings skipped by kind of reason.
+
+    `usable` is bool (queries, documents), false for skipped audio.
+    """
+    trials = data.trials & usable
+    targets = data.targets & trials
+    sought = targets.any(1)
+    counts: dict[str, Any] = {
+        "split": data.split,
+        "queries": int(sought.sum()),
+        "queries_without_target": int((~sought).sum()),
+        "documents": len(data.documents),
+        "trials": int(trials[sought].sum()),
+        "targets": int(targets.sum()),
+        "revision": data.revision(),
+    }
+    if (full := data.collection) is not None:
+        has = dict(zip(full.queries, full.targets.any(1).tolist(), strict=True))
+        every = sum(has.values()) * len(full.documents)
+        given = int(trials[[has[query.name] for query in data.queries]].sum())
+        counts["collection"] = {
+            "queries": len(full.queries),
+            "queries_with_target": sum(has.values()),
+            "documents": len(full.documents),
+            "trials": every,
+            "given": given,
+            "default": every - given,
+        }
+    counts["skipped"] = {
+        role: dict(Counter(skipped[one][0] for one in part if one in skipped))
+        for role, part in (("queries", data.queries), ("documents", data.documents))
+    }
+    return counts
+
+
 def write_scores(path: Path, scores: np.ndarray, queries: Sequence[str], documents: Sequence[str], targets) -> None:
     """One line a trial: query, document, score, target (0 or 1); `scores` (queries, documents), NaN for no trial."""
     lines = ["query\tdocument\tscore\ttarget"]
-    for row, query in enumerate(queries):
-        for column in np.flatnonzero(~np.isnan(scores[row])):
-            target = int(targets[row][column])
-            lines.append(f"{query}\t{documents[column]}\t{scores[row, column]:.{DIGITS}f}\t{target}")
+    for row, column in np.argwhere(~np.isnan(scores)):
+        score, target = f"{scores[row, column]:.{DIGITS}f}", int(targets[row][column])
+        lines.append(f"{queries[row]}\t{documents[column]}\t{score}\t{target}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_stdlist(path: Path, scores: np.ndarray, queries: Sequence[str], documents: Sequence[str]) -> None:
-    """The list of detected terms as SUPERB writes it: every trial, YES for scores above two standard deviations.
+    """The list of detected terms that the official scorer of QUESST reads: every trial, YES for scores above 2.
 
-    Args:
-        path: `benchmark.stdlist.xml` in the folder given to the scorer.
-        scores: (queries, documents), normalised, NaN for no trial.
-        queries, documents: names as in the term list and the experiment control file, without extension.
+    `scores` are (queries, documents), normalised, NaN for no trial.
     """
     head = {"termlist_filename": STDLIST, "indexing_time": "1.00", "language": "english", "index_size": "1"}
     root = ElementTree.Element("stdlist", head, system_id="benchmark")
-    for row, query in enumerate(queries):
-        used = np.flatnonzero(~np.isnan(scores[row]))
+    for query, row in zip(queries, scores, strict=True):
+        used = np.flatnonzero(~np.isnan(row))
         if len(used) == 0:
             continue
         about = {"termid": query, "term_search_time": "1.0", "oov_term_count": "1"}
         terms = ElementTree.SubElement(root, "detected_termlist", about)
         for column in used:
-            score = scores[row, column]
             entry = {"file": documents[column], "channel": "1", "tbeg": "0.000", "dur": "0.00"}
-            entry |= {"score": f"{score:.{DIGITS}f}", "decision": "YES" if score > DECISION_THRESHOLD else "NO"}
+            decision = "YES" if row[column] > DECISION_THRESHOLD else "NO"
+            entry |= {"score": f"{row[column]:.{DIGITS}f}", "decision": decision}
             ElementTree.SubElement(terms, "term", entry)
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path, encoding="UTF-8", xml_declaration=True)
-
-
-def count_skipped(data: QbeData, skipped: Skipped) -> dict[str, dict[str, int]]:
-    """How many recordings were skipped, by kind of reason, among queries and among documents."""
-    return {
-        role: dict(Counter(skipped[utterance][0] for utterance in utterances if utterance in skipped))
-        for role, utterances in (("queries", data.queries), ("documents", data.documents))
-    }
 
 
 def write_skipped(path: Path, sets: Sequence[QbeData], skipped: Skipped) -> None:
     """One line for each recording that was left out, and for each query that has no target; no file without any."""
     lines = []
     for data in sets:
-        for role, utterances in (("query", data.queries), ("document", data.documents)):
-            lines += ["\t".join((data.split, role, u.name, *skipped[u])) for u in utterances if u in skipped]
+        for role, part in (("query", data.queries), ("document", data.documents)):
+            lines += ["\t".join((data.split, role, one.name, *skipped[one])) for one in part if one in skipped]
         for query, has in zip(data.queries, (data.targets & data.trials).any(1), strict=True):
             if not has:
                 lines.append(f"{data.split}\tquery\t{query.name}\tno_target\tno document among its trials holds it")
@@ -104,16 +121,10 @@ def write_skipped(path: Path, sets: Sequence[QbeData], skipped: Skipped) -> None
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def plot_detection(curve: DetectionCurve, path: Path, title: str = "", beta: float = BETA) -> None:
+def plot_detection(curve: DetectionCurve, path: Path, title: str = "") -> None:
     """Miss rate against false-alarm rate on normal deviate scales (after Martin et al., 1997), means over queries.
 
     The best term-weighted value is marked. Unlike in a DET curve of pooled trials every query weighs the same.
-
-    Args:
-        curve: operating points.
-        path: of the PNG.
-        title: above the picture.
-        beta: of the term-weighted value.
     """
     from ... import figures
 
@@ -122,15 +133,15 @@ def plot_detection(curve: DetectionCurve, path: Path, title: str = "", beta: flo
     keep = np.unique(np.concatenate([np.geomspace(1, points, 1500), np.linspace(1, points, 500)]).astype(int)) - 1
     line, mark = figures.LINE_COLOURS[:2]
     axis.plot(_deviate(curve.false_alarm[keep]), _deviate(curve.miss[keep]), color=line, drawstyle="steps-post")
-    values = 1 - curve.miss - beta * curve.false_alarm
+    values = 1 - curve.miss - BETA * curve.false_alarm
     best = [int(values.argmax())]
     label = f"MTWV {values[best[0]]:.4f}"
     axis.plot(_deviate(curve.false_alarm[best]), _deviate(curve.miss[best]), "o", color=mark, label=label)
-    ticks, labels = _deviate(np.array(_TICKS)), [f"{100 * tick:g}" for tick in _TICKS]
+    ticks = np.array([0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99])
     limits = _deviate(np.array([5e-5, 0.995]))
     axis.set(xlim=limits, ylim=limits, xlabel="false alarms, % of non-targets", ylabel="misses, % of targets")
-    axis.set_xticks(ticks, labels)
-    axis.set_yticks(ticks, labels)
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(_deviate(ticks), [f"{100 * tick:g}" for tick in ticks])
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figures.save(figure, path, title)
@@ -138,18 +149,11 @@ def plot_detection(curve: DetectionCurve, path: Path, title: str = "", beta: flo
 
 def _deviate(rates: np.ndarray) -> np.ndarray:
     """Normal deviates of rates, kept off 0 and 1 where they are infinite."""
-    normal = NormalDist()
-    return np.array([normal.inv_cdf(float(rate)) for rate in np.clip(rates, 5e-5, 1 - 5e-5)])
+    return np.array([NormalDist().inv_cdf(float(rate)) for rate in np.clip(rates, 5e-5, 1 - 5e-5)])
 
 
 def plot_matches(matches: Mapping[str, np.ndarray], path: Path, frame_seconds: float) -> None:
-    """Distance matrices below each other, dark where frames are alike, with the best alignment drawn in.
-
-    Args:
-        matches: scaled distances (query frames, document frames) by title, at least one.
-        path: of the PNG.
-        frame_seconds: time from one frame to the next.
-    """
+    """Scaled distances (query frames, document frames) by title below each other, with the best alignment drawn in."""
     from ... import figures
 
     figure, axes = figures.new_figure(len(matches), 1, (9, 2.9 * len(matches)), squeeze=False)

@@ -30,20 +30,11 @@ class Search:
 
 
 def search_layers(
-    features: Features,
-    layers: Sequence[int],
-    sets: Sequence[QbeData],
-    folder: Path,
-    device: torch.device | str = "cpu",
+    features: Features, layers: Sequence[int], sets: Sequence[QbeData], folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[tuple[str, int], Search], dict[Utterance, tuple[str, str]]]:
-    """Encode the recordings of `sets` once, and search each set at each layer.
+    """Encode the recordings of `sets`, all of one gain, once, and search each set at each layer.
 
-    Args:
-        features: what makes frames.
-        layers: numbers of the layers.
-        sets: evaluation sets, all with one gain.
-        folder: of everything that an interrupted run can go on from; memory holds few frames at a time.
-        device: where to align.
+    `folder` gets everything that an interrupted run can go on from; memory holds few frames at a time.
 
     Returns:
         Searches by split and layer, and kind and reason of each recording that could not be used.
@@ -84,11 +75,8 @@ def search(
     Frames are normalised by their mean and deviation over all these queries and documents.
 
     Args:
-        store: frames on disk.
-        layer: which frames.
         queries, documents: indices in the store; those that it skipped get NaN.
         path: where the scores are kept (npy), a block of documents after the other.
-        device: where to align.
 
     Raises:
         LaserError: no query or no document could be used.
@@ -106,7 +94,12 @@ def search(
     def frames(index: int) -> torch.Tensor:
         return unit_frames(store.read(layer, index), mean, deviation)
 
-    scores = _open_scores(path, (len(queries), len(documents)))
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            np.save(file, np.full((len(queries), len(documents)), np.nan))
+        os.replace(fresh, path)
+    scores = np.lib.format.open_memmap(path, mode="r+")
     with tqdm(total=len(columns), desc=path.stem, unit="document", mininterval=2) as bar:
         for first in range(0, len(columns), BLOCK_DOCUMENTS):
             block = columns[first : first + BLOCK_DOCUMENTS]
@@ -117,16 +110,6 @@ def search(
                 scores.flush()
             bar.update(len(block))
     return Search(np.array(scores), mean, deviation)
-
-
-def _open_scores(path: Path, shape: tuple[int, int]) -> np.memmap:
-    """The scores of an interrupted search, or new ones, all NaN."""
-    if not path.exists():
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            np.save(file, np.full(shape, np.nan))
-        os.replace(fresh, path)
-    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

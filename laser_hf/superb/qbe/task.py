@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from ..features import add_arguments as add_feature_arguments
 from ..features import load_features, pick_device, pick_layers
 from . import report, scoring
 from .data import GAIN_DB, SPLITS, QbeData, read_data
-from .evaluation import PRIMARY, Evaluation, count, evaluate
 from .matching import SHORTEST_QUERY
+from .scoring import PRIMARY, Evaluation, evaluate
 from .search import search_layers
 
 logger = logging.getLogger(__name__)
@@ -31,27 +30,20 @@ logger = logging.getLogger(__name__)
 NAME = "qbe"
 HELP = "query by example: find recordings that hold a spoken word; MTWV and mean average precision"
 CACHE = "cache"
-_FILES = (report.SCORES, report.STDLIST, report.SKIPPED, report.DETECTION, report.ALIGNMENT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
     add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        help="QUESST 2014 (quesst14Database): protocol superb, judged by MTWV; or a folder with queries.tsv, "
-        "documents.tsv and targets.tsv: protocol quick, judged by mean average precision",
+    layouts = (
+        "QUESST 2014 (quesst14Database): protocol superb, judged by MTWV; or a folder with queries.tsv, documents.tsv "
+        "and targets.tsv: protocol quick, judged by mean average precision"
     )
+    add("--data", type=Path, required=True, help=layouts)
     add("--split", choices=SPLITS, default="eval", help="queries of QUESST 2014 to report on")
-    add(
-        "--select_layer",
-        choices=("last", "dev"),
-        default="last",
-        help="which of several layers is reported: the last one named (LASER), or the best on dev (SUPERB)",
-    )
+    which = "which of several layers is reported: the last one named (LASER), or the best on dev (SUPERB)"
+    add("--select_layer", choices=("last", "dev"), default="last", help=which)
     add("--dev_data", type=Path, help="development set as three tables: gives the threshold of act_twv and the layer")
     add("--skip_dev", action="store_true", help="leave out the dev queries of QUESST 2014")
 
@@ -65,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         LaserError: data or options that do not fit; the message says how to mend it.
     """
     began = time.time()
-    folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=_FILES)
+    folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=report.FILES)
     data, dev = _read_sets(arguments)
     sets = [data] if dev is None else [data, dev]
     device = pick_device(arguments.device)
@@ -74,13 +66,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = features.describe(arguments.model)
     protocol = "superb" if data.layout == "quesst2014" else "quick"
     metric, trials = PRIMARY[protocol]
-    recipe = {
-        "layers": layers,
-        "select_layer": arguments.select_layer,
-        "shortest_query_frames": SHORTEST_QUERY,
-        "beta": scoring.BETA,
-        "trials": trials,
-    }
+    recipe = {"layers": layers, "select_layer": arguments.select_layer, "shortest_query_frames": SHORTEST_QUERY}
+    recipe |= {"beta": scoring.BETA, "trials": trials}
     if data.layout == "quesst2014":
         recipe |= {"gain_db": GAIN_DB, "default_score": scoring.DEFAULT_SCORE}
     about = {"model": (model["weights_sha256"] or arguments.model)[:12], "files": [_digest(one) for one in sets]}
@@ -93,10 +80,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     evaluations: dict[tuple[str, int], Evaluation] = {}
     for layer in layers:
         thresholds = None
-        if dev is not None:
-            found = evaluations["dev", layer] = evaluate(dev, searches["dev", layer].scores, layer)
+        for one in reversed(sets):
+            found = evaluate(one, searches[one.split, layer].scores, layer, thresholds)
             thresholds = {which: found.find("mtwv", which)["threshold"] for which in found.measured}
-        evaluations[data.split, layer] = evaluate(data, searches[data.split, layer].scores, layer, thresholds)
+            evaluations[one.split, layer] = found
     chosen = layers[-1]
     if arguments.select_layer == "dev":
         chosen = max(layers, key=lambda layer: evaluations["dev", layer].find(metric, trials)["value"])
@@ -112,11 +99,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     first = best.find(metric, trials)
     metrics = [m for evaluation in evaluations.values() for m in evaluation.metrics]
     described = {
-        one.split: {
-            "source": str(source),
-            **count(one, ~np.isnan(searches[one.split, chosen].scores)),
-            "skipped": report.count_skipped(one, skipped),
-        }
+        one.split: {"source": str(source)}
+        | report.describe(one, ~np.isnan(searches[one.split, chosen].scores), skipped)
         for one, source in zip(sets, (arguments.data, arguments.dev_data or arguments.data), strict=False)
     }
     record = new_record(
@@ -149,20 +133,17 @@ def _read_sets(arguments: argparse.Namespace) -> tuple[QbeData, QbeData | None]:
         dev = read_data(arguments.data, "dev")
     if arguments.select_layer == "dev" and dev is None:
         raise LaserError(
-            "--select_layer dev needs a development set: --dev_data FOLDER with three tables, or QUESST 2014 with "
-            "--split eval and without --skip_dev"
+            "--select_layer dev needs a development set: --dev_data FOLDER, or QUESST 2014 without --skip_dev"
         )
     for one in (data,) if dev is None else (data, dev):
-        without = int((~(one.targets & one.trials).any(1)).sum())
-        if without:
-            logger.warning(
-                "%d of %d queries of %s have no target; they count in no measure", without, len(one.queries), one.split
-            )
+        if without := int((~(one.targets & one.trials).any(1)).sum()):
+            counts = (without, len(one.queries), one.split)
+            logger.warning("%d of %d queries of %s have no target; they count in no measure", *counts)
     return data, dev
 
 
 def _digest(data: QbeData) -> str:
     """Digest of the task and of the size and time of its files: an interrupted run goes on with the same ones only."""
-    files: Sequence[Path] = sorted({utterance.audio for utterance in (*data.queries, *data.documents)})
+    files = sorted({utterance.audio for utterance in (*data.queries, *data.documents)})
     found = [(path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in files]
     return hashlib.sha256(json.dumps([data.revision(), list(map(str, files)), found]).encode()).hexdigest()[:12]

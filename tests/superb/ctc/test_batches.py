@@ -8,7 +8,16 @@ from collections import Counter
 import pytest
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.ctc.data import UpdateSampler, length_buckets, target_windows
+from laser_hf.superb.ctc.data import UpdateSampler
+from laser_hf.superb.ctc.tasks import Asr, AsrRecipe, Lexicon, Pr, PrRecipe
+
+
+def length_buckets(samples, size, halve_above):
+    return Asr().groups(samples, [], AsrRecipe(batch_size=size // 2, halve_above_samples=halve_above))
+
+
+def target_windows(labels, samples, size, halve_above):
+    return Pr(Lexicon({}, {})).groups(samples, labels, PrRecipe(batch_size=size, halve_above_samples=halve_above))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 8, 9, 16, 17, 23])

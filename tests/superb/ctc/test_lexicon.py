@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.ctc.targets import ARPABET, SUPERB_LEXICON, Lexicon, UnusableText
+from laser_hf.superb.ctc.task import UnusableText
+from laser_hf.superb.ctc.tasks import ARPABET, SUPERB_LEXICON, Lexicon
 
 
 def test_the_first_pronunciation_of_the_first_file_counts(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.ctc import recipe
+from laser_hf.superb.ctc import task as recipe
 from laser_hf.superb.ctc.run import Command
-from laser_hf.superb.ctc.tasks import Asr, Pr
+from laser_hf.superb.ctc.tasks import ASR, PR, Asr, Pr
 
 
 def parse(task, *words):
@@ -21,7 +21,7 @@ def parse(task, *words):
 
 
 def test_asr_is_superbs():
-    assert dataclasses.asdict(recipe.ASR["superb"]) == {
+    assert dataclasses.asdict(ASR["superb"]) == {
         "max_steps": 200_000,
         "eval_steps": 2_000,
         "learning_rate": 1e-4,
@@ -43,7 +43,7 @@ def test_asr_is_superbs():
 
 
 def test_pr_is_superbs_with_the_rate_of_the_published_numbers():
-    assert dataclasses.asdict(recipe.PR["superb"]) == {
+    assert dataclasses.asdict(PR["superb"]) == {
         "max_steps": 100_000,
         "eval_steps": 1_000,
         "learning_rate": 5e-4,
@@ -69,7 +69,7 @@ def test_the_seed_and_the_splits_are_superbs():
 
 def test_the_trainer_is_told_so(tmp_path):
     command = Command.__new__(Command)
-    command.arguments, command.recipe, command.use_cpu = parse(Asr), recipe.ASR["superb"], True
+    command.arguments, command.recipe, command.use_cpu = parse(Asr), ASR["superb"], True
     args = command.training_arguments(Asr, tmp_path, 1337)
     assert args.lr_scheduler_type == "constant"
     assert (args.warmup_steps, args.weight_decay, args.max_grad_norm) == (0, 0.0, 1.0)
@@ -79,7 +79,7 @@ def test_the_trainer_is_told_so(tmp_path):
 
 def test_shapes_of_the_asr_head():
     with torch.device("meta"):  # only shapes
-        head = Asr.build_head(recipe.ASR["superb"], 13, 768)
+        head = Asr.build_head(ASR["superb"], 13, 768)
     shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
     assert shapes.pop("weighted_sum.weights") == (13,)
     assert shapes.pop("head.projection.weight") == (1024, 768)
@@ -93,7 +93,7 @@ def test_shapes_of_the_asr_head():
 
 
 def test_shapes_of_the_pr_head():
-    head = Pr.build_head(recipe.PR["superb"], 13, 768)
+    head = Pr.build_head(PR["superb"], 13, 768)
     shapes = {name: tuple(value.shape) for name, value in head.named_parameters()}
     assert shapes == {
         "weighted_sum.weights": (13,),
@@ -106,13 +106,13 @@ def test_shapes_of_the_pr_head():
 
 
 def test_values_given_on_the_command_line():
-    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5", "--dropout", "0"), recipe.ASR)
-    assert chosen == dataclasses.replace(recipe.ASR["superb"], max_steps=5, dropout=0.0)
-    chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), recipe.PR)
-    assert chosen == dataclasses.replace(recipe.PR["quick"], batch_size=3)
-    assert recipe.choose_recipe(parse(Pr), recipe.PR) == recipe.PR["superb"]
-    with pytest.raises(LaserError, match="--max_steps must be positive, got 0"):
-        recipe.choose_recipe(parse(Pr, "--max_steps", "0"), recipe.PR)
+    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5", "--dropout", "0"), ASR)
+    assert chosen == dataclasses.replace(ASR["superb"], max_steps=5, dropout=0.0)
+    chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), PR)
+    assert chosen == dataclasses.replace(PR["quick"], batch_size=3)
+    assert recipe.choose_recipe(parse(Pr), PR) == PR["superb"]
+    with pytest.raises(LaserError, match="--max_steps must be at least 1, got 0"):
+        recipe.choose_recipe(parse(Pr, "--max_steps", "0"), PR)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_values_given_on_the_command_line():
     ],
 )
 def test_what_may_be_called_superb(words, kept):
-    chosen = recipe.choose_recipe(parse(Asr, *words), recipe.ASR)
-    changed = recipe.changes(chosen, recipe.ASR["superb"])
+    chosen = recipe.choose_recipe(parse(Asr, *words), ASR)
+    changed = recipe.changes(chosen, ASR["superb"])
     assert recipe.is_superb(changed, chosen.learning_rate) is kept
-    assert bool(changed) == (chosen != recipe.ASR["superb"])
+    assert bool(changed) == (chosen != ASR["superb"])
 
 
 def test_quick_is_never_superb():
-    for recipes in (recipe.ASR, recipe.PR):
+    for recipes in (ASR, PR):
         changed = recipe.changes(recipes["quick"], recipes["superb"])
         assert not recipe.is_superb(changed, recipes["quick"].learning_rate)
         assert set(changed) >= {"max_steps", "learning_rate"}

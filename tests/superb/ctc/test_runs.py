@@ -127,7 +127,7 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(tiny_encoder, 
     ("words", "message"),
     [
         (["--train_split", "nowhere"], "there is no split 'nowhere'"),
-        (["--runs", "0"], "--runs must be positive"),
+        (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--model", "no/such-encoder"], "cannot load the encoder"),
         (["--max_train_utterances", "1"], "at least 2"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laser_hf.superb.ctc.heads import SpecAugment, draw_mask, time_warp
-from laser_hf.superb.ctc.recipe import ASR
+from laser_hf.superb.ctc.tasks import ASR
 
 
 def test_widths_and_starts_of_masks():

@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
 from laser_hf.superb.ctc.heads import ctc_losses
-from laser_hf.superb.ctc.targets import (
-    ARPABET,
-    CHARACTERS,
-    PHONES,
-    Lexicon,
-    UnusableText,
-    collapse,
-    merge_without_blanks,
-)
-from laser_hf.superb.ctc.tasks import Asr, Decoded, Pr
+from laser_hf.superb.ctc.task import Decoded, UnusableText, collapse
+from laser_hf.superb.ctc.tasks import ARPABET, CHARACTERS, PHONES, Asr, Lexicon, Pr
 
 
 def test_characters_are_superbs():
@@ -85,7 +77,6 @@ def test_greedy_paths_of_characters():
 def test_greedy_paths_of_phones_merge_across_blanks():
     k, t = PHONES.index("K"), PHONES.index("T")
     path = [0, k, k, 0, k, t, 1, 1, 0, t, 0]
-    assert merge_without_blanks(path, (0, 1)) == [k, t]
     assert collapse(path) == [k, k, t, 1, t]
     assert Pr.decode(path) == ["K", "T"]
 
@@ -101,7 +92,7 @@ def test_paths_by_walking_over_them(path):
             merged.append(label)
         before = label
     assert collapse(path) == collapsed
-    assert merge_without_blanks(path, (0, 1)) == merged
+    assert Pr.decode(path) == [PHONES[label] for label in merged]
 
 
 def test_losses_are_torchs():

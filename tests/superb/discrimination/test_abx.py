@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_hf.superb.discrimination.abx import abx_error, balanced
-from laser_hf.superb.discrimination.alignments import Token
-from laser_hf.superb.discrimination.token_distances import dtw_distances, token_frames
+from laser_hf.superb.discrimination.comparisons import abx_error, dtw_distances
+from laser_hf.superb.discrimination.speech import balanced
+from laser_hf.superb.discrimination.tokens import Token, token_frames
 
 
 def speech(seed: int = 0, noise: float = 1.0, speakers: int = 3, per_phone: int = 3):

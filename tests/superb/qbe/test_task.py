@@ -11,7 +11,7 @@ from laser_hf.errors import LaserError
 from laser_hf.records import read_record
 from laser_hf.superb import frame_store
 from laser_hf.superb.__main__ import main
-from laser_hf.superb.qbe import evaluation, report, search, task
+from laser_hf.superb.qbe import report, scoring, search, task
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_scores_are_measured_as_they_are_written(tmp_path):
     scores = np.random.default_rng(0).normal(size=(3, 50))
     scores[1, 7] = np.nan
     report.write_scores(tmp_path / "scores.tsv", scores, list("abc"), list(map(str, range(50))), np.zeros((3, 50)))
-    written = evaluation.as_written(scores)
+    written = scoring.as_written(scores)
     read = {(q, d): float(s) for q, d, s, _ in table(tmp_path)[1:]}
     assert len(read) == 149
     assert all(written["abc".index(query), int(document)] == score for (query, document), score in read.items())

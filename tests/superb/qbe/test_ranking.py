@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from laser_hf.superb.ranking import average_precision
+from laser_hf.superb.qbe.scoring import average_precision
 
 
 def brute_force(scores, targets) -> float:

@@ -1,14 +1,8 @@
-"""Diagnostics of an encoder's frames on a small selection of aligned speech, in seconds.
-
-`load_aligned_speech` selects utterances, words and phones; `measure` gives word discrimination (`words`),
-an ABX-like phone error (`abx`), and the mean pairwise cosine and the effective rank of the frames. A training run
-measures at every evaluation, and a search uses one number as its target: `word_average_precision`.
-"""
+"""Aligned speech: which utterances, words and phones are measured."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,22 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...data import BadAudio, decode_audio, find_audio_files
-from ...encoders import SAMPLE_RATE, SpeechEncoder
+from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
-from ...ops.statistics import effective_rank, mean_pairwise_cosine
-from ..features import EncoderFeatures, Features
-from ..frame_store import encode
-from .abx import AbxReport, abx_error, balanced
-from .alignments import Skipped, Token, long_words, read_alignments
-from .words import NoComparison, WordReport, word_discrimination
+from .tokens import Skipped, Token, long_words, read_alignments
 
 logger = logging.getLogger(__name__)
 
-MAX_FRAMES = 512  # of the cosine and the effective rank, as in the training monitor
 SLACK = 0.03
 """Seconds that an alignment may reach beyond the end of its audio: it counts in whole frames."""
 
@@ -57,7 +44,7 @@ class DiscriminationSettings:
     seed: int = _setting(0, "of every selection")
 
 
-# ---------------------------------------------------------------------------------------------------------- selecting
+DEFAULTS = DiscriminationSettings()
 
 
 @dataclass
@@ -91,7 +78,7 @@ def load_aligned_speech(
     data: str | Path,
     alignments: str | Path,
     splits: Sequence[str] | None = None,
-    settings: DiscriminationSettings = DiscriminationSettings(),
+    settings: DiscriminationSettings = DEFAULTS,
 ) -> AlignedSpeech:
     """Read aligned speech and select from it by `settings`, the same at every call.
 
@@ -112,10 +99,9 @@ def load_aligned_speech(
     if splits:
         wanted = {path.stem: path for split in splits for path in find_audio_files(root / split)}
     found = read_alignments(alignments)
-    skipped = found.skipped
     speakers = {token.utterance: token.speaker for token in [*found.phones, *found.words]}
-    for utterance in sorted(set(speakers) - set(files)):
-        skipped.add("aligned utterances without audio", utterance)
+    if lost := sorted(set(speakers) - set(files)):
+        found.skipped.names["aligned utterances without audio"] += lost
     usable = {utterance: speaker for utterance, speaker in speakers.items() if utterance in wanted}
     if not usable:
         raise LaserError(
@@ -129,21 +115,18 @@ def load_aligned_speech(
         try:
             waveforms[utterance] = decode_audio(wanted[utterance], SAMPLE_RATE).waveform
         except BadAudio as error:
-            skipped.add(f"utterances with unusable audio ({error.kind})", utterance)
-    words, phones = (_inside(tokens, waveforms, skipped) for tokens in (long, found.phones))
+            found.skipped.names[f"utterances with unusable audio ({error.kind})"].append(utterance)
+    words, phones = (_inside(tokens, waveforms, found.skipped) for tokens in (long, found.phones))
     if not words and not phones:
         raise LaserError(
             f"no phone and no word of {settings.min_letters} letters and {settings.min_seconds:g} s of {alignments} "
-            f"can be used; left out: {skipped}"
+            f"can be used; left out: {found.skipped}"
         )
-    if skipped.reasons:
-        logger.warning("%s: left out %s", alignments, skipped)
-    return AlignedSpeech(
-        waveforms,
-        repeated_words(words, settings.max_words, settings.seed),
-        balanced(phones, settings.phones_per_speaker, settings.max_speakers, settings.seed),
-        skipped,
-    )
+    if found.skipped.reasons:
+        logger.warning("%s: left out %s", alignments, found.skipped)
+    words = repeated_words(words, settings.max_words, settings.seed)
+    phones = balanced(phones, settings.phones_per_speaker, settings.max_speakers, settings.seed)
+    return AlignedSpeech(waveforms, words, phones, found.skipped)
 
 
 def _spread(speakers: Mapping[str, str], words: Iterable[Token], count: int, seed: int) -> list[str]:
@@ -168,11 +151,10 @@ def _spread(speakers: Mapping[str, str], words: Iterable[Token], count: int, see
 def _inside(tokens: Iterable[Token], waveforms: Mapping[str, Tensor], skipped: Skipped) -> list[Token]:
     """Tokens of decoded utterances that end before these do."""
     kept = []
-    for token in tokens:
-        if token.utterance not in waveforms:
-            continue
+    for token in (token for token in tokens if token.utterance in waveforms):
         if token.end > len(waveforms[token.utterance]) / SAMPLE_RATE + SLACK:
-            skipped.add("tokens beyond the end of their audio", f"{token.utterance} {token.label} {token.end:.2f} s")
+            place = f"{token.utterance} {token.label} {token.end:.2f} s"
+            skipped.names["tokens beyond the end of their audio"].append(place)
         else:
             kept.append(token)
     return kept
@@ -189,95 +171,19 @@ def repeated_words(words: Iterable[Token], count: int, seed: int = 0) -> list[To
     return sorted([token for name in names for token in by_word[name]][:count])
 
 
-# ---------------------------------------------------------------------------------------------------------- measuring
-
-
-@dataclass(frozen=True)
-class DiscriminationReport:
-    """All diagnostics of one layer; a part is `None` where the speech has no such tokens or allows no comparison."""
-
-    words_across: WordReport | None
-    words_all: WordReport | None
-    abx: AbxReport | None
-    frame_cosine: float
-    effective_rank: float
-
-    def summary(self) -> dict[str, float]:
-        """The scalars by their short names, without those that could not be measured."""
-        values = {
-            "word_ap_across": self.words_across and self.words_across.average_precision,
-            "word_ap": self.words_all and self.words_all.average_precision,
-            "abx_across": self.abx and self.abx.across,
-            "abx_within": self.abx and self.abx.within,
-            "frame_cosine": self.frame_cosine,
-            "effective_rank": self.effective_rank,
-        }
-        return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
-
-
-def measure(
-    features: Features,
-    speech: AlignedSpeech,
-    layers: Sequence[int] = (-1,),
-    settings: DiscriminationSettings = DiscriminationSettings(),
-    progress: bool = False,
-) -> list[DiscriminationReport]:
-    """All diagnostics of each of `layers` (negative ones from the last), on frames that `features` makes.
-
-    For an encoder in training, `measure(EncoderFeatures(encoder), speech)[0].summary()` is what an evaluator returns.
-    The encoder's mode and PyTorch's random generators stay as they are.
-    """
-    frames = encode(features, speech.waveforms, [layer % features.layers for layer in layers], "frames" * progress)
-    return [_measure_layer(frames.pop(0), speech, features, settings, progress) for _ in layers]
-
-
-def _measure_layer(
-    frames: Mapping[str, Tensor],
-    speech: AlignedSpeech,
-    features: Features,
-    settings: DiscriminationSettings,
-    progress: bool,
-) -> DiscriminationReport:
-    words: dict[str, WordReport | None] = {"across": None, "all": None}
-    for speakers in words:
-        try:
-            words[speakers] = word_discrimination(
-                frames,
-                speech.words,
-                max_pairs=settings.max_pairs,
-                seed=settings.seed,
-                speakers=speakers,
-                progress=f"words ({speakers} speakers)" * progress,
-                **_times(features),
-            )
-        except NoComparison as error:
-            logger.warning("no word discrimination (%s): %s", speakers, error)
-    abx = abx_error(frames, speech.phones, progress="phones" * progress, **_times(features)) if speech.phones else None
-    stacked = torch.cat([frames[name] for name in sorted(frames)])
-    stacked = stacked[torch.linspace(0, len(stacked) - 1, min(MAX_FRAMES, len(stacked))).long()]
-    return DiscriminationReport(
-        words["across"], words["all"], abx, mean_pairwise_cosine(stacked), effective_rank(stacked)
-    )
-
-
-def word_average_precision(
-    encoder: SpeechEncoder,
-    speech: AlignedSpeech,
-    layer: int = -1,
-    settings: DiscriminationSettings = DiscriminationSettings(),
-) -> float:
-    """One number for an encoder: average precision of same-word pairs of different speakers; higher is better.
-
-    Raises:
-        NoComparison: the words of `speech` allow no comparison.
-    """
-    features = EncoderFeatures(encoder)
-    (frames,) = encode(features, speech.waveforms, [layer % features.layers])
-    return word_discrimination(
-        frames, speech.words, max_pairs=settings.max_pairs, seed=settings.seed, **_times(features)
-    ).average_precision
-
-
-def _times(features: Features) -> dict[str, float]:
-    """Frame rate, and the time of the middle of frame 0."""
-    return {"frame_rate": 1 / features.frame_seconds, "first_seconds": features.shortest / 2 / SAMPLE_RATE}
+def balanced(phones: Iterable[Token], per_cell: int, max_speakers: int, seed: int = 0) -> list[Token]:
+    """At most `per_cell` tokens of each phone of each of at most `max_speakers` speakers, drawn by `seed`."""
+    tokens = sorted(phones)
+    generator = np.random.default_rng(seed)
+    names = sorted({token.speaker for token in tokens})
+    if len(names) > max_speakers:
+        names = generator.choice(names, max_speakers, replace=False).tolist()
+    cells: dict[tuple[str, str], list[Token]] = defaultdict(list)
+    for token in tokens:
+        if token.speaker in names:
+            cells[token.speaker, token.label].append(token)
+    kept = []
+    for _, members in sorted(cells.items()):
+        picks = generator.permutation(len(members))[:per_cell]
+        kept += [members[pick] for pick in sorted(picks.tolist())]
+    return kept

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.discrimination.alignments import NO_PHONES, Token, long_words, read_alignments
+from laser_hf.superb.discrimination.tokens import NO_PHONES, Token, long_words, read_alignments
 
 HEADER = "utterance\tword\tstart_seconds\tduration_seconds\tphones(name:start:duration)\n"
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_hf.superb.discrimination.alignments import Token
-from laser_hf.superb.discrimination.token_distances import dtw_distances, mean_pooled, token_frames
+from laser_hf.superb.discrimination.comparisons import dtw_distances
+from laser_hf.superb.discrimination.tokens import Token, mean_pooled, token_frames
 
 
 def unit_rows(*shape: int, seed: int = 0) -> torch.Tensor:

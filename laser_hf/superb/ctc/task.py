@@ -1,0 +1,222 @@
+"""The frame of a CTC task: recipe and options, and what a subclass says about targets, head and metrics."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jiwer
+
+from ...errors import LaserError
+from ...plugins import Option
+
+if TYPE_CHECKING:
+    from .heads import CtcHead
+
+
+def value(default: Any, text: str, **bounds: Any) -> Any:
+    """A value of a recipe: its default, help, and bounds as `Option` has them."""
+    return field(default=default, metadata={"help": text, **bounds})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the result of a CTC head. The defaults are SUPERB's."""
+
+    max_steps: int = value(200_000, "updates", low=1)
+    eval_steps: int = value(2_000, "updates between two decodings of the dev split, which choose the head", low=1)
+    learning_rate: float = value(1e-4, "of Adam, constant", above=0)
+    max_grad_norm: float = value(1.0, "gradients are clipped to this norm", above=0)
+    batch_size: int = value(16, "utterances of a batch", low=1)
+    projection_size: int = value(1024, "dimension to which features are projected first", low=1)
+    max_train_utterances: int | None = value(None, "train on so many, spread evenly over the split", kind=int, low=2)
+    precision: str = value("fp32", "fp32 or bf16 (mixed)")
+
+
+def choose_recipe(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) -> Recipe:
+    """The protocol's recipe with the values of the command line; raises `LaserError` for one out of range."""
+    given = {
+        entry.name: Option(entry.name, entry.default, flag=f"--{entry.name}", **entry.metadata).check(
+            getattr(arguments, entry.name)
+        )
+        for entry in dataclasses.fields(recipes[arguments.protocol])
+        if hasattr(arguments, entry.name)
+    }
+    precision = "bf16" if arguments.bf16 else "fp32"
+    return dataclasses.replace(recipes[arguments.protocol], **given, precision=precision)
+
+
+def changes(recipe: Recipe, superb: Recipe) -> dict[str, dict[str, Any]]:
+    """Values in which `recipe` differs from SUPERB's: `{name: {"superb": ..., "here": ...}}`."""
+    pairs = {name: {"superb": one, "here": getattr(recipe, name)} for name, one in vars(superb).items()}
+    return {name: pair for name, pair in pairs.items() if pair["superb"] != pair["here"]}
+
+
+def is_superb(changed: dict[str, Any], learning_rate: float) -> bool:
+    """Whether a run with these changes may carry the name superb: SUPERB's rules let the learning rate be tuned."""
+    return set(changed) <= {"learning_rate"} and 1e-7 <= learning_rate <= 1e-1
+
+
+class UnusableText(LaserError):
+    """A transcript without a target: a kind to be counted, a `reason`, and the `words` that are unknown, each once."""
+
+    def __init__(self, kind: str, reason: str, words: Sequence[str] = ()) -> None:
+        super().__init__(f"{kind}: {reason}")
+        self.reason, self.words = reason, list(words)
+
+
+def split_words(transcript: str) -> list[str]:
+    """Upper-case words of a transcript; raises `UnusableText` if it has none."""
+    words = transcript.upper().split()
+    if not words:
+        raise UnusableText("missing_transcript", "the transcript has no words")
+    return words
+
+
+def error_rate(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> float:
+    """Sum of the edit distances over the sum of the reference lengths, in percent; units hold no blanks."""
+    return 100 * jiwer.process_words([" ".join(u) for u in references], [" ".join(u) for u in hypotheses]).wer
+
+
+def collapse(path: Sequence[int], blank: int = 0) -> list[int]:
+    """Labels of a frame-wise path: repeats merged, then blanks dropped, so that `A _ A` is `A A`."""
+    return [label for before, label in zip([None, *path], path, strict=False) if label not in (before, blank)]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One utterance: recognised and true units (characters with `|`, or phones)."""
+
+    id: str
+    hypothesis: list[str]
+    reference: list[str]
+
+
+class CtcTask:
+    """A CTC task. A subclass sets the attributes and says what it reads, trains and measures.
+
+    Attributes:
+        NAME: of the command, and in records.
+        HELP: one line for `--help`.
+        UNIT: what an error is counted in, in words.
+        RECIPES: values by protocol, `superb` and `quick`.
+        LABELS: of the classes; the first one is the CTC blank.
+        END, UNKNOWN: classes of the end of an utterance and of units that `LABELS` lacks.
+        PRIMARY: metric by which the head is chosen and reported.
+        FIRST_BEST: a head is kept only if its dev value is below this; `None` for no limit.
+    """
+
+    NAME: ClassVar[str]
+    HELP: ClassVar[str]
+    UNIT: ClassVar[str]
+    RECIPES: ClassVar[dict[str, Recipe]]
+    LABELS: ClassVar[tuple[str, ...]]
+    END: ClassVar[int]
+    UNKNOWN: ClassVar[int]
+    PRIMARY: ClassVar[str]
+    FIRST_BEST: ClassVar[float | None] = None
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Options of `python -m laser_hf.superb NAME`; the protocol decides values of the recipe that are not given."""
+        add = parser.add_argument
+        add("--model", required=True, help="encoder: hub id or folder (HuBERT, WavLM, wav2vec 2.0, data2vec-audio)")
+        add("--revision", help="branch, tag or commit of the encoder")
+        add("--do_normalize", action="store_true", help="scale waveforms to mean 0 and variance 1 (for large encoders)")
+        add("--data", required=True, help="a LibriSpeech tree with transcripts, a saved data set, or a hub id")
+        add("--data_name", help="configuration of a hub data set")
+        add("--data_revision", help="revision of a hub data set")
+        add("--audio_column", default="audio", help="audio column of a data set (its text column: `text`)")
+        add("--train_split", default="train-clean-100", help="split, or sub-folder of the tree")
+        add("--dev_split", default="dev-clean", help="chooses the head")
+        add("--test_split", default=["test-clean"], nargs="+", help="one or several; the first one gives the result")
+        add("--output_dir", type=Path, required=True, help="results.json, head, decoded files and plots go here")
+        add("--overwrite_output_dir", action="store_true", help="start over: delete what an earlier run left there")
+        text = "superb: the exact recipe, for full LibriSpeech and a GPU. quick: for small corpora; no SUPERB numbers"
+        add("--protocol", choices=tuple(cls.RECIPES), default="superb", help=text)
+        add("--runs", type=int, default=1, help="repeat with the seeds SEED, SEED+1, ...; mean and standard deviation")
+        add("--seed", type=int, default=1337, help="of the (first) run")
+        text = "values of the protocol (superb / quick); a changed value is recorded, and is not called superb"
+        add = parser.add_argument_group("recipe", text).add_argument
+        for entry in dataclasses.fields(cls.RECIPES["superb"]):
+            if entry.name != "precision":  # --bf16
+                values = [getattr(cls.RECIPES[protocol], entry.name) for protocol in ("superb", "quick")]
+                shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
+                kind = entry.metadata.get("kind", type(values[0]))
+                add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=f"{entry.metadata['help']} ({shown})")
+        text = "these change a result by rounding and random draws only"
+        add = parser.add_argument_group("machine", text).add_argument
+        add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
+        add("--bf16", action="store_true", help="mixed precision; not SUPERB's, and the record says so")
+        add("--micro_batch_size", type=int, help="utterances in memory at once in training; by default the whole batch")
+        add("--eval_batch_size", type=int, default=16, help="utterances decoded at once")
+        text = "encode every utterance once and keep its hidden states on disk (float32); auto: with protocol quick"
+        add("--cache_features", choices=("auto", "yes", "no"), default="auto", help=text)
+        add("--dataloader_num_workers", type=int, default=0, help="processes that decode audio")
+        add(
+            "--logging_steps", type=int, help="updates between two lines of the log; by default a quarter of eval_steps"
+        )
+        add("--report_to", default="tensorboard", help="where to log: tensorboard, wandb, none")
+        add("--ddp_backend", help="gloo for several processes on a CPU")
+        add("--disable_tqdm", action="store_true", help="no progress bars")
+
+    @classmethod
+    def run(cls, arguments: argparse.Namespace) -> dict[str, Any]:
+        """Train, choose, test; return the record."""
+        from .run import run
+
+        return run(cls, arguments)
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> CtcTask:
+        """The task as the command line describes it."""
+        return cls()
+
+    def units(self, transcript: str) -> list[str]:
+        """Units to recognise; raises `UnusableText`."""
+        raise NotImplementedError
+
+    def groups(self, samples: Sequence[int], labels: Sequence[int], values: Any) -> list[list[int]]:
+        """Batches of the training split by a recipe, from the lengths of utterances (samples) and of targets."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_head(cls, values: Any, layers: int, dim: int) -> CtcHead:
+        """The head of a recipe for an encoder with `layers` hidden states of `dim`."""
+        raise NotImplementedError
+
+    def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
+        """Error rates in percent, `PRIMARY` first."""
+        raise NotImplementedError
+
+    def encode(self, transcript: str) -> list[int]:
+        """CTC target: the classes of the units, and `END`; raises `UnusableText`."""
+        index = {label: number for number, label in enumerate(self.LABELS)}
+        return [index.get(unit, self.UNKNOWN) for unit in self.units(transcript)] + [self.END]
+
+    @classmethod
+    def symbols(cls, classes: Sequence[int]) -> list[str]:
+        """Units of a target or a collapsed path: its labels without blank and `END`."""
+        return [cls.LABELS[number] for number in classes if number not in (0, cls.END)]
+
+    @classmethod
+    def decode(cls, path: Sequence[int]) -> list[str]:
+        """Units of a greedy path."""
+        return cls.symbols(collapse(path))
+
+    @staticmethod
+    def written(units: Sequence[str]) -> str:
+        """Units as a text to read."""
+        return " ".join(units)
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says about the targets."""
+        return {"targets": f"{len(self.LABELS)} classes"}
+
+    def changed(self) -> dict[str, Any]:
+        """In what the targets differ from SUPERB's, in the form of `changes`."""
+        return {}
