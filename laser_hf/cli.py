@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -12,6 +13,10 @@ from .errors import LaserError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+saved: Callable[[], str] | None = None
+"""Says in words what the command has saved for a later start; `RunFolder` sets it."""
+_FULL = ("no space left on device", "pytorchstreamwriter failed writing", "unexpected pos", "disk is full")
+_KILLED = ("dataloader worker", "abruptly died", "terminated abruptly")
 
 
 def set_up_logging(main_process: bool = True) -> None:
@@ -43,20 +48,48 @@ def refuse_lonely_launch(command: str) -> None:
 def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> NoReturn:
     """Call `main(argv)` and end the process; `argv` as argparse takes it.
 
-    The exit status is 0; 1 after a `LaserError` or an operating system's error about a file or the disk, whose message
-    is printed behind `error:`; 130 after Ctrl-C; argparse's 2 for wrong options. Any other exception is a bug and keeps
-    its traceback.
+    The exit status is 0; 1 after a `LaserError`, an operating system's error about a file, a full disk or a killed data
+    worker, with one paragraph behind `error:`; 130 after Ctrl-C; argparse's 2 for wrong options. Any other exception is
+    a bug and keeps its traceback.
     """
     set_up_logging(os.environ.get("RANK", "0") == "0")
     try:
         main(argv)
     except LaserError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.filename is None and error.strerror is None:
-            raise  # not about a file: sockets and the like are for their callers to explain
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print(f"interrupted; {_how_to_go_on(argv)}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        said = _messages(error)
+        if any(text in said for text in _FULL):
+            sys.exit(f"error: the disk is full; {_how_to_go_on(argv)}, after making room")
+        if any(text in said for text in _KILLED):
+            go_on = _how_to_go_on(argv)
+            sys.exit(
+                f"error: a process that reads data was killed, for its memory perhaps; {go_on}, with fewer of them"
+            )
+        if not isinstance(error, OSError) or (error.filename is None and error.strerror is None):
+            raise  # a bug; or of sockets and the like, which are for their callers to explain
+        sys.exit(f"error: {error}")
     sys.exit(0)
+
+
+def _messages(error: BaseException | None) -> str:
+    """The messages of an error and of what caused it, in small letters: each library wraps a full disk in its way."""
+    said = []
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        said.append(_FULL[0] if full else str(error).lower())
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
+
+
+def _how_to_go_on(argv: Sequence[str] | None) -> str:
+    """What is saved, and what to do."""
+    kept = saved() if saved is not None else ""
+    if not kept:
+        return "nothing is saved; run the same command again to start over"
+    overwrites = any(word.startswith("--overwrite_output_dir") for word in (sys.argv if argv is None else argv))
+    same = "the command again without --overwrite_output_dir" if overwrites else "the same command again"
+    return f"{kept}; run {same} to continue"

@@ -194,12 +194,7 @@ def describe_model(name: str, revision: str | None = None, weights: Mapping[str,
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """A record of this schema; `LaserError` for any other file."""
-    try:
-        record = read_json(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LaserError(f"cannot read {path}: {error}") from error
-    if not isinstance(record, dict):
-        raise LaserError(f"{path} is no record: expected a JSON object, got {type(record).__name__}")
+    record = read_json(path, dict)
     if missing := sorted(set(_FRAME) - set(record)):
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
     if record["schema_version"] != SCHEMA_VERSION:
@@ -240,12 +235,24 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     path = Path(path)
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, suffix=".tmp", delete=False
+    ) as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text())
+def read_json(path: str | Path, kind: type = object) -> Any:
+    """The content of a JSON file, of type `kind`.
+
+    Raises:
+        LaserError: it cannot be read, is no JSON, or holds something else; the message names it.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LaserError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, kind):
+        raise LaserError(f"{path} holds a {type(content).__name__} instead of a JSON object")
+    return content

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import cli
 from .errors import LaserError
 from .records import plain, read_json, write_json
 
@@ -88,6 +89,7 @@ class RunFolder:
             LaserError: the folder cannot be written, is finished, is a checkpoint, or another process runs in it.
         """
         self.make()
+        cli.saved = self.saved
         if not reopen:
             self._lock()
         if overwrite:
@@ -155,6 +157,17 @@ class RunFolder:
             if found.parent != self.path:
                 with contextlib.suppress(OSError):
                     found.parent.rmdir()
+
+    def saved(self) -> str:
+        """What a later start goes on from, in words; empty if there is nothing."""
+        if self.finished:
+            return f"the run in {self.path} is finished"
+        sealed = [
+            one.parent for one in self.path.glob(f"checkpoint-*/{SEAL_NAME}") if _CHECKPOINT.fullmatch(one.parent.name)
+        ]
+        found = sorted(sealed, key=lambda one: int(one.name.partition("-")[2]))[-1:]
+        found += [one for pattern in self.progress if "checkpoint" not in pattern for one in self.path.glob(pattern)]
+        return f"saved: {', '.join(map(str, found))}" if found else ""
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record, which makes the run complete; call it last."""

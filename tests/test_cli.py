@@ -1,9 +1,11 @@
+import errno
 import logging
 
 import pytest
 
 from laser_hf import cli
 from laser_hf.errors import LaserError
+from laser_hf.runs import RunFolder, seal_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,56 @@ def test_a_users_mistake_ends_in_one_line(raised, status, printed, capsys):
         cli.run(main, [])
     assert str(ended.value.code).startswith(str(status))
     assert printed in capsys.readouterr().err
+
+
+def _wrapped() -> Exception:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("cannot write the archive") from error
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/cache"), "the disk is full"),
+        (_wrapped(), "the disk is full"),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"), "full"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "a process that reads data was killed",
+        ),
+        (RuntimeError("One of the subprocesses has abruptly died during map operation"), "reads data was killed"),
+    ],
+)
+def test_a_full_disk_and_a_killed_worker_end_in_one_line_that_says_how_to_go_on(raised, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "saved", None)
+    folder = RunFolder(tmp_path, "record.json")
+
+    def main(argv):
+        folder.prepare({})
+        raise raised
+
+    def message(*argv):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main, argv)
+        assert "\n" not in ended.value.code
+        return ended.value.code
+
+    assert said in message()
+    assert "nothing is saved; run the same command again to start over" in message()
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        seal_checkpoint(tmp_path / f"checkpoint-{step}")
+    again = f"saved: {tmp_path}/checkpoint-10; run the same command again to continue"
+    assert again in message()
+    assert again.replace("same command again", "command again without --overwrite_output_dir") in message(
+        "--overwrite_output_dir"
+    )
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), ConnectionError("reset")])

@@ -163,6 +163,16 @@ def test_batch_statistics_stay_those_of_the_checkpoint():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
 
 
+def test_two_encoders_around_one_model_are_both_exact():
+    model = make_model()
+    first, second = SpeechEncoder(model), SpeechEncoder(model)
+    waveforms, lengths = torch.randn(2, 4000) * 0.1, torch.tensor([4000, 2500])
+    with torch.no_grad():
+        alone = first(waveforms[1:, :2500], lengths[1:]).frames[0]
+        for encoder in (first, second):
+            torch.testing.assert_close(encoder(waveforms, lengths).frames[1, : len(alone)], alone, rtol=1e-5, atol=1e-5)
+
+
 def test_a_copy_has_its_own_exact_layers():
     """SCORE's twin is a deep copy: its hooks must read its own padding."""
     for kind, norm in (("hubert", "batch"), ("data2vec-audio", "layer")):
@@ -321,6 +331,14 @@ def test_adapters_are_refused(kind, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(LaserError, match=r"has an adapter behind its layers \(add_adapter\)"):
         load_encoder(tmp_path)
+
+
+def test_another_sampling_rate_is_refused(tmp_path):
+    model = make_model()
+    folder = write_checkpoint(tmp_path, model, model.state_dict())
+    (folder / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+    with pytest.raises(LaserError, match="hears 8000 Hz; supported are encoders for 16000 Hz"):
+        load_encoder(folder)
 
 
 def test_code_of_a_repository_never_runs(tmp_path, monkeypatch):

@@ -9,27 +9,25 @@ from typing import Any
 from ..errors import LaserError
 from ..plugins import find_plugin
 from .decode import BadAudio, Decoded, audio_seconds, decode_audio
-from .equalizer import Equalizer
 from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table
 from .noise import Noise
 from .pair_sets import PairDataset, PairStream, keep_decoded
-from .pairs import PairTransform, SkipLog, pad_pairs
+from .pairs import PairTransform, SkipLog, complete_pairs, pad_pairs
 from .perturbation import Compose, Perturbation, draw_generator
 from .resampling import resample
+from .speaker import Equalizer, Voice
 from .speech import load_speech
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
-from .voice import Voice
 
 __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
-    "build_perturbation", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation", "keep_decoded",
-    "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table", "resample",
-    "speed", "speed_batch",
+    "build_perturbation", "complete_pairs", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation",
+    "keep_decoded", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table",
+    "resample", "speed", "speed_batch",
 ]  # fmt: skip
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}
-"""Shipped perturbations by name."""
 
 
 def find_perturbation(name: str) -> type[Perturbation]:
@@ -42,8 +40,7 @@ def build_perturbation(names: str | Sequence[str], options: Mapping[str, Any] | 
 
     Args:
         names: as `find_perturbation` takes them; one or several.
-        options: values by `Option.dest`, such as `{"noise_dir": "DEMAND"}`; each goes to all perturbations that have
-            it. Options that are not given have their defaults.
+        options: values by `Option.dest`, such as `{"noise_dir": "DEMAND"}`, for all perturbations that have them.
 
     Raises:
         LaserError: no name, an unknown name, an option that none of them has, or an unsuitable value.

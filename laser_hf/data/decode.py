@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,14 +22,19 @@ from ..errors import LaserError
 from .resampling import resample, resampled_length
 
 logger = logging.getLogger(__name__)
+_log_once = functools.cache(logger.warning)
 
 SAMPLE_RATE = 16000
 """Hz; the rate of all encoders and all perturbations."""
-KINDS = ("undecodable", "empty", "too_short", "too_long", "nan", "silent")
-"""The values of `BadAudio.kind`."""
-SILENCE_PEAK = 1e-5
-"""Full scale is 1; one step of 16-bit audio is 3e-5."""
+KINDS = ("undecodable", "empty", "too_short", "too_long", "nan", "silent", "damaged")  # of `BadAudio`
+RATES = (4000, 384_000)
+"""Lowest and highest rate that is believed, Hz."""
+BLOCK = 2**20  # frames decoded at a time
+SILENCE_PEAK = 1e-5  # full scale is 1; one step of 16-bit audio is 3e-5
 _MAX_FRAMES = 2**40  # damaged and streamed headers announce more
+_STREAMED = 0x7FFF0000  # bytes of WAV data that programs announce which do not know the length
+_BAD_SEEK = 39  # libsndfile's error
+_OGG_PAGE = 65_307  # bytes of the longest page
 
 Audio = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -52,41 +58,40 @@ class Decoded(NamedTuple):
     channels: int
 
 
-def decode_audio(
-    audio: Audio, sample_rate: int = SAMPLE_RATE, *, min_seconds: float = 0.1, max_seconds: float | None = None
-) -> Decoded:
-    """Decode to mono at `sample_rate`.
+def decode_audio(audio: Audio, *, min_seconds: float = 0.1, max_seconds: float | None = None) -> Decoded:
+    """Decode to mono at 16 kHz.
 
-    Channels are averaged and other rates resampled; each process logs this once per number of channels and rate.
+    Channels are averaged and other rates resampled; each process logs this once per number of channels and rate. A file
+    is damaged if it ends before the length that its header announces, or in the middle of an Ogg stream.
 
     Args:
         audio: a path or URL; `{"bytes", "path"}`, as `datasets.Audio(decode=False)` stores it; or
             `{"array", "sampling_rate"}`, the array `(samples,)` or `(channels, samples)` of floats, int16 or int32.
-        sample_rate: of the result, Hz.
+            Whole numbers in a list count as 16-bit samples if all fit, else as 32-bit ones.
         min_seconds: shorter audio is refused.
         max_seconds: longer audio is refused, before decoding if its header tells the length; `None` for no limit.
 
     Raises:
-        BadAudio: missing, undecodable, empty, too short or long, with NaN or infinite samples, or digital silence.
+        BadAudio: missing, undecodable, damaged, empty, too short or long, with NaN or infinite samples, or digital
+            silence.
         OSError: a remote file system cannot be reached; the audio itself may be good.
     """
     if isinstance(audio, Mapping) and audio.get("array") is not None:
-        samples, source_rate = _from_array(audio["array"], audio.get("sampling_rate"))
+        mono, rate, channels = _from_array(audio["array"], audio.get("sampling_rate"))
     else:
-        samples, source_rate = _from_file(audio, max_seconds)
-    frames, channels = samples.shape
-    _check_duration(frames, source_rate, min_seconds, max_seconds)
-    if not np.isfinite(samples).all():
-        raise BadAudio("nan", f"{int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
+        mono, rate, channels = _from_file(audio, max_seconds)
+    _check(len(mono), rate, min_seconds, max_seconds)
+    if bad := np.count_nonzero(~np.isfinite(mono)):
+        raise BadAudio("nan", f"{bad} of {len(mono)} samples are NaN or infinite")
     if channels > 1:
-        _log_once(f"audio with {channels} channels is averaged to one")
-    waveform = torch.from_numpy(np.ascontiguousarray(samples.mean(axis=1, dtype=np.float32)))
+        _log_once(f"audio with {channels} channels is averaged to one (said once)")
+    waveform = torch.from_numpy(mono)
     if float(waveform.max() - waveform.min()) < 2 * SILENCE_PEAK:
-        raise BadAudio("silent", f"{frames / source_rate:.2f} s of digital silence")
-    if source_rate != sample_rate:
-        _log_once(f"audio at {source_rate} Hz is resampled to {sample_rate} Hz")
-        waveform = resample(waveform, source_rate, sample_rate)
-    return Decoded(waveform, source_rate, channels)
+        raise BadAudio("silent", f"{len(mono) / rate:.2f} s of digital silence")
+    if rate != SAMPLE_RATE:
+        _log_once(f"audio at {rate} Hz is resampled to {SAMPLE_RATE} Hz (said once)")
+        waveform = resample(waveform, rate, SAMPLE_RATE)
+    return Decoded(waveform, rate, channels)
 
 
 def audio_seconds(audio: Audio) -> float | None:
@@ -98,26 +103,62 @@ def audio_seconds(audio: Audio) -> float | None:
         OSError: a remote file system cannot be reached.
     """
     try:
-        found = soundfile.info(_source(audio))
-    except (BadAudio, soundfile.SoundFileError, TypeError, ValueError):
+        if isinstance(audio, Mapping) and audio.get("array") is not None:
+            frames, rate = np.shape(audio["array"])[-1], audio["sampling_rate"]
+        else:
+            found = soundfile.info(_source(audio))
+            frames, rate = found.frames, found.samplerate
+    except (BadAudio, soundfile.SoundFileError, IndexError, KeyError, TypeError, ValueError):
         return None
-    if not 0 <= found.frames < _MAX_FRAMES:
-        return None
-    return resampled_length(found.frames, found.samplerate, SAMPLE_RATE) / SAMPLE_RATE
+    known = 0 <= frames < _MAX_FRAMES and rate
+    return resampled_length(frames, rate, SAMPLE_RATE) / SAMPLE_RATE if known else None
 
 
-def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """Samples `(frames, channels)` float32 and rate of a stored file."""
+def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, int]:
+    """Samples `(frames,)` float32, averaged over the channels; rate and number of channels of a stored file."""
     source = _source(audio)
     try:
         with soundfile.SoundFile(source) as file:
-            if 0 < file.frames < _MAX_FRAMES:
-                _check_duration(file.frames, file.samplerate, 0.0, max_seconds)
-            return file.read(dtype="float32", always_2d=True), file.samplerate
+            announced, rate = _announced(file), file.samplerate
+            _check(announced or 1, rate, 0.0, max_seconds)
+            blocks: list[np.ndarray] = []
+            found, failure, at_end = 0, None, False
+            while not at_end:
+                block = np.full((BLOCK, file.channels), np.nan, np.float32)
+                try:
+                    count = len(file.read(out=block))
+                except soundfile.LibsndfileError as error:
+                    count, failure = np.count_nonzero(~np.isnan(block[:, 0])), error
+                blocks.append(block[:count].mean(axis=1, dtype=np.float32))
+                found, at_end = found + count, count < BLOCK or failure is not None
+                _check(found or 1, rate, 0.0, max_seconds)
+            # Behind the end of a FLAC file that does not know its length, seeking fails.
+            cut = failure is not None and failure.code != _BAD_SEEK
+            if cut or announced - found > 0.1 * rate or (file.format == "OGG" and not _ogg_ends(source)):
+                length = f"{announced / rate:.2f} s are announced, " if announced else ""
+                raise BadAudio("damaged", f"{_name(audio)}: {length}{found / rate:.2f} s are there")
+            return np.concatenate(blocks), rate, file.channels
     except BadAudio:
         raise
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
         raise BadAudio("undecodable", f"{_name(audio)}: {getattr(error, 'error_string', error)}") from error
+
+
+def _announced(file: soundfile.SoundFile) -> int:
+    """Frames that the header announces; 0 if it does not say. Of a WAV file libsndfile tells what is there."""
+    if found := re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
+        announced, there = map(int, found.groups())
+        return file.frames * announced // max(there, 1) if announced < _STREAMED else 0
+    return file.frames if 0 < file.frames < _MAX_FRAMES else 0
+
+
+def _ogg_ends(source: str | io.BytesIO) -> bool:
+    """Whether an Ogg stream has its last page, whole."""
+    with open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue()) as file:
+        file.seek(-min(_OGG_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        data = file.read()
+    page = data[data.rfind(b"OggS\0") :]
+    return len(page) > 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
 def _name(audio: Any) -> str:
@@ -147,23 +188,29 @@ def is_remote(path: str) -> bool:
     return "::" in path or "://" in path
 
 
-def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int]:
-    """Samples `(frames, channels)` float32 and rate of already decoded audio."""
-    if not isinstance(rate, (int, np.integer)) or rate <= 0:
-        raise BadAudio("undecodable", f"an array needs a positive, whole sampling_rate in Hz, got {rate!r}")
+def _from_array(array: Any, rate: Any) -> tuple[np.ndarray, int, int]:
+    """As `_from_file`, of already decoded audio."""
+    if not isinstance(rate, (int, np.integer)):
+        raise BadAudio("undecodable", f"an array needs a whole sampling_rate in Hz, got {rate!r}")
     try:
         array = np.atleast_2d(np.asarray(array))
     except ValueError as error:
         raise BadAudio("undecodable", f"array: {error}") from error
+    if array.dtype == np.int64 and array.size:  # a list: what a dataset stores as int16 or int32 comes as this
+        fits = next((one for one in (np.int16, np.int32) if np.array_equal(array, array.astype(one))), np.int64)
+        array = array.astype(fits)
     if array.dtype in (np.int16, np.int32):
         array = array / -float(np.iinfo(array.dtype).min)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         expected = "(samples,) or (channels, samples) of floats, int16 or int32"
         raise BadAudio("undecodable", f"an array must be {expected}, got {array.shape} of {array.dtype}")
-    return array.T.astype(np.float32), int(rate)
+    return array.T.astype(np.float32).mean(axis=1, dtype=np.float32), int(rate), len(array)
 
 
-def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:
+def _check(frames: int, rate: int, min_seconds: float, max_seconds: float | None) -> None:
+    """Refuse rates that are not believed, and lengths outside the limits."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise BadAudio("undecodable", f"a rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz are read")
     seconds = frames / rate
     if frames == 0:
         raise BadAudio("empty", "no samples")
@@ -171,8 +218,3 @@ def _check_duration(frames: int, rate: int, min_seconds: float, max_seconds: flo
         raise BadAudio("too_short", f"{seconds:.3f} s ({frames} samples at {rate} Hz); at least {min_seconds:g} s")
     if max_seconds is not None and seconds > max_seconds:
         raise BadAudio("too_long", f"{seconds:.1f} s; at most {max_seconds:g} s")
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    logger.warning("%s (said once)", message)

@@ -22,18 +22,17 @@ def find_audio_files(folder: Path) -> list[Path]:
     """
     found: list[Path] = []
     seen: set[str] = set()
-    for root, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
+    unread: list[OSError] = []
+    for root, folders, names in os.walk(folder, onerror=unread.append, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES) and name[0] != "."]
+    if unread:
+        raise LaserError(f"cannot list {unread[0].filename}: {unread[0].strerror}") from unread[0]
     return sorted(found, key=lambda path: path.parts)
-
-
-def _cannot_list(error: OSError) -> None:
-    raise LaserError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
@@ -42,10 +41,6 @@ def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
     A file `speaker/chapter/speaker-chapter-utterance.ext`, as LibriSpeech names them, gets the id
     `speaker-chapter-utterance`, its speaker, and its line of `speaker-chapter.trans.txt` if there is one. The id of any
     other file is its path below `folder` without the extension.
-
-    Args:
-        folder: what the ids are relative to.
-        files: as `find_audio_files` returns them.
 
     Returns:
         Columns `id`, `audio` (`datasets.Audio(decode=False)`) and, if known for any file, `speaker` and `text`.
@@ -81,8 +76,7 @@ def _read_transcripts(path: Path) -> dict[str, str]:
 def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """The lines that are not blank of a text file in UTF-8, with or without byte-order mark, with any line ends.
 
-    Returns:
-        `(place, line)`; `place` is `FILE, line N` for messages.
+    Each comes as `(place, line)`; `place` is `FILE, line N` for messages.
 
     Raises:
         LaserError: there is no such file, it cannot be read, or it is not UTF-8 (the message names the line).
@@ -107,7 +101,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[tup
         columns: those that must be there. Other fields at the end of a row may be missing; they are empty then.
 
     Returns:
-        `(place, row)`: `place` is `FILE, line N` for messages, `row` has all columns of the file.
+        `(place, row)`, `place` as in `read_lines`; `row` has all columns of the file.
 
     Raises:
         LaserError: as `read_lines`; a column is missing; a row has too few or too many fields.

@@ -25,18 +25,13 @@ class Noise(Perturbation):
 
     Drawn: `file` (path below `folder`, with `/`), `start` (of the cut, as a fraction of the recording, in [0, 1)) and
     `snr` (dB); each file and each ratio is equally likely. Each process keeps the last recordings used, up to
-    `memory_mb` (an hour takes 230 MB).
-
-    Args:
-        folder: audio files at any depth, of any rate, mono or not.
-        snrs: signal-to-noise ratios, dB.
+    `memory_mb` (an hour takes 230 MB). Recordings may have any rate and number of channels.
 
     Raises:
         LaserError: the folder does not exist or has no audio files; in use: a recording cannot be decoded or is silent.
     """
 
-    name = "noise"
-    title = "Noise"
+    name, title = "noise", "Noise"
     summary = "adds noise from your own folder of recordings at a signal-to-noise ratio (needs --noise_dir)"
     paper = "noise-robust successor of LASER by its authors (released code nr-ssft: DEMAND noise at 20, 10 or 5 dB)"
     options = (

@@ -27,13 +27,10 @@ from .perturbation import Perturbation
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_PROCESS = 500
-"""Utterances for which a further process is started."""
+ROWS_PER_PROCESS = 500  # utterances for which a further process is started
 
 
 class _Pairs:
-    """What both sets of pairs share."""
-
     transform: PairTransform
 
     @property
@@ -52,19 +49,14 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
     Args:
         speech: as `load_speech` returns it.
         transform: makes the pairs; this data set sets its epoch.
-        check_lengths: read all headers first and leave out utterances outside the transform's limits: skipped while
-            training, they would leave smaller updates. By default only if `max_seconds` is set.
+        check_lengths: leave out utterances whose header says that they are outside the transform's limits: skipped
+            while training, they would leave smaller updates. By default only if `max_seconds` is set.
 
     Attributes:
         left_out: number of utterances `too_short` and `too_long` that were left out; empty without `check_lengths`.
 
     Raises:
         LaserError: no utterance lies within the limits.
-
-    Example:
-        >>> speech = load_speech("LibriSpeech", "train-clean-100")
-        >>> pairs = PairDataset(speech, PairTransform(build_perturbation("speed_pitch"), seed=1))
-        >>> batch = pad_pairs([pairs[0], pairs[1]])
     """
 
     def __init__(self, speech: datasets.Dataset, transform: PairTransform, check_lengths: bool | None = None) -> None:
@@ -143,11 +135,8 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     def skip(self, examples: int, batch_size: int = 1) -> PairStream:
         """The stream with `None` for the first `examples` of this process; their audio is not decoded.
 
-        A resumed run drops the batches of `None`; those behind them are the same as ever.
-
-        Args:
-            examples: how many; a multiple of `batch_size`.
-            batch_size: of the data loader, whose workers take batches in turn.
+        A resumed run drops the batches of `None`; those behind them are the same as ever. `batch_size` is that of the
+        data loader, whose workers take batches in turn; `examples` is a multiple of it.
         """
         return replace(self, _skipped=(examples // batch_size, batch_size))
 
@@ -178,12 +167,7 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If a file has another size or time of
     change, or other utterances are chosen, all are decoded again. The files in the folder can be deleted at any time.
 
-    Args:
-        speech: as `load_speech` returns it.
-        folder: `None` for `laser_hf` in the cache of `datasets`.
-
-    Raises:
-        LaserError: the folder cannot be written, or the disk is full.
+    `folder` is by default `laser_hf` in the cache of `datasets`. A `LaserError` says that it cannot be written.
     """
     return _cached_map(speech, _decoded, folder, speech.features | {"audio": datasets.Audio(decode=False)})
 

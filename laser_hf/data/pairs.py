@@ -33,7 +33,8 @@ class PairTransform:
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
         crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
-        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `Perturbation.apply_batch`.
+        min_samples: pairs with a shorter view are skipped; the receptive field of the encoder.
+        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `complete_pairs`.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -45,6 +46,7 @@ class PairTransform:
     min_seconds: float = 0.1
     max_seconds: float | None = None
     crop_seconds: float | None = None
+    min_samples: int = 400
     perturb: bool = True
 
     def __post_init__(self) -> None:
@@ -73,16 +75,16 @@ class PairTransform:
             epoch: another one than is set.
 
         Returns:
-            `id`; `clean` and `perturbed`, each `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
-            `skip`, empty. If the audio cannot be used, the views are `None`, `drawn` is empty and `skip` is
-            `"kind: reason"`.
+            `id`; `clean` and `perturbed`, `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
+            `skip`, empty. If the audio cannot be used: no views, nothing drawn, and `skip` is `"kind: reason"`.
 
         Raises:
             RuntimeError: the perturbation failed; the message names the utterance.
         """
         epoch = self.epoch if epoch is None else epoch
         try:
-            clean = decode_audio(audio, min_seconds=self.min_seconds, max_seconds=self.max_seconds).waveform
+            shortest = max(self.min_seconds, self.min_samples / SAMPLE_RATE)
+            clean = decode_audio(audio, min_seconds=shortest, max_seconds=self.max_seconds).waveform
             if self.crop_seconds is not None and (spare := len(clean) - round(self.crop_seconds * SAMPLE_RATE)) > 0:
                 start = int(draw_generator(self.seed, epoch, f"{utterance_id}\ncrop").integers(spare + 1))
                 # A copy: a view would carry the whole utterance from the worker to the main process.
@@ -90,7 +92,7 @@ class PairTransform:
             drawn = self.perturbation.draw_for(draw_generator(self.seed, epoch, utterance_id), utterance_id)
             perturbed = self._perturbed(clean, drawn, utterance_id) if self.perturb else None
         except BadAudio as error:
-            return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
+            return _skipped(utterance_id, error)
         return {"id": utterance_id, "clean": clean, "perturbed": perturbed, "drawn": drawn, "skip": ""}
 
     def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
@@ -100,24 +102,56 @@ class PairTransform:
             raise
         except Exception as error:
             raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
-        if perturbed.numel() == 0:
-            raise BadAudio("empty", f"the perturbed view {drawn} has no samples")
-        if not torch.isfinite(perturbed).all():
-            raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
+        _check_view(len(perturbed), bool(perturbed.isfinite().all()), drawn, self.min_samples)
         return perturbed
+
+
+def _skipped(utterance_id: str, error: BadAudio) -> Pair:
+    return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
+
+
+def _check_view(samples: int, finite: bool, drawn: Mapping[str, Any], min_samples: int) -> None:
+    if samples < min_samples:
+        kind = "too_short" if samples else "empty"
+        raise BadAudio(kind, f"the perturbed view {drawn} has {samples} samples, the encoder needs {min_samples}")
+    if not finite:
+        raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
+
+
+def complete_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> list[Pair]:
+    """The pairs with perturbed views made where the clean ones lie, in one batched call and with one host sync.
+
+    Pairs whose view cannot be used are skipped, as `PairTransform.pair` skips them.
+    """
+    if not pairs:
+        return []
+    try:
+        views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
+    except BadAudio as error:
+        if len(pairs) == 1:
+            return [_skipped(pairs[0]["id"], error)]
+        return [one for pair in pairs for one in complete_pairs([pair], perturbation, min_samples)]
+    made = []
+    finite = torch.stack([view.isfinite().all() for view in views]).tolist()
+    for pair, view, fine in zip(pairs, views, finite, strict=True):
+        try:
+            _check_view(len(view), fine, pair["drawn"], min_samples)
+            made.append({**pair, "perturbed": view})
+        except BadAudio as error:
+            made.append(_skipped(pair["id"], error))
+    return made
 
 
 def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batch of pairs, zero-padded at the end. Skipped pairs get no row; a batch may have no rows at all.
 
     Returns:
-        - `clean` `(batch, samples)` float32 and `clean_lengths` `(batch,)` int64, samples;
-        - `perturbed` and `perturbed_lengths`, likewise; both `None` if the views are still to be made on the device;
-        - `ids`, texts, and `drawn`, the perturbation's parameters, one per row;
-        - `skipped`, a list of `(id, "kind: reason")`.
+        `clean` `(batch, samples)` float32 and `clean_lengths` `(batch,)` int64; `perturbed` and `perturbed_lengths`,
+        likewise, or both `None` if the device is to make the views; `ids` and `drawn`, one per row; `skipped`, a list
+        of `(id, "kind: reason")`.
     """
     kept = [pair for pair in pairs if not pair["skip"]]
-    batch: dict[str, Any] = {name: [pair[key] for pair in kept] for name, key in (("ids", "id"), ("drawn", "drawn"))}
+    batch: dict[str, Any] = {"ids": [pair["id"] for pair in kept], "drawn": [pair["drawn"] for pair in kept]}
     batch["skipped"] = [(pair["id"], pair["skip"]) for pair in pairs if pair["skip"]]
     for view in ("clean", "perturbed"):
         waveforms = [pair[view] for pair in kept]

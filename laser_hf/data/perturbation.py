@@ -31,7 +31,7 @@ class Perturbation(Plugin, ABC):
     Attributes:
         keeps_duration: both views have the same number of samples.
         changes: what the views differ in, in words for a model card.
-        batched: `apply` also works on the device that trains, so that `apply_batch` can be used.
+        batched: `apply` also works on the device that trains.
 
     `docs/extending.md` has an example of one's own.
     """
@@ -53,22 +53,12 @@ class Perturbation(Plugin, ABC):
         """Perturb `waveform` `(samples,)`; returns `(other samples,)`. A `BadAudio` raised here skips the pair."""
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-        """`apply` for waveforms `(samples,)` of any lengths, on any device, with what was drawn for each.
-
-        Raises:
-            NotImplementedError: the perturbation is not `batched`.
-        """
-        if not self.batched:
-            raise NotImplementedError(f"{type(self).__name__} perturbs in the data-loading workers only")
+        """`apply` for waveforms `(samples,)` of any lengths, with what was drawn for each."""
         return [self.apply(waveform, **one) for waveform, one in zip(waveforms, drawn, strict=True)]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """What was drawn, in words, such as `speed 1.1, +2 semitones`."""
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in drawn.items()) or self.name
-
-    def __call__(self, waveform: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Draw and apply: `(samples,)` to `(other samples,)`."""
-        return self.apply(waveform, **self.draw(rng))
 
 
 class Compose(Perturbation):

@@ -14,20 +14,16 @@ from functools import lru_cache
 import torch
 import torchaudio
 
-LOWPASS_FILTER_WIDTH = 6
-"""Zero crossings of the sinc on either side (torchaudio's default)."""
-ROLLOFF = 0.99
-"""Cut-off as a fraction of the lower Nyquist frequency (torchaudio's default)."""
-MAX_DENSE_ELEMENTS = 65_536
-"""Largest dense kernel left to torchaudio (elements)."""
+LOWPASS_FILTER_WIDTH = 6  # zero crossings of the sinc on either side (torchaudio's default)
+ROLLOFF = 0.99  # cut-off as a fraction of the lower Nyquist frequency (torchaudio's default)
+MAX_DENSE_ELEMENTS = 65_536  # of a dense kernel left to torchaudio
 
 
 def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Tensor:
     """Resample as `torchaudio.functional.resample` does with its default filter, in little memory.
 
-    The filter's phase is computed in float64; output `k` lies at input position `k * orig_freq / new_freq` exactly.
-    torchaudio computes the phase in the dtype of `waveform`: for float64 the two agree to round-off, for float32 and
-    rates without a common factor torchaudio misplaces taps (17,959 -> 16,000 Hz: up to 4.5e-4 of full scale on speech).
+    The filter's phase is computed in float64, torchaudio's in the dtype of `waveform`: for float64 the two agree to
+    round-off, for float32 torchaudio misplaces taps (17,959 -> 16,000 Hz: up to 4.5e-4 of full scale on speech).
 
     Args:
         waveform: `(..., samples)`, floating point.
@@ -72,9 +68,7 @@ def _dense(orig: int, new: int, dtype: torch.dtype) -> torch.nn.Module:
 def _taps(orig: int, new: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The filter of each output phase `j`, which lies at input position `j * orig / new`.
 
-    Returns:
-        First input sample that the filter reaches, `(phases,)` int64 (negative at the start), and weights
-        `(taps, phases)`.
+    Returns the first input sample it reaches, `(phases,)` int64, negative at the start, and weights `(taps, phases)`.
     """
     half, cutoff = _half_width(orig, new), min(orig, new) * ROLLOFF / orig
     phase = torch.arange(new, dtype=torch.int64)

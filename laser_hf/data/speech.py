@@ -17,8 +17,7 @@ from .files import AUDIO_SUFFIXES, find_audio_files, index_audio_files
 
 Speech = datasets.Dataset | datasets.IterableDataset
 
-LOCAL_SHARDS = 64
-"""Shards of a streamed local source: processes times workers that can read it side by side."""
+LOCAL_SHARDS = 64  # of a streamed local source: processes times workers that can read it side by side
 _MEND = "Give --train_data PATH (a folder of speech) or the id of a dataset on the Hub, or try --preset demo."
 _ALIASES = {
     "id": ("id", "utterance_id"),
@@ -49,17 +48,14 @@ def load_speech(
         name: configuration of a Hub dataset, such as `clean`.
         streaming: give an `IterableDataset` that reads while it is iterated.
         audio_column: name of the column that holds the audio.
-        revision: of a Hub dataset.
-        token: for a Hub dataset that is not public.
+        revision, token: of a Hub dataset.
 
     Returns:
-        Columns `id` (text), `audio` (`{"bytes", "path"}`, not decoded) and, if known, `speaker` and `text`. Without a
-        column of ids, ids are the file names stored with the audio; without these, running numbers (in a stream: a hash
-        of the audio, because every worker reads another part).
+        Columns `id` (text), `audio` (`{"bytes", "path"}`, not decoded) and, if known, `speaker` and `text`. Without
+        ids, the file names stored with the audio, or running numbers (in a stream: a hash of the audio).
 
     Raises:
-        LaserError: nothing usable is there, the split or the audio column does not exist, or the Hub cannot be reached.
-            The original exception is chained.
+        LaserError: nothing usable is there, no such split or audio column, or the Hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -102,10 +98,7 @@ def _load_folder(folder: Path, split: str | None, name: str | None, streaming: b
 
 
 def _ask_hub(source: str, streaming: bool, revision: str | None, token: Any) -> None:
-    """Ask whether the dataset is there: without network `load_dataset` would retry for 24 s.
-
-    A map-style dataset that was downloaded before needs no network.
-    """
+    """Ask whether the dataset is there: without network `load_dataset` would retry for 24 s, downloaded data or not."""
     try:
         huggingface_hub.HfApi(token=token).dataset_info(source, revision=revision, timeout=10)
     except Exception as error:  # also connection errors of the HTTP library, whichever huggingface_hub uses

@@ -22,24 +22,16 @@ from .decode import SAMPLE_RATE
 from .perturbation import Perturbation
 from .resampling import resample, resampled_length
 
-N_FFT = 512
-"""STFT window, samples (torchaudio's default)."""
-HOP = N_FFT // 4
-"""STFT hop, samples (torchaudio's default)."""
+N_FFT, HOP = 512, 128  # STFT window and hop, samples (torchaudio's defaults)
 
 
 class SpeedPitch(Perturbation):
     """`pitch_shift(speed(x))`, both drawn uniformly (LASER, Sec. 3; the lists are the authors' for HuBERT).
 
-    Drawn: `speed` (factor) and `pitch` (semitones).
-
-    Args:
-        speed_factors: `[1.0]` for no change of speed.
-        pitch_steps: semitones; `[0]` for no change of pitch.
+    Drawn: `speed` (a factor; 1 for no change) and `pitch` (semitones; 0 for no change).
     """
 
-    name = "speed_pitch"
-    title = "Speed and pitch"
+    name, title = "speed_pitch", "Speed and pitch"
     summary = "changes the speed, then shifts the pitch"
     paper = (
         "Meghanani & Hain, LASER: Learning by Aligning Self-supervised Representations of Speech for Improving "

@@ -1,7 +1,7 @@
 """Speech encoders of the wav2vec 2.0 family: exact under padding (`encoder`), loaded by id or folder (`loading`)."""
 
 from .encoder import SAMPLE_RATE, SUPPORTED_MODEL_TYPES, EncoderOutput, SpeechEncoder, frame_lengths, receptive_field
-from .loading import TRAINING_CONFIG, load_encoder
+from .loading import TRAINING_CONFIG, load_encoder, load_pretrained
 
 __all__ = [
     "SAMPLE_RATE",
@@ -11,5 +11,6 @@ __all__ = [
     "SpeechEncoder",
     "frame_lengths",
     "load_encoder",
+    "load_pretrained",
     "receptive_field",
 ]

@@ -88,6 +88,8 @@ def _use_utterance_statistics(model: PreTrainedModel) -> _UtteranceGroupNorm | N
     norm = getattr(layer, "layer_norm", None)
     if not isinstance(norm, nn.GroupNorm):
         return None
+    if isinstance(norm, _UtteranceGroupNorm):  # of another `SpeechEncoder` around the same model
+        return norm
     if norm.num_groups != norm.num_channels:
         raise LaserError(
             f"the first GroupNorm has {norm.num_groups} groups for {norm.num_channels} channels; expected one each"

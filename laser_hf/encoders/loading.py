@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ..errors import LaserError
-from .encoder import SpeechEncoder, check_supported
+from .encoder import SAMPLE_RATE, SpeechEncoder, check_supported
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,10 @@ def load_encoder(
     """
     name_or_path = str(name_or_path)
     model, base_config = load_pretrained(name_or_path, revision, token, training_config)
-    if preprocessor_settings(name_or_path, revision, token).get("do_normalize", False) != do_normalize:
+    settings = preprocessor_settings(name_or_path, revision, token)
+    if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise LaserError(f"the encoder {name_or_path!r} hears {rate} Hz; supported are encoders for {SAMPLE_RATE} Hz")
+    if settings.get("do_normalize", False) != do_normalize:
         asks = f"{name_or_path} asks for do_normalize={not do_normalize} in its preprocessor_config.json"
         logger.warning("%s; it runs here with %s.", asks, do_normalize)
     return SpeechEncoder(model, base_config, do_normalize, _commit(name_or_path, revision, token)).eval()

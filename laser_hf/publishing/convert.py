@@ -1,4 +1,4 @@
-"""Checkpoints of S3PRL and fairseq as a folder that plain transformers loads.
+"""The command `laser-hf convert`: checkpoints of S3PRL and fairseq become a folder that plain transformers loads.
 
 Read are `states-*.ckpt` of the released LASER and SCORE code (S3PRL: the fine-tuned encoder under `Upstream`), HuBERT
 as S3PRL converts it (`model_weight` with `model_cfg` and `task_cfg`), the WavLM release (`model` with `cfg`), fairseq's
@@ -10,20 +10,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..encoders import load_pretrained
 from ..errors import LaserError
-from ..records import new_record, tensors_digest, write_json
-from .export import export_encoder
+from ..records import TRAINING_RECORD, new_record, tensors_digest, write_json
+from .export import EXPORTED, export_encoder, load_checkpoint
 from .fairseq import CLASSES, find_weights, infer_config, rename
-from .weights import load_checkpoint, shortened
 
 RECORD_NAME = "conversion.json"
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--base", help="model of the same shape (hub id or folder) whose config is taken over")
     source.add_argument("--model_type", choices=sorted(CLASSES), help="or: infer the config from the weights")
-    add("--output_dir", type=Path, required=True, help="folder to write")
+    add("--output_dir", required=True, help="folder to write")
     add("--revision", help="branch, tag or commit of --base")
     add("--num_attention_heads", type=int, help="with --model_type hubert, if the checkpoint does not say it")
     normalise = "waveforms of zero mean and unit variance (default: as the checkpoint says, else for large models only)"
@@ -56,11 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         LaserError: see `convert_checkpoint`.
     """
     options = vars(build_parser().parse_args(argv))
-    if options["do_normalize"] is not None:
-        options["do_normalize"] = options["do_normalize"] == "true"
+    options["do_normalize"] = {"true": True, "false": False}.get(options["do_normalize"])
     record = convert_checkpoint(**options)
-    dropped = ", ".join(record["dropped"]) or "nothing"
-    print(f"{record['layout']}: {record['tensors']} tensors converted, left out: {dropped}")
+    left_out = ", ".join(record["dropped"]) or "nothing"
+    print(f"{record['layout']}: {record['tensors']} tensors converted, left out: {left_out}")
     for note in record["notes"]:
         print(f"Note: {note}")
     if record["changed_since_base"] is not None:
@@ -97,17 +96,29 @@ def convert_checkpoint(
     Raises:
         LaserError: no such layout, missing or unexpected weights, other shapes, a file that would run code.
     """
+    if not str(output_dir):
+        raise LaserError("--output_dir is empty; give the folder to write")
     started, checkpoint, output_dir = time.perf_counter(), Path(checkpoint), Path(output_dir)
     if (base is None) == (model_type is None):
         raise LaserError("give either a base model or a model type")
+    inputs = [checkpoint, *(Path(base).iterdir() if base and Path(base).is_dir() else ())]
+    written = {(output_dir / name).resolve() for name in (*EXPORTED, RECORD_NAME)}
+    if overwritten := [path for path in inputs if path.resolve() in written]:
+        raise LaserError(
+            f"--output_dir {output_dir} would overwrite {overwritten[0]}, which is read; choose another one"
+        )
+    if (output_dir / TRAINING_RECORD).exists():
+        raise LaserError(f"{output_dir} holds a finished run of train.py; choose another --output_dir")
     if (output_dir / "config.json").exists() and not overwrite_output_dir:
         raise LaserError(f"{output_dir} already holds a model; choose another folder or --overwrite_output_dir")
     content = load_checkpoint(checkpoint)
     layout, weights, model_cfg, task_cfg = find_weights(content, checkpoint.name)
     converted, dropped = rename(weights)
-    notes: list[str] = []
+    changed, notes = None, []
     if base is not None:
-        model = _load_base(base, revision)
+        model, _ = load_pretrained(base, revision)
+        if model.config.model_type not in CLASSES:
+            raise LaserError(f"--base {base} is a {model.config.model_type!r} model; expected hubert or wavlm")
     else:
         model = CLASSES[model_type][1](infer_config(converted, model_type, model_cfg, num_attention_heads, notes))
     stated = {**model_cfg, **task_cfg}.get("normalize")
@@ -115,19 +126,28 @@ def convert_checkpoint(
         do_normalize = model.config.feat_extract_norm == "layer" if stated is None else bool(stated)
         if stated is None:
             notes.append(f"do_normalize is {str(do_normalize).lower()}, as usual with this front-end's normalisation")
-    _check_fit(model.state_dict(), converted, base or f"the inferred {model_type} config")
-    changed = None
     if base is not None:
         before = model.state_dict()
-        changed = _by_module([name for name in converted if not torch.equal(before[name], converted[name].float())])
+        names = [n for n, tensor in converted.items() if n in before and not torch.equal(before[n], tensor.float())]
+        # `encoder.layers.10` instead of its sixteen tensors, in the order of numbers.
+        changed = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
+        changed = sorted(changed, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
     if any(tensor.dtype != torch.float32 for tensor in converted.values()):
         notes.append("weights of lower precision were stored as float32")
-    model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
+    except RuntimeError as error:  # it lists missing and unexpected names and other shapes
+        said = textwrap.shorten(str(error).partition(":")[2], 1000, placeholder=" …")
+        raise LaserError(
+            f"the checkpoint does not fit {base or 'the inferred config'} (transformers' names): {said}"
+        ) from None
     export_encoder(model.eval(), model.config, output_dir, do_normalize=do_normalize)
     digest = tensors_digest(model.state_dict())
-    if tensors_digest(AutoModel.from_pretrained(output_dir).state_dict()) != digest:
+    if tensors_digest(load_pretrained(str(output_dir))[0].state_dict()) != digest:
         raise LaserError(f"{output_dir} does not load as it was written")
-    local = base is None or Path(base).is_dir()
+    # The cache keeps a file of the Hub below its commit.
+    hub = base is not None and not Path(base).is_dir()
+    commit = Path(cached_file(base, "config.json", revision=revision)).parent.name if hub else None
     config_from = "base model" if base else "checkpoint" if model_cfg else "shapes of the weights"
     record = new_record(
         "conversion",
@@ -138,8 +158,7 @@ def convert_checkpoint(
         layout=layout,
         step=content.get("Step") if isinstance(content.get("Step"), int) else None,
         base_model=base,
-        # The cache keeps a file of the Hub below its commit.
-        base_revision=None if local else Path(cached_file(base, "config.json", revision=revision)).parent.name,
+        base_revision=commit,
         tensors=len(converted),
         dropped=dropped,
         changed_since_base=changed,
@@ -148,35 +167,3 @@ def convert_checkpoint(
     )
     write_json(output_dir / RECORD_NAME, record)
     return record
-
-
-def _load_base(base: str, revision: str | None) -> PreTrainedModel:
-    try:
-        model = AutoModel.from_pretrained(base, revision=revision or "main", dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise LaserError(f"--base {base} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if model.config.model_type not in CLASSES:
-        raise LaserError(f"--base {base} is a {model.config.model_type!r} model; expected hubert or wavlm")
-    return model
-
-
-def _check_fit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str) -> None:
-    shapes = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name].shape != found[name].shape
-    ]
-    misfits = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "other shapes": shapes,
-    }
-    problems = "; ".join(f"{title}: {shortened(names)}" for title, names in misfits.items() if names)
-    if problems:
-        raise LaserError(f"the checkpoint does not fit {what} (transformers' names); {problems}")
-
-
-def _by_module(names: list[str]) -> list[str]:
-    """`encoder.layers.10` instead of its sixteen tensors, in the order of numbers."""
-    modules = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
-    return sorted(modules, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])

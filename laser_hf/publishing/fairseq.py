@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from transformers import HubertConfig, HubertModel, PretrainedConfig, WavLMConfig, WavLMModel
 
 from ..errors import LaserError
-from .weights import shortened
+from .export import refuse_names
 
 CLASSES = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}
 """Config and model classes by the names of the models that can be converted."""
@@ -20,8 +19,9 @@ _LAYOUTS = {"Upstream": "S3PRL checkpoint", "model_weight": "S3PRL's converted f
 _FIRST = "feature_extractor.conv_layers.0.0.weight"
 # Heads of pre-training, which an encoder does not need: reported, not kept.
 _DROPPED = re.compile(r"label_embs_concat|final_proj\.(weight|bias)")
-_CONVOLUTION = re.compile(r"feature_extractor\.conv_layers\.(\d+)\.(0|2(?:\.1)?)\.(weight|bias)")
 _RENAMED = [
+    (r"^(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"^(feature_extractor\.conv_layers\.\d+)\.2(\.1)?\.", r"\1.layer_norm."),
     (r"^post_extract_proj\.", "feature_projection.projection."),
     (r"^layer_norm\.", "feature_projection.layer_norm."),
     (r"^mask_emb$", "masked_spec_embed"),
@@ -41,12 +41,8 @@ _RENAMED = [
 def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict, dict]:
     """Layout, weights without their prefix, and the checkpoint's own configs of model and task.
 
-    Args:
-        content: of the checkpoint.
-        name: of its file, for messages.
-
     Raises:
-        LaserError: no fairseq-style encoder, or weights beside it.
+        LaserError: no fairseq-style encoder, or weights beside it; the message has the file's `name`.
     """
     if {"Downstream", "Optimizer"} & content.keys() and "Upstream" not in content:
         raise LaserError(f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was not trained (no -f)")
@@ -55,14 +51,11 @@ def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict
     tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     anchor = next((k for k in tensors if k.endswith(_FIRST)), None)
     if anchor is None:
-        raise LaserError(
-            f"{name} has no weights of a fairseq-style HuBERT or WavLM ({_FIRST}); its entries are "
-            f"{', '.join(map(str, list(state)[:8])) or 'none'}"
-        )
+        entries = ", ".join(map(str, list(state)[:8])) or "none"
+        raise LaserError(f"{name} has no weights of a fairseq-style HuBERT or WavLM ({_FIRST}); its entries: {entries}")
     prefix = anchor.removesuffix(_FIRST)
     stray = [k for k in tensors if not k.startswith(prefix)]
-    if stray:
-        raise LaserError(f"{name} has weights beside the encoder ({prefix}…): {shortened(stray)}")
+    refuse_names(stray, f"{name} has weights beside the encoder ({prefix}…)")
     cfg = content.get("cfg") if isinstance(content.get("cfg"), Mapping) else {}
     if isinstance(content.get("args"), argparse.Namespace):  # fairseq before 2021
         cfg = vars(content["args"])
@@ -83,12 +76,8 @@ def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor]
             dropped.append(name)
             continue
         new = name
-        if match := _CONVOLUTION.fullmatch(name):
-            kind = "conv" if match[2] == "0" else "layer_norm"
-            new = f"feature_extractor.conv_layers.{match[1]}.{kind}.{match[3]}"
-        else:
-            for pattern, replacement in _RENAMED:
-                new = re.sub(pattern, replacement, new)
+        for pattern, replacement in _RENAMED:
+            new = re.sub(pattern, replacement, new)
         if new in converted:
             raise LaserError(f"two weights would both be {new}")
         converted[new] = tensor
@@ -96,23 +85,15 @@ def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor]
 
 
 def infer_config(
-    weights: Mapping[str, torch.Tensor],
-    model_type: str,
-    model_cfg: Mapping[str, Any],
-    heads: int | None,
-    notes: list[str],
+    weights: Mapping[str, torch.Tensor], model_type: str, model_cfg: Mapping[str, Any], heads: int | None, notes: list
 ) -> PretrainedConfig:
     """Config of converted weights: sizes from their shapes, the rest from the checkpoint's own config.
 
     Dropouts, LayerDrop and masking that the checkpoint does not state are those that HuBERT base and WavLM base were
     pre-trained with.
 
-    Args:
-        weights: under transformers' names.
-        model_type: "hubert" or "wavlm".
-        model_cfg: fairseq's config of the model, possibly empty.
-        heads: number of attention heads, if it cannot be found.
-        notes: assumptions are appended here.
+    `weights` have transformers' names. `model_cfg` is fairseq's config of the model, possibly empty. `heads` is the
+    number of attention heads where it cannot be found. Assumptions are appended to `notes`.
 
     Raises:
         LaserError: weights that lack what the sizes are read from.
@@ -137,14 +118,16 @@ def infer_config(
         extra = {"num_buckets": relative.shape[0], "max_bucket_distance": model_cfg.get("max_distance", 800)}
         if "max_distance" not in model_cfg:
             notes.append("the checkpoint does not state WavLM's max_distance; 800 as in all released models")
-    elif heads is None and "encoder_attention_heads" in model_cfg:
-        heads = model_cfg["encoder_attention_heads"]
-    elif heads is None and hidden in (768, 1024):
+    heads = heads or model_cfg.get("encoder_attention_heads")
+    if heads is None and hidden in (768, 1024):
         heads = hidden // 64
         notes.append(f"{heads} attention heads, 64 dimensions each as in all released models")
-    elif heads is None:
+    if heads is None:
         raise LaserError("the weights do not tell the number of attention heads; give --num_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise LaserError(f"{heads} attention heads do not divide the {hidden} dimensions; give --num_attention_heads")
     kernels = [shape[2] for shape in convolutions]
+    strides = _strides(kernels, model_cfg)
     try:
         return CLASSES[model_type][0](
             hidden_size=hidden,
@@ -153,7 +136,7 @@ def infer_config(
             intermediate_size=intermediate,
             conv_dim=[shape[0] for shape in convolutions],
             conv_kernel=kernels,
-            conv_stride=_strides(kernels, model_cfg),
+            conv_stride=strides,
             conv_bias="feature_extractor.conv_layers.0.conv.bias" in weights,
             feat_extract_norm=norm,
             do_stable_layer_norm=stable,
@@ -169,21 +152,18 @@ def infer_config(
             apply_spec_augment=True,
             **extra,
         )
-    except LaserError:
-        raise
     except (ValueError, TypeError) as error:
         raise LaserError(f"the weights make no {model_type} config: {error}") from error
 
 
 def _strides(kernels: list[int], model_cfg: Mapping[str, Any]) -> list[int]:
     """Strides of the front-end: fairseq writes its layers as "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"."""
-    text = str(model_cfg.get("conv_feature_layers") or "")
-    if text:
+    if text := str(model_cfg.get("conv_feature_layers") or ""):
         layers = []
-        for part in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", text):
-            layers += list(ast.literal_eval(f"[{part[0]}]")) * int(part[1] or 1)
-        if [layer[1] for layer in layers] == kernels:
-            return [layer[2] for layer in layers]
+        for part, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", text):
+            layers += re.findall(r"\(\s*\d+\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", part) * int(times or 1)
+        if [int(kernel) for kernel, _ in layers] == kernels:
+            return [int(stride) for _, stride in layers]
         raise LaserError(f"conv_feature_layers {text!r} does not fit the kernels of the weights, {kernels}")
     if kernels == [10, 3, 3, 3, 3, 2, 2]:
         return [5, 2, 2, 2, 2, 2, 2]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LaserError
+from ..records import TRAINING_RECORD
 from . import upload
 from .export import Load, load_in_fresh_process
-from .repository import Bundle, Request, prepare
+from .repository import Bundle, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,77 +36,66 @@ def build_parser() -> argparse.ArgumentParser:
     add("--create_pr", action="store_true", help="open a pull request with the commit instead of changing main")
     add("--tag", metavar="TAG", help="version of the commit (default: v1.0, then v1.1, ...; on other branches none)")
     add("--commit_message", metavar="TEXT", help="default: method, updates, base model and hours of speech")
-    more = "result files besides RUN_DIR/results/*.json and RUN_DIR/results*.json"
-    add("--results", type=Path, nargs="+", default=[], metavar="FILE", help=more)
-    unevaluated = "publish without any downstream result; the first lines of the card say so"
-    add("--allow_unevaluated", action="store_true", help=unevaluated)
-    unchecked = "publish although the base model's weights cannot be had: what training changed is not checked"
-    add("--skip_base_check", action="store_true", help=unchecked)
-    facts = "JSON facts about base model and method (default: model_cards/bases.json and the objective's class)"
-    add("--facts", type=Path, metavar="FILE", help=facts)
+    add("--results", type=Path, nargs="+", default=[], metavar="FILE", help="besides RUN_DIR/results/*.json")
+    add("--allow_unevaluated", action="store_true", help="publish without any downstream result; the card says so")
+    add("--skip_base_check", action="store_true", help="publish although the base model's weights cannot be had")
+    add("--facts", type=Path, metavar="FILE", help="JSON facts about base model and method; see model_cards/bases.json")
     add("--show_card", action="store_true", help="print the model card as well")
     add("--token", help="Hub token with write access; it stays in the shell's history, so prefer to log in")
     return parser
 
 
 def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) -> None:
-    """Check a run and, with `--yes`, publish it.
-
-    Args:
-        argv: command line without the program's name.
-        load: how the encoder is reloaded to check it.
+    """Check a run, show what would be uploaded and, with `--yes`, upload it. `load` reloads the encoder to check it.
 
     Raises:
         LaserError: with the first reason not to publish.
     """
-    options = vars(build_parser().parse_args(argv))
-    yes, show_card = options.pop("yes"), options.pop("show_card")
-    push(Request(**options), yes=yes, show_card=show_card, load=load)
-
-
-def push(
-    request: Request, *, yes: bool = True, show_card: bool = False, load: Load = load_in_fresh_process
-) -> upload.Published | None:
-    """Check a run, show what would be uploaded and, with `yes`, upload it.
-
-    Returns:
-        Where it is now, or `None` if nothing was uploaded.
-
-    Raises:
-        LaserError: with the first reason not to publish.
-    """
+    request, target = build_parser().parse_args(argv), None
+    request.branch = request.revision or constants.DEFAULT_REVISION
+    _check(request)
     with tempfile.TemporaryDirectory(prefix="laser-push-") as staging:
-        bundle = prepare(request, Path(staging), load)
-        if show_card:
+        try:
+            bundle = prepare(request, Path(staging), load)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            what = f"{TRAINING_RECORD}, config.json or a result in {request.run_dir} does not hold what it should"
+            raise LaserError(f"{what}, it was damaged or changed ({type(error).__name__} {error})") from error
+        api = HfApi(token=request.token)
+        if request.show_card:
             print(bundle.card)
-        api, target = HfApi(token=request.token), None
         try:
             target = upload.inspect_target(api, request.repo_id, request.branch)
         except LaserError as error:
-            if yes:
+            if request.yes:
                 raise
             bundle.notes.append(f"the target repository was not checked: {error}")
         else:
             upload.check_target(request, target, bundle.base_model)
         _show(request, bundle, target)
-        if not yes:
+        if not request.yes:
             print("\nNothing was uploaded. Add --yes to publish.")
-            return None
+            return
         published = upload.publish(api, request, bundle, target)
     state = "Published as" if published.changed else "Nothing has changed since"
     tag = f", tag {published.tag}" if published.tag else ""
     print(f"\n{state} commit {published.commit}{tag}:\n{published.url}")
-    return published
 
 
-def later_command(request: Request) -> str:
-    """The command that publishes the same later."""
-    words = ["python", "push_to_hub.py", str(request.run_dir), "--repo_id", request.repo_id]
-    words += ["--private"] * request.private + ["--allow_unevaluated"] * request.allow_unevaluated
-    return shlex.join([*words, "--yes"])
+def _check(request: argparse.Namespace) -> None:
+    """Raise `LaserError` for names and combinations that no Hub would take."""
+    try:
+        validate_repo_id(request.repo_id)
+    except HFValidationError as error:
+        raise LaserError(f"--repo_id {request.repo_id}: {error}") from error
+    if request.tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", request.tag):
+        raise LaserError(f"--tag {request.tag!r} is no tag name; something like v1.0")
+    if request.create_pr and request.branch != constants.DEFAULT_REVISION:
+        raise LaserError("--create_pr opens a pull request against the main branch; leave --revision out")
+    if request.create_pr and request.tag:
+        raise LaserError("--tag marks what is published, and a pull request is not yet; tag it after merging")
 
 
-def _show(request: Request, bundle: Bundle, target: upload.Target | None) -> None:
+def _show(request: argparse.Namespace, bundle: Bundle, target: upload.Target | None) -> None:
     state = "not checked" if target is None else "exists" if target.exists else "will be created"
     where = "a pull request" if request.create_pr else f"branch {request.branch}"
     print(f"Repository: {request.repo_id} ({state}), {where}\n")

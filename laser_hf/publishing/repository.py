@@ -2,174 +2,130 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import constants, eval_result_entries_to_yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LaserError
-from ..records import TRAINING_RECORD, read_json, read_record, tensors_digest, write_json
-from . import weights
+from ..records import TRAINING_RECORD, located, read_json, read_record, tensors_digest, write_json
 from .card import placeholders, render_card
-from .export import Load, check_reload
-from .facts import find_facts
-from .results import OWN, hub_entries, read_results
+from .export import EXPORTED, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
+from .facts import OWN, find_facts, hub_entries, read_results
 from .upload import EVALUATION_SCRIPTS
 
-EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 _RESULTS = ("results/*.json", "results*.json")
 _HUB_RESULTS = ".eval_results/librispeech_asr.yaml"
-_SUFFIXES = {".json", ".md", ".png", ".safetensors", ".yaml"}
-
-
-@dataclass
-class Request:
-    """What is to be published, and where; the options of `push_to_hub.py`."""
-
-    run_dir: Path
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    tag: str | None = None
-    commit_message: str | None = None
-    results: Sequence[Path] = ()
-    allow_unevaluated: bool = False
-    skip_base_check: bool = False
-    facts: Path | None = None
-    token: str | None = None
-
-    @property
-    def branch(self) -> str:
-        """The branch to commit to."""
-        return self.revision or constants.DEFAULT_REVISION
-
-    def check(self) -> None:
-        """Raise `LaserError` for names and combinations that no Hub would take."""
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise LaserError(f"--repo_id {self.repo_id}: {error}") from error
-        if self.tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.tag):
-            raise LaserError(f"--tag {self.tag!r} is no tag name; something like v1.0")
-        if self.create_pr and self.branch != constants.DEFAULT_REVISION:
-            raise LaserError("--create_pr opens a pull request against the main branch; leave --revision out")
-        if self.create_pr and self.tag:
-            raise LaserError("--tag marks what is published, and a pull request is not yet; tag it after merging")
 
 
 @dataclass
 class Bundle:
-    """What will be uploaded.
-
-    Attributes:
-        files: the file behind each path in the repository.
-        base_model: name of the base model.
-        message: of the commit.
-        card: the model card.
-        notes: what could not be checked.
-    """
+    """What will be uploaded: the file behind each path, the message of the commit, and what could not be checked."""
 
     files: dict[str, Path]
     base_model: str
     message: str
     card: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
-def prepare(request: Request, staging: Path, load: Load) -> Bundle:
-    """Collect and check all that is to be uploaded; nothing is sent.
-
-    Args:
-        request: from the command line.
-        staging: an empty folder for the files as they are published.
-        load: reloads the encoder, see `check_reload`.
+def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
+    """Collect in `staging`, an empty folder, and check what `request` (of `push`) asks to publish; nothing is sent.
 
     Raises:
         LaserError: with the first reason not to publish.
     """
-    request.check()
+    from ..encoders import load_pretrained  # with transformers, for which --help need not wait
+
     sources = collect(request.run_dir, request.results)
-    record, config = read_record(request.run_dir / TRAINING_RECORD), read_object(request.run_dir / "config.json")
+    record, config = read_record(request.run_dir / TRAINING_RECORD), read_json(request.run_dir / "config.json", dict)
     if "auto_map" in config:
         raise LaserError("config.json has an auto_map, so that loading would run code of the repository")
     if record["task"] != "training" or not (record.get("base_model") or {}).get("name"):
         raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned; it is no record of train.py")
-    facts = find_facts(record, read_object(request.facts) if request.facts else None)
+    facts = find_facts(record, read_json(request.facts, dict) if request.facts else None)
     base_name, base, notes = record["base_model"]["name"], None, []
-    exported = weights.load_checkpoint(request.run_dir / "model.safetensors")
+    local = located(record["recipe"]["model"]["model_name_or_path"]) if record["base_model"]["local"] else None
+    exported = load_checkpoint(request.run_dir / "model.safetensors")
     exported = {name: tensor.float() for name, tensor in exported.items()}  # as it is loaded for an evaluation
+    digest = tensors_digest(exported)
+    if record.get("weights_sha256", digest) != digest:
+        raise LaserError(f"{request.run_dir / 'model.safetensors'} was changed or damaged after training ended")
     try:
-        base = weights.base_weights(record, request.token)
-    except weights.NoBaseModel as error:
+        base = load_pretrained(local or base_name, record["base_model"]["revision"], request.token)[0].state_dict()
+    except LaserError as error:
         if not request.skip_base_check:
+            unchecked = f"whether only the trained layers changed cannot be checked: {error}"
             raise LaserError(
-                f"whether only the trained layers changed cannot be checked: {error}. Give access to it, or publish "
-                "without that check by --skip_base_check"
+                f"{unchecked}. Give access to it, or leave the check out with --skip_base_check"
             ) from error
         notes.append(f"that only the trained layers changed was not checked: {error}")
-    weights.check_weights(exported, base, record.get("trained_parameters"))
+    check_weights(exported, base, record.get("trained_parameters"))
 
     base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else None
     records = {name: path for name, path in sources.items() if any(fnmatch(name, pattern) for pattern in _RESULTS)}
     names = (str(request.run_dir), request.repo_id)
-    results, unread = read_results(records, tensors_digest(exported), base_digest, base_name, names)
+    results, unread = read_results(records, digest, base_digest, base_name, names)
     notes += [f"{name} is no evaluation record; it is uploaded, but the card does not list it" for name in unread]
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
-        models = sorted({result.model for result in results})
+        models = ", ".join(sorted({result.model for result in results}))
         raise LaserError(
             f"no downstream result of this model in {request.run_dir}/results/, and none given with --results"
-            + (f" (there are some of {', '.join(models)})" if models else "")
-            + ". Evaluate it first, or publish it as it is with --allow_unevaluated; its card will say so"
+            f"{f' (there are some of {models})' if models else ''}. Evaluate it first, or publish it as it is with "
+            "--allow_unevaluated; its card will say so"
         )
     files = stage(sources, staging, [request.token] if request.token else [])
-    entries = hub_entries(results, f"{constants.ENDPOINT}/{request.repo_id}/tree/{request.branch}/results")
-    if entries:
+    folder = f"{constants.ENDPOINT}/{request.repo_id}/tree/{request.branch}/results"
+    if entries := hub_entries(results, folder):
         files[_HUB_RESULTS] = staging / _HUB_RESULTS
         files[_HUB_RESULTS].parent.mkdir()
         files[_HUB_RESULTS].write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
-    card = render_card(
-        without_private(record),
-        facts,
-        repo_id=request.repo_id,
-        config=config,
-        preprocessor=read_object(staging / "preprocessor_config.json"),
-        results=results,
-        plots=sorted(name for name in files if name.startswith("plots/")),
-    )
+    preprocessor = read_json(staging / "preprocessor_config.json", dict)
+    plots = sorted(name for name in files if name.startswith("plots/"))
+    card = render_card(without_private(record), facts, request.repo_id, config, preprocessor, results, plots)
     if gaps := placeholders(card):
         raise LaserError(f"the model card has gaps: {'; '.join(gaps[:5])}")
     (staging / "README.md").write_text(card, encoding="utf-8")
     files = {"README.md": staging / "README.md", **files}
-    check_kinds(files)
     check_reload(staging, record, load)
     hours = f"{record['processed_hours']:.4g} hours of speech"
     message = f"{facts['method_title']}: {record['updates']} updates on {base_name}, {hours}"
     return Bundle(files, base_name, message, card, notes)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`.
+def check_weights(
+    weights: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None, trained: Sequence[str] | None
+) -> None:
+    """Compare the exported weights with the base model's: all that was trained may differ, and something must.
+
+    `base` is `None` if it cannot be had: then nothing is compared. `trained` are the names of trained parameters.
 
     Raises:
-        LaserError: it cannot be read, or is something else.
+        LaserError: a weight that is not finite, missing, unknown to the base model or changed although frozen; or
+            nothing has changed.
     """
-    try:
-        content = read_json(path)
-    except (ValueError, OSError) as error:
-        raise LaserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise LaserError(f"{path} is not a JSON object")
-    return content
+    if not trained:
+        raise LaserError("the record of the run does not say which parameters were trained")
+    refuse_infinite(weights, "the export has weights that are not finite")
+    refuse_names(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
+    if base is None:
+        return
+    refuse_names(sorted({*weights} - {*base}), "the exported encoder has weights that the base model lacks")
+    changed = {name for name in weights if name in base and not torch.equal(weights[name], base[name])}
+    frozen = sorted(changed - {*trained, "masked_spec_embed"})  # it is random where the base model's file lacks it
+    what = "training changed more than the record names, or the base model is another one or another revision"
+    refuse_names(frozen, f"{len(frozen)} frozen weights differ from the base model's ({what})")
+    if not changed:
+        raise LaserError("the trained weights are still those of the base model: there is nothing to publish")
 
 
 def collect(run_dir: Path, extra_results: Sequence[Path] = ()) -> dict[str, Path]:
@@ -182,8 +138,7 @@ def collect(run_dir: Path, extra_results: Sequence[Path] = ()) -> dict[str, Path
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
     if not (run_dir / TRAINING_RECORD).is_file():
         raise LaserError(f"{run_dir} has no {TRAINING_RECORD}: it is no run of train.py, or one that has not finished")
-    missing = [name for name in EXPORTED if not (run_dir / name).is_file()]
-    if missing:
+    if missing := [name for name in EXPORTED if not (run_dir / name).is_file()]:
         raise LaserError(f"{run_dir} lacks {', '.join(missing)}; the exported encoder is not complete")
     files = {}
     for pattern in (*EXPORTED, TRAINING_RECORD, "training_log.json", *_RESULTS, "plots/*.png"):
@@ -201,11 +156,17 @@ def collect(run_dir: Path, extra_results: Sequence[Path] = ()) -> dict[str, Path
 
 
 def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = ()) -> dict[str, Path]:
-    """The files as they are published, below `staging`: JSON without machine paths and tokens, the rest as it is."""
+    """The files as they are published, below `staging`: JSON without machine paths and tokens, the rest as it is.
+
+    Raises:
+        LaserError: a file is not what its name says, such as a pickle that is called `.png`.
+    """
     staged = {name: staging / name for name in sources}
     for name, path in sources.items():
         staged[name].parent.mkdir(parents=True, exist_ok=True)
-        content = read_object(path) if path.suffix == ".json" else None
+        content = read_json(path) if name.endswith(".json") else None
+        if name.endswith(".png") and not path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n"):
+            raise LaserError(f"{name} is not what its name says; it is not uploaded")
         cleaned = without_private(content, secrets)
         if cleaned != content:
             write_json(staged[name], cleaned)
@@ -215,19 +176,6 @@ def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = (
             except OSError:  # a file system without links
                 shutil.copyfile(path, staged[name])
     return staged
-
-
-def check_kinds(files: Mapping[str, Path]) -> None:
-    """Only JSON, Markdown, PNG, YAML, safetensors and the evaluation script: no pickles, whatever their name.
-
-    Raises:
-        LaserError: naming the first file that is something else.
-    """
-    for name, path in files.items():
-        with path.open("rb") as file:
-            png = file.read(8) == b"\x89PNG\r\n\x1a\n"
-        if name not in EVALUATION_SCRIPTS and (path.suffix not in _SUFFIXES or (path.suffix == ".png") != png):
-            raise LaserError(f"{name} is not what its name says; it is not uploaded")
 
 
 # An absolute path anywhere in a text: not what follows a letter (a/b), a colon or a slash (https://...), or the

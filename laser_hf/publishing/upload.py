@@ -6,6 +6,7 @@ then goes on: files that have arrived are not sent again, and a commit that was 
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,26 +15,18 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub
 
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, read_json
 
 if TYPE_CHECKING:
-    from .repository import Bundle, Request
+    from .repository import Bundle
 
 EVALUATION_SCRIPTS = ("eval_ctc.py", "eval_requirements.txt")
 """Published with every model, for people who do not have laser_hf."""
 REPLACED = ("plots/*.png", "results/*.json", "results*.json", ".eval_results/*.yaml", *EVALUATION_SCRIPTS)
 """Files of an earlier push that the next one replaces or removes."""
-_OTHER = "choose another --repo_id"
 _VERSION = re.compile(r"v(\d+)\.(\d+)")
 
 
@@ -67,10 +60,10 @@ def explained(endpoint: str) -> Iterator[None]:
         yield
     except LaserError:
         raise
-    except RuntimeError as error:  # the client wraps what stops the transfer of a file
-        raise LaserError(_explain(error.__cause__ or error, endpoint)) from error
-    except (HTTPError, OSError, ValueError) as error:
-        raise LaserError(_explain(error, endpoint)) from error
+    except (RuntimeError, hub.HTTPError, OSError, ValueError) as error:
+        # The client wraps what stops the transfer of a file in a RuntimeError.
+        cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+        raise LaserError(_explain(cause, endpoint)) from error
 
 
 _TOKEN = (
@@ -78,27 +71,20 @@ _TOKEN = (
     "login` and a token with write access, or set HF_TOKEN"
 )
 _CHANGED = "somebody changed the repository at the same time; look at it and try again"
-_REASONS = {
-    401: _TOKEN,
-    403: _TOKEN,
-    409: _CHANGED,
-    412: _CHANGED,
-    429: "the Hub gets too many requests; wait a few minutes and give the same command again",
-}
+_BUSY = "the Hub gets too many requests; wait a few minutes and give the same command again"
+_BROKEN = "the Hub does not work; nothing is half published, give the same command again"
+_REASONS = {401: _TOKEN, 403: _TOKEN, 409: _CHANGED, 412: _CHANGED, 429: _BUSY}
 
 
 def _explain(error: BaseException, endpoint: str) -> str:
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, hub.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"
-    if isinstance(error, LocalTokenNotFoundError):
+    if isinstance(error, hub.LocalTokenNotFoundError):
         return _TOKEN
-    status = _status(error)
-    if status is not None and status >= 500:
-        return f"the Hub does not work (HTTP {status}); nothing is half published, give the same command again"
-    if status is not None:
+    if status := _status(error):
         said = f"the Hub refused the request: {getattr(error, 'server_message', None) or error}"
-        return f"{_REASONS.get(status, said)} (HTTP {status})"
-    if isinstance(error, HTTPError | ConnectionError | TimeoutError):
+        return f"{_BROKEN if status >= 500 else _REASONS.get(status, said)} (HTTP {status})"
+    if isinstance(error, hub.HTTPError | ConnectionError | TimeoutError):
         what = f"{endpoint} cannot be reached, or the connection broke ({error})"
         return f"{what}; check the connection and HF_ENDPOINT, and give the same command again"
     return f"{endpoint} gave an unexpected answer, or a file went away: {error}"
@@ -106,7 +92,7 @@ def _explain(error: BaseException, endpoint: str) -> str:
 
 def _status(error: BaseException) -> int | None:
     """HTTP status of the Hub's answer, `None` if there was none."""
-    return error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
@@ -118,43 +104,45 @@ def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
     with explained(api.endpoint):
         try:
             info, branch_exists = api.model_info(repo_id, revision=revision), True
-        except RevisionNotFoundError:
+        except hub.RevisionNotFoundError:
             info, branch_exists = api.model_info(repo_id), False
-        except RepositoryNotFoundError as error:
+        except hub.RepositoryNotFoundError as error:
             # The Hub says 401 of a missing repository to those without a valid token.
             if _status(error) == 401:
                 raise
             return Target(exists=False)
-        files = tuple(sibling.rfilename for sibling in info.siblings or ())
-        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
-        base = None
+        files, base = tuple(sibling.rfilename for sibling in info.siblings or ()), None
         if TRAINING_RECORD in files:
             path = api.hf_hub_download(repo_id, TRAINING_RECORD, revision=info.sha)
             try:
                 base = read_json(path)["base_model"]["name"]
-            except (ValueError, KeyError, TypeError):
+            except (LaserError, KeyError, TypeError):
                 base = "something unreadable"
-    return Target(True, branch_exists, info.private, info.sha, files, tags, base)
+        return Target(True, branch_exists, info.private, info.sha, files, _tags(api, repo_id), base)
 
 
-def check_target(request: Request, target: Target, base_model: str) -> None:
+def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+
+
+def check_target(request: argparse.Namespace, target: Target, base_model: str) -> None:
     """Refuse to overwrite what is not this project's, or a request that the repository does not fit.
 
     Raises:
         LaserError: with the reason.
     """
-    repo_id = request.repo_id
-    foreign = [name for name in target.files if name not in (".gitattributes", "README.md")]
+    repo_id, other = request.repo_id, "choose another --repo_id"
+    foreign = ", ".join([name for name in target.files if name not in (".gitattributes", "README.md")][:5])
+    marked = target.tags.get(request.tag or "", target.commit)
     if foreign and TRAINING_RECORD not in target.files:
-        raise LaserError(f"{repo_id} holds something that is no LASER export ({', '.join(foreign[:5])}); {_OTHER}")
+        raise LaserError(f"{repo_id} holds something that is no LASER export ({foreign}); {other}")
     if target.base_model not in (None, base_model):
-        raise LaserError(f"{repo_id} holds a model made from {target.base_model}, not from {base_model}; {_OTHER}")
+        raise LaserError(f"{repo_id} holds a model made from {target.base_model}, not from {base_model}; {other}")
     if request.private and target.private is False:
         raise LaserError(f"{repo_id} is public, and --private only applies to a new repository; leave it out")
     if request.create_pr and not target.exists:
         raise LaserError(f"--create_pr: there is no {repo_id} to open a pull request against")
-    marked = target.tags.get(request.tag or "")
-    if marked and marked != target.commit:
+    if marked != target.commit:
         raise LaserError(f"{repo_id} already has a tag {request.tag}, of commit {marked}; choose another --tag")
 
 
@@ -163,7 +151,7 @@ def stale_files(target: Target, files: Mapping[str, object]) -> list[str]:
     return [n for n in target.files if n not in files and any(fnmatch(n, pattern) for pattern in REPLACED)]
 
 
-def choose_tag(request: Request, tags: Mapping[str, str], commit: str) -> str | None:
+def choose_tag(request: argparse.Namespace, tags: Mapping[str, str], commit: str) -> str | None:
     """The tag asked for, or the next version `v1.0`, `v1.1`, ...; a version that marks `commit` already stays.
 
     `None` for pull requests, and for other branches than main unless one was asked for.
@@ -171,21 +159,17 @@ def choose_tag(request: Request, tags: Mapping[str, str], commit: str) -> str | 
     if request.tag or request.create_pr or request.branch != constants.DEFAULT_REVISION:
         return request.tag
     versions = {tuple(map(int, m.groups())): name for name in tags if (m := _VERSION.fullmatch(name))}
-    for version in sorted(versions, reverse=True):
-        if tags[versions[version]] == commit:
-            return versions[version]
+    if own := [version for version in versions if tags[versions[version]] == commit]:
+        return versions[max(own)]
     major, minor = max(versions, default=(1, -1))
     return f"v{major}.{minor + 1}"
 
 
-def publish(api: HfApi, request: Request, bundle: Bundle, target: Target) -> Published:
+def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Target) -> Published:
     """Commit the bundle's files, remove stale ones, tag the commit.
 
     The large files go first and stay invisible until the one commit that names them all. The commit is refused if the
     branch is no longer at `target.commit`, so it neither overwrites another one nor is made twice.
-
-    Args:
-        target: from `inspect_target`, checked.
 
     Raises:
         LaserError: the Hub refuses it; the message says why and what to do.
@@ -200,10 +184,10 @@ def publish(api: HfApi, request: Request, bundle: Bundle, target: Target) -> Pub
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
             target = inspect_target(api, repo_id, branch)
             check_target(request, target, bundle.base_model)
-        additions = [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
         commit = api.create_commit(
             repo_id,
-            additions + [CommitOperationDelete(name) for name in stale_files(target, bundle.files)],
+            [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
+            + [CommitOperationDelete(name) for name in stale_files(target, bundle.files)],
             commit_message=request.commit_message or bundle.message,
             revision=None if request.create_pr else branch,
             create_pr=request.create_pr,
@@ -213,9 +197,9 @@ def publish(api: HfApi, request: Request, bundle: Bundle, target: Target) -> Pub
         return Published(commit.oid, commit.pr_url)
     try:
         with explained(api.endpoint):
-            tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+            tags = _tags(api, repo_id)
             tag = choose_tag(request, tags, commit.oid)
-            if tag and tags.get(tag, commit.oid) != commit.oid:
+            if tags.get(tag, commit.oid) != commit.oid:
                 raise LaserError(f"the tag {tag} marks commit {tags[tag]} already; choose another --tag")
             if tag and tag not in tags:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)

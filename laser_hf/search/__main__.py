@@ -9,43 +9,43 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import cli
 from ..errors import LaserError
+<<<<<<< HEAD
+from .plan import PICTURE, RECORD, TABLE, Plan, Value, parse_over
+from .report import best_of
+from .score import QBE_METRICS, discrimination_score, qbe_score
+from .study import SharedStudy, run_search
+=======
+from ..runs import RunFolder
 from .report import best_of, table, write_report
 from .run import run_search
 from .score import QBE_METRICS, Score, discrimination_score, qbe_score
 from .space import Value, parse_over
 from .study import PICTURE, RECORD, SAMPLERS, TABLE, Plan, SharedStudy
+>>>>>>> second/qbe
 
 _EPILOG = """\
 examples:
-  # No network, minutes: four points on the shipped encoder and speech, scored on its held-out voices.
   python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
-
   # The paper's way: query by example of the last layer. On QUESST 2014 the dev queries are used.
   python -m laser_hf.search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
       --score qbe --metric mtwv --qbe_data quesst14Database --output_dir outputs/search -- --bf16
-
   # Ranges instead of lists: 20 points drawn by TPE, each trained with three seeds.
   python -m laser_hf.search --preset demo --sampler tpe --trials 20 --seeds 1 2 3 \\
       --over sigma=1:5 alpha=0.01:1:log margin=0.8:1.5 --output_dir outputs/tpe
 
 All other options are train.py's and hold for every point; write them behind -- where they could be mistaken.
+The same command continues an interrupted search. Started several times at once (for each GPU, with
+CUDA_VISIBLE_DEVICES) it shares the points; --jobs trains several side by side."""
 
-Give the same command again to continue an interrupted search: finished points are kept, the others resume from their
-checkpoints. The same command started several times at once (one for each GPU, say, with CUDA_VISIBLE_DEVICES) shares
-the points; --jobs trains several points side by side."""
-
-_RUNS = "a search has many runs; publish the best one with push_to_hub.py"
 RESERVED = {
-    "preset": "it is an option of the search; write it before --",
+    **dict.fromkeys(("preset", "overwrite_output_dir"), "it is an option of the search; write it before --"),
     "output_dir": "every run has its own folder below the --output_dir of the search",
-    "overwrite_output_dir": "it is an option of the search; write it before --",
+    "seed": "give seeds as --seeds 1 2 3, they are averaged",
     "resume_from_checkpoint": "interrupted runs resume by themselves",
-    "push_to_hub": _RUNS,
-    "hub_model_id": _RUNS,
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), "publish the best run with push_to_hub.py"),
 }
 """Options of train.py that a search sets or has no use for, and why."""
 
@@ -61,19 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of train.py]",
     )
     add = parser.add_argument_group("search").add_argument
-    values = "values (sigma=1,2,5), or a range (alpha=0.01:1, alpha=0.01:1:log for a logarithmic scale) for tpe"
-    add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=f"options of train.py to vary: {values}")
+    values = "options of train.py and their values (sigma=1,2,5) or, for tpe, range (alpha=0.01:1, alpha=0.01:1:log)"
+    add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=values)
     add("--output_dir", type=Path, default=Path("outputs/search"), help="study, runs and tables (%(default)s)")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
     add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
-    add("--sampler", choices=SAMPLERS, default="grid", help="all combinations, or points near good ones (%(default)s)")
+    add("--sampler", choices=("grid", "tpe"), default="grid", help="all combinations, or draw near good ones")
     add("--trials", type=int, help="points that --sampler tpe draws")
     add("--jobs", type=int, default=1, help="points trained side by side on this machine (%(default)s)")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("score of a point, always of the last layer").add_argument
-    kinds = "word discrimination across speakers (seconds), or query by example (more); %(default)s"
-    add("--score", choices=("discrimination", "qbe"), default="discrimination", help=kinds)
+    add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task (%(default)s)")
     add("--data", help="discrimination: folder of speech; default: the held-out voices of the shipped speech")
     add("--alignments", help="discrimination: tab-separated words with their times in that speech")
     add("--split", nargs="+", help="discrimination: sub-folders of --data to use")
@@ -83,92 +82,76 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
-    """The search that the command line asks for, checked before anything trains.
-
-    Args:
-        arguments: of the search.
-        fixed: options of train.py.
+    """The search that the command line asks for, checked before anything trains; `fixed` are options of train.py.
 
     Raises:
         LaserError: options that do not fit; the message says how to mend it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LaserError(
-            "a search trains each point in one process; to use several GPUs start the same command once for each, "
-            "with CUDA_VISIBLE_DEVICES"
-        )
+        raise LaserError("start a search as one process; for each GPU one more, with CUDA_VISIBLE_DEVICES")
     given = {word[2:].partition("=")[0].replace("-", "_") for word in fixed if word.startswith("--")}
     for name in given & set(RESERVED):
         raise LaserError(f"--{name} cannot be given to the runs of a search: {RESERVED[name]}")
-    if arguments.seeds and "seed" in given:
-        raise LaserError("--seed and --seeds are both given; leave out --seed")
     base = ["--preset", arguments.preset, *fixed]
+<<<<<<< HEAD
+    options, recipes = _parse(base), {}
+    if options.model.do_normalize:
+        raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
+=======
     options = _parse(base)
+    read = {f"--{name}": getattr(arguments, name) for name in ("data", "alignments", "qbe_data")}
+    read |= {"--model": options.model.model_name_or_path, "--train_data": options.data.train_data}
+    RunFolder(arguments.output_dir, RECORD).protect(read | {"--eval_data": options.data.eval_data})
     recipes: dict[str, list[dict[str, Any]]] = {}
+>>>>>>> second/qbe
 
     def typed(name: str, text: str) -> Value:
-        if name in RESERVED or name == "seed":
-            raise LaserError(f"--over {name}: {RESERVED.get(name, 'give seeds as --seeds 1 2 3, they are averaged')}")
-        try:
-            options = _parse([*base, f"--{name}={text}"])
-            value = options.value(name)
-        except LaserError as error:
-            raise LaserError(f"--over {name}={text}: {error}") from error
-        except KeyError:
-            value = None  # of an objective or perturbation that is not in use
-        if isinstance(value, list | tuple):
-            raise LaserError(f"--over {name}: only options with a single value can be varied, this one has {value}")
+        if name in RESERVED:
+            raise LaserError(RESERVED[name])
+        if name in given:
+            raise LaserError(f"--{name} is given as a fixed option too; leave one out")
+        options = _parse([*base, f"--{name}={text}"])
         recipes.setdefault(name, []).append(options.recipe())
+        try:
+            value = options.value(name)
+        except KeyError:  # of an objective or perturbation that is not in use
+            return text
+        if isinstance(value, list | tuple):
+            raise LaserError(f"only options with a single value can be varied, this one has {value}")
         return text if value is None else value
 
     over = parse_over(arguments.over, typed)
     for name, found in recipes.items():
-        if name in given:
-            raise LaserError(f"--{name} is both varied by --over and fixed; leave one out")
         if len(found) > 1 and all(recipe == found[0] for recipe in found):
             raise LaserError(f"--over {name}: it does not change what is trained here, so all points would be alike")
-    return Plan(
-        folder=arguments.output_dir,
-        preset=arguments.preset,
-        fixed=tuple(fixed),
-        over=over,
-        score=_score(arguments, options),
-        recipe={
-            title: {name: value for name, value in group.items() if name not in (*over, "seed")}
-            for title, group in options.recipe().items()
-        },
-        sampler=arguments.sampler,
-        trials=arguments.trials,
-        seeds=tuple(arguments.seeds),
-    )
+    for name in ("qbe_data", "metric") if arguments.score == "discrimination" else ("data", "alignments", "split"):
+        if getattr(arguments, name):
+            raise LaserError(f"--{name} has no meaning with --score {arguments.score}")
+    if arguments.score == "discrimination":
+        score = discrimination_score(arguments.data, arguments.alignments, arguments.split)
+    elif arguments.qbe_data:
+        score = qbe_score(arguments.qbe_data, arguments.metric or "map")
+    else:
+        raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
+    recipe = options.recipe()
+    for group in recipe.values():
+        for name in (*over, "seed"):
+            group.pop(name, None)
+    how = {"sampler": arguments.sampler, "trials": arguments.trials, "seeds": tuple(arguments.seeds)}
+    return Plan(arguments.output_dir, arguments.preset, tuple(fixed), over, score, recipe, **how)
 
 
 def _parse(argv: Sequence[str]):
     """`parse_options` of train.py, with a `LaserError` instead of the end of the process."""
     from ..training import parse_options
 
-    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(messages):
-            return parse_options(list(argv))
+        with contextlib.redirect_stderr(io.StringIO()) as messages:
+            return parse_options(argv)
     except SystemExit as error:
         if not error.code:
-            raise
+            raise  # --help
         raise LaserError(messages.getvalue().strip().rpartition("error: ")[2]) from error
-
-
-def _score(arguments: argparse.Namespace, options) -> Score:
-    others = {"discrimination": ("qbe_data", "metric"), "qbe": ("data", "alignments", "split")}
-    for name in others[arguments.score]:
-        if getattr(arguments, name):
-            raise LaserError(f"--{name} has no meaning with --score {arguments.score}")
-    if options.model.do_normalize:
-        raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
-    if arguments.score == "discrimination":
-        return discrimination_score(arguments.data, arguments.alignments, arguments.split)
-    if not arguments.qbe_data:
-        raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
-    return qbe_score(arguments.qbe_data, arguments.metric or "map")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -183,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = build_plan(arguments, [*fixed, *argv[end + 1 :]])
     print(f"{plan.size} points over {', '.join(plan.over)}, chosen on {plan.score.chosen_on}", flush=True)
     study = SharedStudy(plan, arguments.retry_failed, arguments.overwrite_output_dir)
-    run_search(study, arguments.jobs, after_each=lambda: write_report(study))
-    print("\n" + table(plan, study.trials()))
+    print("\n" + run_search(study, arguments.jobs))
     if best_of(study.trials()) is None:
         raise LaserError("no point has a score; the table says why")
     print(", ".join(str(plan.folder / name) for name in (TABLE, RECORD, PICTURE)))

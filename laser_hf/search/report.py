@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import statistics
-import warnings
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial
 
-from ..records import new_record, portable, write_json
-from .space import Point, describe, label_of, text_of
-from .study import PICTURE, RECORD, TABLE, Plan, SharedStudy
-
-
-def write_report(study: SharedStudy) -> str:
-    """Write the table, and when every point is done the record and the picture; return the table."""
-    trials, folder = study.trials(), study.plan.folder
-    text = table(study.plan, trials)
-    with study.locked():
-        (folder / TABLE).write_text(text, encoding="utf-8")
-        if study.finished:
-            write_json(folder / RECORD, record(study.plan, trials))
-            draw(study.plan, trials)
-    return text
+from ..records import new_record, portable
+from .plan import PICTURE, Plan, Point, describe, text_of
 
 
 def ranked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Best first, equal scores by their parameters; what has no score last, failed before running."""
-
-    def order(trial: FrozenTrial) -> tuple:
-        point = tuple((isinstance(value, str), value) for value in trial.params.values())
-        return trial.value is None, trial.state.name, -(trial.value or 0.0), point
-
-    return sorted(trials, key=order)
+    by_point = sorted(trials, key=lambda trial: [(isinstance(value, str), value) for value in trial.params.values()])
+    return sorted(by_point, key=lambda trial: (trial.value is None, trial.state.name, -(trial.value or 0.0)))
 
 
 def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
@@ -42,30 +22,23 @@ def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
     return next((trial for trial in ranked(trials) if trial.value is not None), None)
 
 
-def deviation(trial: FrozenTrial) -> float | None:
-    """Standard deviation over the seeds, with n - 1; `None` for a single seed."""
-    values = trial.user_attrs.get("values", [])
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def best_command(plan: Plan, point: Point, output_dir: str = "outputs/best") -> str:
+def best_command(plan: Plan, point: Point) -> str:
     """The command that trains a point by itself; with several seeds the first of them."""
-    seed = plan.seeds[0] if plan.seeds else None
-    return shlex.join(["python", "train.py", *map(portable, plan.arguments(point, seed, output_dir))])
+    run, *_ = plan.runs(point).values()
+    return shlex.join(["python", "train.py", *map(portable, plan.arguments(run, "outputs/best"))])
 
 
 def table(plan: Plan, trials: list[FrozenTrial]) -> str:
     """The Markdown of `search.md`: the same for the same results, whenever and in how many pieces they were made."""
     several = len(plan.seeds) > 1
-    rows = [["", *plan.over, plan.score.metric["metric"], *(["std"] if several else [])]]
-    rows.append(["---"] * len(rows[0]))
+    head = ["", *plan.over, plan.score.metric["metric"], *(["std"] if several else [])]
+    rows = [head, ["---"] * len(head)]
     for rank, trial in enumerate(ranked(trials), start=1):
-        cells = [text_of(trial.params[name]) for name in plan.over]
-        if trial.value is not None:
-            rows.append([str(rank), *cells, f"{trial.value:.4f}", *([f"{deviation(trial):.4f}"] if several else [])])
-        else:
-            said = {"FAIL": f"failed: {trial.user_attrs.get('reason')}"}.get(trial.state.name, "running")
-            rows.append(["", *cells, " ".join(said.split()).replace("|", "\\|"), *([""] if several else [])])
+        said = [f"{score:.4f}" for score in (trial.value, trial.user_attrs.get("std")) if score is not None]
+        if not said:
+            reason = f"failed: {trial.user_attrs['reason']}" if trial.state.name == "FAIL" else "running"
+            rank, said = "", [" ".join(reason.split()).replace("|", "\\|"), *([""] if several else [])]
+        rows.append([str(rank), *(text_of(trial.params[name]) for name in plan.over), *said])
     fixed = shlex.join(map(portable, plan.fixed))
     seeds = ", ".join(map(str, plan.seeds)) + (" (the score is their mean)" if several else "")
     lines = [
@@ -78,10 +51,10 @@ def table(plan: Plan, trials: list[FrozenTrial]) -> str:
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    best = best_of(trials)
-    if best is not None:
-        folders = [f"`{folder.relative_to(plan.folder).as_posix()}`" for _, folder in plan.runs(best.params)]
-        lines += ["", f"Best: {label_of(best.params)}, trained in {', '.join(folders)}. To train it by itself:"]
+    if best := best_of(trials):
+        folders = ", ".join(f"`runs/{folder.name}`" for folder in plan.runs(best.params))
+        values = " ".join(f"{name}={text_of(value)}" for name, value in best.params.items())
+        lines += ["", f"Best: {values}, trained in {folders}. To train it by itself:"]
         lines += ["", "```sh", best_command(plan, best.params), "```"]
     return "\n".join(lines) + "\n"
 
@@ -94,9 +67,8 @@ def record(plan: Plan, trials: list[FrozenTrial]) -> dict[str, Any]:
             "params": trial.params,
             "state": trial.state.name.lower(),
             "value": trial.value,
-            "std": deviation(trial),
             **trial.user_attrs,
-            "runs": [folder.relative_to(plan.folder).as_posix() for _, folder in plan.runs(trial.params)],
+            "runs": [f"runs/{folder.name}" for folder in plan.runs(trial.params)],
         }
         for trial in ranked(trials)
     ]
@@ -122,28 +94,26 @@ def draw(plan: Plan, trials: list[FrozenTrial]) -> None:
     from .. import figures
 
     scored = [trial for trial in trials if trial.value is not None]
-    if not scored:
-        return
-    title = f"{plan.score.title}\n{plan.preset}, last layer"
-    if plan.sampler == "grid" and len(plan.over) > 1:
-        figure = _heat_map(plan, scored)
-    else:
-        study = optuna.create_study(direction="maximize")
-        study.add_trials(scored)
-        with warnings.catch_warnings(), figures.plt.style.context([]):
-            warnings.simplefilter("ignore")  # the function is experimental, and one value alone has no width
-            axes = optuna.visualization.matplotlib.plot_slice(study, target_name=plan.score.metric["metric"])
-        first = axes.flat[0] if len(plan.over) > 1 else axes
-        first.yaxis.get_major_formatter().set_useOffset(False)
-        if first is axes:  # a single panel has its title, several have that of the figure
-            axes.set_title(title, fontsize=11)
-            title = ""
-        figure = first.figure
-    figures.save(figure, plan.folder / PICTURE, title)
+    if scored:
+        figure = (_heat_map if plan.sampler == "grid" and len(plan.over) > 1 else _dots)(plan, scored)
+        figures.save(figure, plan.folder / PICTURE, f"{plan.score.title}\n{plan.preset}, last layer")
+
+
+def _dots(plan: Plan, scored: list[FrozenTrial]):
+    from .. import figures
+
+    figure, (axes,) = figures.new_figure(1, len(plan.over), squeeze=False, sharey=True)
+    for axis, (name, one) in zip(axes, plan.over.items(), strict=True):
+        values = [text_of(t.params[name]) if hasattr(one, "choices") else t.params[name] for t in scored]
+        dots = axis.scatter(values, [t.value for t in scored], c=range(len(scored)), cmap="Blues", edgecolors="grey")
+        axis.set(xlabel=name, xscale="log" if getattr(one, "log", False) else axis.get_xscale())
+    axes[0].set_ylabel(plan.score.metric["metric"])
+    axes[0].yaxis.get_major_formatter().set_useOffset(False)
+    figure.colorbar(dots, label="point")
+    return figure
 
 
 def _heat_map(plan: Plan, scored: list[FrozenTrial]):
-    """The two options with most values; each cell is the best over the others."""
     import pandas
 
     from .. import figures

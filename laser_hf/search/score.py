@@ -1,20 +1,21 @@
 """What a point is worth: one number for the last layer of a fine-tuned encoder, from a task of `laser_hf.superb`.
 
-`discrimination` is the average precision of word discrimination across speakers (seconds), `qbe` query by example (what
-the LASER paper chose its values by). Higher is better.
+Word discrimination takes seconds; query by example is what the LASER paper chose its values by. Higher is better.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import LaserError
-from ..records import RESULTS, located
+from ..records import TRAINING_RECORD, located, plain, read_json
+from ..runs import RECIPE_NAME, differences
 from ..superb import find_task
 
 QBE_METRICS = {
@@ -31,8 +32,7 @@ class Score:
         task: `discrimination` or `qbe`.
         options: of the task, as its command line takes them.
         metric: entries of the metric in the task's record, `metric` (its name) first.
-        title: the metric in words.
-        chosen_on: the data in words.
+        title, chosen_on: the metric and the data in words.
         data: where they are and how much of them is used.
         digest: SHA-256 over what is compared; another digest is another score.
     """
@@ -51,14 +51,32 @@ class Score:
 
     def measure(self, model: Path, output_dir: Path, device: str) -> float:
         """The score of an exported encoder in the folder `model`; the task's record goes to `output_dir`."""
-        task = find_task(self.task)
-        parser = argparse.ArgumentParser()
+        task, parser = find_task(self.task), argparse.ArgumentParser()
         task.add_arguments(parser)
-        given = ["--model", str(model), "--layer=-1", "--device", device, "--output_dir", str(output_dir)]
-        if (output_dir / RESULTS).exists():  # a search that was killed before it entered the result
-            given.append("--overwrite_output_dir")
+        given = ["--model", str(model), "--layer=-1", "--device", device]
+        given += ["--output_dir", str(output_dir), "--overwrite_output_dir"]  # what a killed search left
         record = task.run(parser.parse_args([*given, *map(located, self.options)]))
         return next(metric["value"] for metric in record["metrics"] if self.metric.items() <= metric.items())
+
+    def train_and_measure(self, argv: Sequence[str], folder: Path) -> float:
+        """Train a run, or resume it, or take it as it is if it is finished; score it and delete its checkpoints.
+
+        Raises:
+            LaserError: from training, a finished run of another recipe, or a score that is not a number.
+        """
+        from ..training import parse_options, run_training
+
+        options = parse_options(argv)
+        if not (folder / TRAINING_RECORD).is_file():
+            run_training(options)
+        elif changed := differences(read_json(folder / RECIPE_NAME), plain(options.recipe())):
+            raise LaserError(f"{folder} holds a finished run of another recipe ({'; '.join(changed)}); move it away")
+        value = self.measure(folder, folder / "score", "cpu" if options.training.use_cpu else "auto")
+        if value != value:
+            raise LaserError("the score is not a number: do all frames of the encoder look alike?")
+        for checkpoint in folder.glob("checkpoint-*"):  # nothing resumes a finished run
+            shutil.rmtree(checkpoint)
+        return value
 
 
 def discrimination_score(
@@ -67,9 +85,8 @@ def discrimination_score(
     """Word discrimination as `train.py --eval_alignments` measures it, so that curves and tables show one quantity.
 
     Args:
-        data: folder of speech; the held-out voices of the shipped speech if not given.
+        data, split: folder of speech and sub-folders to use; by default the held-out voices of the shipped speech.
         alignments: tab-separated words with their times in that speech.
-        split: sub-folders of `data`; all of it if not given.
 
     Raises:
         LaserError: speech that cannot be used.
@@ -79,43 +96,28 @@ def discrimination_score(
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")
-    chosen_on = "the held-out voices of the shipped speech"
-    if data is not None:
-        chosen_on = f"aligned speech in {data}" + (f" ({', '.join(split)})" if split else "")
-    elif split:
-        raise LaserError("--split names sub-folders of --data, which is not given")
-    else:
+    chosen_on = f"aligned speech in {data}" + (f" ({', '.join(split)})" if split else "")
+    if data is None:
+        if split:
+            raise LaserError("--split names sub-folders of --data, which is not given")
         data, alignments, split = DEMO_SPEECH, f"{DEMO_SPEECH}/words.tsv", ["heldout"]
+        chosen_on = "the held-out voices of the shipped speech"
     speech = load_aligned_speech(located(data), located(alignments), split, SETTINGS)
-    speakers: dict[str, set[str]] = {}
-    for token in speech.words:
-        speakers.setdefault(token.label, set()).add(token.speaker)
-    if len(speakers) < 2 or all(len(said_by) < 2 for said_by in speakers.values()):
-        raise LaserError(
-            f"--score discrimination compares words of several speakers, and of the {len(speakers)} words selected "
-            f"from {alignments} no two speakers share one; give more speech"
-        )
+    said_by = {(token.label, token.speaker) for token in speech.words}
+    if len(said_by) == len({label for label, _ in said_by}):
+        raise LaserError(f"of the words selected from {alignments} no two speakers share one; give more speech")
     settings = {name: value for name, value in asdict(SETTINGS).items() if name != "seed"}
-    options = ["--data", data, "--alignments", alignments, *(["--split", *split] if split else [])]
-    options += [f"--{name}={value}" for name, value in settings.items()]
+    options = ["--data", data, "--alignments", alignments, *(f"--{name}={value}" for name, value in settings.items())]
+    options += ["--split", *split] if split else []
     compared = [(t.utterance, t.label, round(t.start, 3), round(t.duration, 3)) for t in speech.words]
-    return Score(
-        "discrimination",
-        options,
-        {"metric": "word_ap_across"},
-        "average precision of word discrimination across speakers",
-        chosen_on,
-        {"source": data, "alignments": alignments, "splits": split, **speech.counts()},
-        hashlib.sha256(repr((settings, compared)).encode()).hexdigest(),
-    )
+    title = "average precision of word discrimination across speakers"
+    used = {"source": data, "alignments": alignments, "splits": split, **speech.counts()}
+    digest = hashlib.sha256(repr((settings, compared)).encode()).hexdigest()
+    return Score("discrimination", options, {"metric": "word_ap_across"}, title, chosen_on, used, digest)
 
 
 def qbe_score(data: str, metric: str = "map") -> Score:
-    """Query by example, `python -m laser_hf.superb qbe`, on the development queries of QUESST 2014.
-
-    Args:
-        data: QUESST 2014, or a folder with three tables.
-        metric: one of `QBE_METRICS`.
+    """Query by example on the development queries of QUESST 2014, or on a folder with three tables.
 
     Raises:
         LaserError: no query-by-example task in `data`.
@@ -124,17 +126,11 @@ def qbe_score(data: str, metric: str = "map") -> Score:
 
     task = read_data(data, "dev")
     chosen_on = f"the tables in {data}, which do not say whether they are a development or a test set"
-    if task.layout == "quesst2014":
+    if is_quesst := task.layout == "quesst2014":
         chosen_on = "the development queries of QUESST 2014"
     name, title = QBE_METRICS[metric]
     # SUPERB reports MTWV over the full lists of QUESST 2014.
-    trials = "superb" if task.layout == "quesst2014" and metric == "mtwv" else "subset"
-    return Score(
-        "qbe",
-        ["--data", data, "--split=dev", "--skip_dev"],
-        {"metric": name, "trials": trials},
-        title,
-        chosen_on,
-        {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)},
-        task.revision(),
-    )
+    entries = {"metric": name, "trials": "superb" if is_quesst and metric == "mtwv" else "subset"}
+    used = {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)}
+    options = ["--data", data, "--split=dev", "--skip_dev"]
+    return Score("qbe", options, entries, title, chosen_on, used, task.revision())

@@ -1,105 +1,40 @@
-"""What a search is, and its points in one SQLite file that any number of processes share.
+"""The points of a search, in one SQLite file that any number of processes share, and the processes that train them.
 
 Optuna keeps the trials and draws the points of TPE. The process that trains a point holds a lock on a file, which the
 operating system releases when the process ends, however that happens. A point without a result whose lock is free was
-interrupted; the next process takes it. That is why Optuna's heartbeats are not used: they need a minute to notice a
-dead process, and work in `Study.optimize` only, where processes that share a grid get points twice.
+interrupted; the next process takes it. (Optuna's heartbeats need a minute, and its `optimize` gives points out twice.)
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import logging
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from ..cli import set_up_logging
 from ..errors import LaserError
+from ..records import read_json, write_json
 from ..runs import RunFolder
-from .score import Score
-from .space import Point, Space, describe, grid, name_of, size_of, text_of
+from .plan import DATABASE, PICTURE, RECORD, TABLE, Plan, Point, describe, grid, name_of
+from .report import draw, record, table
 
-SAMPLERS = ("grid", "tpe")
-DATABASE, RECORD, TABLE, PICTURE = "study.db", "search.json", "search.md", "heatmap.png"
-SETTLED = (TrialState.COMPLETE, TrialState.FAIL)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One search.
-
-    Attributes:
-        folder: where study, runs and tables go.
-        preset: of train.py.
-        fixed: further arguments of train.py, the same for all points.
-        over: what is varied.
-        score: what a point is worth.
-        recipe: what decides the result of all points alike.
-        sampler: `grid` trains all points, `tpe` draws `trials` of them, the later ones near good ones.
-        trials: points of `tpe`.
-        seeds: every point is trained with each; empty for the preset's own.
-    """
-
-    folder: Path
-    preset: str
-    fixed: tuple[str, ...]
-    over: Space
-    score: Score
-    recipe: dict[str, Any] = field(default_factory=dict)
-    sampler: str = "grid"
-    trials: int | None = None
-    seeds: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, distribution in self.over.items():
-            if self.sampler == "grid" and not isinstance(distribution, CategoricalDistribution):
-                raise LaserError(
-                    f"--over {describe(name, distribution)} is a range, and --sampler grid trains every value of a "
-                    f"list: give a list ({name}=v1,v2,...), or use --sampler tpe --trials N"
-                )
-        if self.sampler == "grid" and self.trials is not None:
-            raise LaserError(f"--trials is for --sampler tpe; the grid trains all its {self.size} points")
-        if self.sampler == "tpe" and (self.trials is None or self.trials < 1):
-            raise LaserError("--sampler tpe needs --trials N, how many points to train")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise LaserError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice")
-
-    @property
-    def size(self) -> int:
-        """Points that this search trains; TPE ends early when a finite space is used up."""
-        size = size_of(self.over)
-        return int(size if self.trials is None else min(self.trials, size))
-
-    def runs(self, point: Point) -> list[tuple[int | None, Path]]:
-        """Seed and folder of each run of a point."""
-        seeds = self.seeds or (None,)
-        names = [name_of({**point, "seed": seed} if len(seeds) > 1 else point) for seed in seeds]
-        return [(seed, self.folder / "runs" / name) for seed, name in zip(seeds, names, strict=True)]
-
-    def arguments(self, point: Point, seed: int | None, folder: Path | str) -> list[str]:
-        """Arguments of train.py for one run; without `seed` that of preset and fixed options."""
-        varied = [f"--{name}={text_of(value)}" for name, value in point.items()]
-        seeded = [] if seed is None else [f"--seed={seed}"]
-        return ["--preset", self.preset, *self.fixed, *varied, *seeded, f"--output_dir={folder}"]
-
-    def identity(self) -> dict[str, Any]:
-        """What must stay while points are added to one folder; the lists of a grid may change."""
-        over = sorted(self.over) if self.sampler == "grid" else sorted(describe(*item) for item in self.over.items())
-        search = {"over": over, "sampler": self.sampler, "seeds": list(self.seeds)}
-        return {"search": search, "score": self.score.definition(), **self.recipe}
-
-
-Claim = tuple[Trial, IO]
-"""A point (the trial's `params`) that this process is to train, as long as it keeps the lock open."""
+SCORE = "score.json"
+"""In a run's folder: its value, or why it failed."""
 
 
 def hold(path: Path, wait: bool = False) -> IO | None:
@@ -118,7 +53,6 @@ class SharedStudy:
     """The study of a plan, created or opened.
 
     Args:
-        plan: the search.
         retry_failed: give out failed points again.
         overwrite: delete what an earlier search left.
 
@@ -132,8 +66,7 @@ class SharedStudy:
         folder.make()
         with self.locked():
             for path in plan.folder.glob("runs/*.lock") if overwrite else ():
-                lock = hold(path)
-                if lock is None:
+                if not (lock := hold(path)):
                     raise LaserError(f"another process trains in {plan.folder}; end it before --overwrite_output_dir")
                 lock.close()
             folder.prepare(plan.identity(), overwrite, reopen=True)
@@ -150,51 +83,40 @@ class SharedStudy:
         # Optuna keeps the values of a list for good, so a grid with other values is another study. Its old points cost
         # nothing: their runs are finished.
         name = " ".join(sorted(describe(*item) for item in self.plan.over.items()))
+        url = URL.create("sqlite", database=str(path)).render_as_string()
+        options = {"connect_args": {"timeout": 300}, "poolclass": NullPool}  # nothing is left to close
         try:
-            storage = optuna.storages.RDBStorage(
-                URL.create("sqlite", database=str(path)).render_as_string(),
-                engine_kwargs={"connect_args": {"timeout": 300}, "poolclass": NullPool},  # nothing is left to close
-            )
-            # All points are enqueued, so the sampler draws nothing.
-            return optuna.create_study(
-                storage=storage,
-                sampler=RandomSampler(),
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
-            )
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except (SQLAlchemyError, RuntimeError) as error:
             raise LaserError(f"{path} cannot be used as the database of a search: {error}") from error
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes of the search from taking points and writing tables meanwhile."""
-        with hold(self.plan.folder / ".lock", wait=True):
-            yield
+    def locked(self) -> IO:
+        """Keep other processes of the search from taking points and writing tables until this is closed."""
+        return hold(self.plan.folder / ".lock", wait=True)
 
     def trials(self) -> list[FrozenTrial]:
         """The last trial of each point so far, in the order in which the points came."""
         # Optuna enters the parameters one by one: without the last of them its process was killed meanwhile.
-        trials = [t for t in self._in(*SETTLED, TrialState.RUNNING) if len(t.params) == len(self.plan.over)]
+        trials = [t for t in self._study.get_trials(deepcopy=False) if len(t.params) == len(self.plan.over)]
         return list({name_of(trial.params): trial for trial in trials}.values())
 
-    def _in(self, *states: TrialState) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=states)
+    def _waiting(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     @property
     def finished(self) -> bool:
         """Whether every point has been trained or has failed, and none is to be tried again."""
-        settled = [trial for trial in self.trials() if trial.state in SETTLED]
-        return len(settled) >= self.plan.size and not self._in(TrialState.WAITING)
+        return sum(t.state.is_finished() for t in self.trials()) >= self.plan.size and not self._waiting()
 
-    def claim(self) -> Claim | None:
-        """A point to train; `None` if all of them are finished or held by other processes."""
+    def claim(self) -> tuple[Trial, IO] | None:
+        """A point to train while its lock is open; `None` if all are finished or held by other processes."""
         with self.locked():
             trials = self.trials()
             for trial in trials:
                 if trial.state == TrialState.RUNNING and (lock := self._hold(trial.params)):
                     return Trial(self._study, trial._trial_id), lock
-            if not self._in(TrialState.WAITING):
+            if not self._waiting():
                 if len(trials) >= self.plan.size:
                     return None
                 self._study.enqueue_trial(self._draw(trials))
@@ -206,7 +128,6 @@ class SharedStudy:
         return hold(self.plan.folder / "runs" / f"{name_of(point)}.lock")
 
     def _draw(self, trials: list[FrozenTrial]) -> Point:
-        """A new point."""
         known = {name_of(trial.params) for trial in trials}
         if self.plan.sampler == "grid":
             return next(point for point in grid(self.plan.over) if name_of(point) not in known)
@@ -219,13 +140,113 @@ class SharedStudy:
             copy.sampler = anywhere  # TPE may stay with the best points of a finite space
         return point
 
-    def settle(self, claim: Claim, values: list[float], reason: str | None, seconds: float) -> None:
+    def settle(self, claim: tuple[Trial, IO], values: list[float], reason: str | None, seconds: float) -> None:
         """Enter the scores of a point, one for each seed, or why it failed; give up its lock."""
         trial, lock = claim
         with self.locked(), lock:
-            for name, entry in (("values", values), ("reason", reason), ("seconds", round(seconds, 1))):
+            std = statistics.stdev(values) if len(values) > 1 else None
+            for name, entry in {"values": values, "std": std, "reason": reason, "seconds": round(seconds, 1)}.items():
                 trial.set_user_attr(name, entry)
-            if reason is None:
-                self._study.tell(trial, sum(values) / len(values))
-            else:
-                self._study.tell(trial, state=TrialState.FAIL)
+            state, value = (TrialState.FAIL, None) if reason else (TrialState.COMPLETE, sum(values) / len(values))
+            self._study.tell(trial, value, state)
+
+    def report(self) -> str:
+        """Write the table, and when every point is done the record and the picture; return the table."""
+        with self.locked():
+            trials, folder = self.trials(), self.plan.folder
+            text = table(self.plan, trials)
+            (folder / TABLE).write_text(text, encoding="utf-8")
+            if self.finished:
+                draw(self.plan, trials)
+                write_json(folder / RECORD, record(self.plan, trials))
+        return text
+
+
+def run_search(study: SharedStudy, jobs: int = 1) -> str:
+    """Train all points of a study, `jobs` at a time, with other processes that do the same; the table."""
+    plan, working = study.plan, []
+    try:
+        while not study.finished:
+            while len(working) < jobs and (claim := study.claim()):
+                point = dict(claim[0].params)
+                working.append([claim, point, None, time.time()])
+                if outcome(plan, point)[1] is not None:
+                    print(f"{name_of(point)}: training", flush=True)
+                    working[-1][2] = start_process(plan, point)
+            ended = [entry for entry in working if entry[2] is None or entry[2].exitcode is not None]
+            for claim, point, process, began in ended:
+                values, reason = outcome(plan, point, process and process.exitcode)
+                study.settle(claim, values, reason, time.time() - began)
+                said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
+                print(f"{name_of(point)}: {said} ({time.time() - began:.0f} s)", flush=True)
+                study.report()
+            working = [entry for entry in working if entry not in ended]
+            time.sleep(0 if ended else 0.1)  # for what was started here and by other processes
+    finally:
+        for (_, lock), _, process, _ in working:
+            if process is not None:
+                process.terminate()
+                process.join(60)
+                process.kill()
+            lock.close()
+    return study.report()
+
+
+def start_process(plan: Plan, point: Point):
+    """Start the process that trains and scores a point; its output goes to `runs/POINT.log`."""
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(plan, point))
+    process.start()
+    return process
+
+
+def _work(plan: Plan, point: Point) -> None:
+    os.setsid()  # Ctrl-C is for the search, which then ends this process
+    if Path(sys.argv[0]).name == "__main__.py":  # a spawned process does not know it, and records name the command
+        sys.argv[0] = "laser-hf search"
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    log = plan.folder / "runs" / f"{name_of(point)}.log"
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    set_up_logging()
+    with hold(log.with_suffix(".worker"), wait=True):  # the worker of a killed search needs a moment to notice
+        train_point(plan, point)
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(3)
+
+
+def train_point(plan: Plan, point: Point) -> None:
+    """Train and score a point with each seed, up to the first that fails; runs that are scored are left alone."""
+    for folder, run in plan.runs(point).items():
+        if "value" in read_score(folder):
+            continue
+        (folder / SCORE).unlink(missing_ok=True)
+        try:
+            value = plan.score.train_and_measure(plan.arguments(run, folder), folder)
+        except Exception as error:
+            logging.getLogger(__name__).exception("the run failed")
+            kind = "" if isinstance(error, LaserError) else f"{type(error).__name__}: "
+            return write_json(folder / SCORE, {"failed": f"{kind}{error}"})
+        write_json(folder / SCORE, {"value": value})
+
+
+def read_score(folder: Path) -> dict[str, Any]:
+    """`value` or `failed` of a run; empty if it has not ended."""
+    return read_json(folder / SCORE) if (folder / SCORE).is_file() else {}
+
+
+def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[float], str | None]:
+    """The scores of a point, one for each seed, and why it failed if it did; `status` is that of its process."""
+    values: list[float] = []
+    for folder, run in plan.runs(point).items():
+        found = read_score(folder)
+        if "value" not in found:
+            how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
+            how += " (out of memory?)" if how == "SIGKILL" else ""
+            reason = found.get("failed") or f"ended by {how}; see {name_of(point)}.log"
+            return values, f"seed {run['seed']}: {reason}" if len(plan.seeds) > 1 else reason
+        values.append(found["value"])
+    return values, None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from .. import cli
+from ..errors import LaserError
 from . import TASKS, find_task
 
 PROGRAM = "python -m laser_hf.superb"
+INPUTS = ("model", "data", "dev_data", "alignments", "lexicon")
+"""Options of the tasks that name what is read."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -39,7 +43,20 @@ def main(argv: Sequence[str] | None = None) -> Any:
     prog = f"{PROGRAM} {chosen.task}"
     parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
     task.add_arguments(parser)
-    return task.run(parser.parse_args(chosen.options))
+    arguments = parser.parse_args(chosen.options)
+    if "--output_dir=" in chosen.options or ("--output_dir", "") in pairwise(chosen.options):
+        raise LaserError("--output_dir is empty; give the folder for this run's files")
+    if hasattr(arguments, "output_dir"):
+        from ..runs import RunFolder  # it takes seconds to import
+
+        folder = RunFolder(arguments.output_dir, record="")
+        for name in INPUTS:
+            given = getattr(arguments, name, None)
+            for one in given if isinstance(given, list) else [given]:
+                folder.protect({f"--{name}": one and str(one).removeprefix("random:")})
+    if not 0 <= (getattr(arguments, "seed", None) or 0) < 2**32:
+        raise LaserError(f"--seed must be from 0 to {2**32 - 1}, got {arguments.seed}")
+    return task.run(arguments)
 
 
 if __name__ == "__main__":

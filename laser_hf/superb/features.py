@@ -41,7 +41,7 @@ def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) ->
         BadAudio: missing, undecodable, empty, shorter than `shortest`, not finite, or silent.
     """
     source = str(utterance.audio) if utterance.duration is None else _read_part(utterance)
-    waveform = decode_audio(source, SAMPLE_RATE, min_seconds=0.0).waveform
+    waveform = decode_audio(source, min_seconds=0.0).waveform
     if len(waveform) < shortest:
         raise BadAudio("too_short", f"{len(waveform)} samples; one frame needs {shortest}")
     return waveform * gain

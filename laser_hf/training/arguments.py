@@ -207,6 +207,10 @@ class LaserTrainingArguments(TrainingArguments):
         "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, into `training_args.bin` for one: everything but the token."""
+        return {**self.__dict__, "hub_token": None}
+
     def __post_init__(self):
         if self.gradient_accumulation_steps != 1:
             raise ValueError(

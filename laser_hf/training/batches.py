@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from ..data import Perturbation, draw_generator, pad_pairs
+from ..data import Perturbation, complete_pairs, draw_generator, pad_pairs
 from ..errors import LaserError
 from ..objectives import Objective
 
@@ -56,8 +56,8 @@ def unpack(update: Update, device: torch.device | str) -> list[Pair]:
 
 
 @torch.no_grad()
-def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None) -> list[Pair]:
-    """The usable pairs with the perturbed views that are missing, made where the clean ones lie, in one batched call.
+def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400) -> list[Pair]:
+    """The usable pairs with the perturbed views that are missing, see `complete_pairs`; some may be skipped after all.
 
     Raises:
         LaserError: there is no perturbation to make them.
@@ -71,8 +71,8 @@ def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None
             "no attribute `perturbation` to make it with; PairDataset has one"
         )
     with record_function("perturb"):
-        made = iter(perturbation.apply_batch([pair["clean"] for pair in missing], [pair["drawn"] for pair in missing]))
-    return [{**pair, "perturbed": next(made)} if pair["perturbed"] is None else pair for pair in pairs]
+        made = iter(complete_pairs(missing, perturbation, min_samples))
+    return [next(made) if pair["perturbed"] is None else pair for pair in pairs]
 
 
 def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..cpu import keep_freed_memory
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
-from ..records import TRAINING_RECORD, new_record, portable, write_json
+from ..records import TRAINING_RECORD, new_record, portable, tensors_digest, write_json
 from ..runs import RunFolder, find_fault
 from . import callbacks
 from .arguments import precision
@@ -176,6 +177,7 @@ def _make_record(
         first=_summary(reversed(history)),
         last=_summary(history),
         sample_features=sample_features(encoder.model, model.do_normalize),
+        weights_sha256=tensors_digest(encoder.model.state_dict()),
     )
 
 
@@ -191,16 +193,16 @@ def _summary(history) -> dict[str, Any]:
 
 def _publish(options: Options, output_dir: Path) -> None:
     """Upload the finished run; where that fails the run is complete all the same, and the error says how to go on."""
-    from ..publishing.push import Request, later_command, push
+    from ..publishing.push import main as push
 
     args = options.training
-    request = Request(
-        output_dir, args.hub_model_id, private=args.hub_private_repo, allow_unevaluated=True, token=args.hub_token
-    )
+    private = ["--private"] if args.hub_private_repo else []
+    command = [str(output_dir), "--repo_id", args.hub_model_id, *private, "--allow_unevaluated", "--yes"]
     try:
-        push(request)
-    except LaserError as error:
+        push([*command, "--token", args.hub_token] if args.hub_token else command)
+    except (LaserError, OSError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
         raise LaserError(
-            f"the run is complete in {output_dir}, but it was not published: {error}. To publish it later: "
-            f"{later_command(request)}"
+            f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
+            f"{shlex.join(['python', 'push_to_hub.py', *command])}"
         ) from error

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..data import SkipLog
-from ..encoders import SpeechEncoder
+from ..data import PairTransform, SkipLog
+from ..encoders import SpeechEncoder, receptive_field
 from ..errors import LaserError
 from ..objectives import LaserLoss, Objective
 from ..records import read_json, write_json
@@ -89,6 +89,9 @@ class LaserTrainer(UpdateTrainer):
             args._n_gpu = 1
         objective = LaserLoss() if objective is None else objective
         check_views(train_dataset, objective)
+        for dataset in (train_dataset, eval_dataset):
+            if isinstance(getattr(dataset, "transform", None), PairTransform):
+                dataset.transform.min_samples = receptive_field(model.encoder.config)
         self.micro_batches = micro_batches(args)
         if objective.needs_twin and model.twin is None:
             model.add_twin(getattr(objective, "twin_dropout", True))

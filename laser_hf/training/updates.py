@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..data import SkipLog
+from ..encoders import receptive_field
 from ..errors import LaserError
 from ..objectives import Objective
 from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
@@ -85,9 +86,11 @@ class UpdateTrainer(Trainer):
 
     def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
         """Micro-batches on the device, with both views."""
-        skip_log.update((pair["id"], pair["skip"]) for pair in update["pairs"] if pair["skip"])
         usable = [pair for pair in unpack(update, self.args.device) if not pair["skip"]]
-        return cut_by_length(add_perturbed_views(usable, getattr(dataset, "perturbation", None)), count)
+        shortest = receptive_field(self.model.encoder.config)
+        pairs = add_perturbed_views(usable, getattr(dataset, "perturbation", None), shortest)
+        skip_log.update((pair["id"], pair["skip"]) for pair in [*update["pairs"], *pairs] if pair["skip"])
+        return cut_by_length([pair for pair in pairs if not pair["skip"]], count)
 
     def _units(self, batch: Batch) -> int:
         """What the loss is a mean over: pairs, or frames of the clean views."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+import re
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import torchaudio
+from data.conftest import encode, make_speech
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from laser_hf.data import BadAudio, decode, decode_audio
+from laser_hf.data import BadAudio, audio_seconds, decode, decode_audio
 
 FORMATS = [  # format, subtype, rate, largest difference to what was written (None: lossy)
     ("WAV", "PCM_16", 16000, 2**-15),
@@ -87,17 +92,83 @@ def test_other_rates_are_resampled_and_logged_once(speech, encoded, caplog, rate
     ]
 
 
-@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-@pytest.mark.parametrize("part", [0.5, 0.01])
-def test_cut_off_files_decode_or_are_refused(speech, encoded, format, part):
-    data = encoded(speech(1.0), format=format)
-    data = data[: int(len(data) * part)]
-    found = None
-    try:
-        decoded = decode_audio({"bytes": data, "path": "cut"})
-    except BadAudio as error:
-        found = error.kind
-    assert found in ("undecodable", "empty", "too_short") or 1600 <= len(decoded.waveform) <= 16000
+FILES = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")]
+FILES += [("MP3", "MPEG_LAYER_III")]
+WHOLE = {file: encode(make_speech(0.5), format=file[0], subtype=file[1]) for file in FILES}
+
+
+@pytest.mark.parametrize(("format", "subtype"), FILES)
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_files_that_are_cut_off_are_damaged(tmp_path, speech, encoded, format, subtype, rate):
+    data = encoded(speech(2.0, rate=rate), rate, format, subtype)
+    for part in (0.9, 0.5, 0.2):
+        cut = data[: int(len(data) * part)]
+        (tmp_path / "cut").write_bytes(cut)
+        for audio in ({"bytes": cut, "path": "cut"}, tmp_path / "cut"):
+            with pytest.raises(BadAudio) as caught:
+                decode_audio(audio)
+            # Less may be no file at all: Ogg needs its first pages.
+            assert caught.value.kind == "damaged" or part == 0.2 or format == "OGG"
+            if format in ("WAV", "FLAC", "MP3") and caught.value.kind == "damaged":
+                announced, found = map(float, re.findall(r"([0-9.]+) s (?:are|were)", caught.value.reason))
+                assert announced == pytest.approx(2.0, abs=0.01)
+                assert found == pytest.approx(2.0 * part, abs=0.4)
+    assert len(decode_audio({"bytes": data, "path": None}).waveform) == 32000
+
+
+@given(st.binary(max_size=300), st.sampled_from(FILES), st.floats(0, 1), st.integers(0, 3000))
+@settings(deadline=None, max_examples=60)
+def test_any_bytes_decode_or_are_bad_audio(garbage, file, part, at):
+    data = WHOLE[file][: int(len(WHOLE[file]) * part)]
+    data = data[:at] + garbage + data[at + len(garbage) :]
+    with contextlib.suppress(BadAudio):
+        assert decode_audio({"bytes": data, "path": "garbage"}, max_seconds=60).waveform.isfinite().all()
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 70.0])
+def test_flac_without_its_length_decodes_whole(speech, encoded, seconds):
+    data = bytearray(encoded(speech(seconds)))
+    expected = decode_audio({"bytes": bytes(data), "path": None}).waveform
+    data[21] &= 0xF0  # the total number of samples: 36 bits of the header
+    data[22:26] = bytes(4)
+    audio = {"bytes": bytes(data), "path": None}
+    assert audio_seconds(audio) is None
+    assert torch.equal(decode_audio(audio).waveform, expected)
+    with pytest.raises(BadAudio, match=r"damaged: audio bytes: [0-9.]+ s are there"):
+        decode_audio({"bytes": bytes(data[: len(data) * 2 // 3]), "path": None})
+    if seconds > 60:
+        with pytest.raises(BadAudio, match="too_long"):
+            decode_audio(audio, max_seconds=60)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000])
+def test_wav_from_a_pipe_decodes_whole(speech, encoded, size):
+    data = bytearray(encoded(speech(0.5), format="WAV", subtype="PCM_16"))
+    at = data.find(b"data")
+    expected = decode_audio({"bytes": bytes(data), "path": None}).waveform
+    data[at + 4 : at + 8] = data[4:8] = size.to_bytes(4, "little")
+    assert torch.equal(decode_audio({"bytes": bytes(data), "path": None}).waveform, expected)
+
+
+@pytest.mark.parametrize("rate", [1, 3999, 400_000])
+def test_rates_that_are_not_believed_are_refused_before_decoding(speech, encoded, monkeypatch, rate):
+    data = encoded(speech(0.5), rate, "WAV", "PCM_16")
+    monkeypatch.setattr(decode, "resample", None)
+    for audio in ({"bytes": data, "path": None}, {"array": speech(0.5), "sampling_rate": rate}):
+        with pytest.raises(BadAudio, match=f"undecodable: a rate of {rate} Hz; 4000 to 384000 Hz are read"):
+            decode_audio(audio)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_whole_numbers_in_lists_are_16_or_32_bits(speech, dtype):
+    """As `datasets` gives int16 and int32 features back."""
+    samples = np.round(speech(0.5) * np.iinfo(dtype).max).astype(dtype)
+    expected = decode_audio({"array": samples, "sampling_rate": 16000}).waveform
+    audio = {"array": samples.tolist(), "sampling_rate": 16000}
+    assert torch.equal(decode_audio(audio).waveform, expected)
+    assert audio_seconds(audio) == 0.5
+    assert audio_seconds({"array": [], "sampling_rate": 16000}) == 0
+    assert audio_seconds({"array": [1, 2], "sampling_rate": None}) is None
 
 
 def bad_audio(tmp_path, speech, encoded) -> dict[str, list]:
@@ -111,6 +182,7 @@ def bad_audio(tmp_path, speech, encoded) -> dict[str, list]:
         return {"array": samples, "sampling_rate": 16000}
 
     return {
+        "damaged": [{"bytes": encoded(speech(1.0), format=one)[:-4000], "path": "x"} for one in ("WAV", "FLAC", "OGG")],
         "undecodable": [
             tmp_path / "absent.flac",
             tmp_path,
@@ -121,7 +193,9 @@ def bad_audio(tmp_path, speech, encoded) -> dict[str, list]:
             {},
             None,
             {"array": speech(0.5), "sampling_rate": None},
-            {"array": [1, 2, 3], "sampling_rate": 16000},
+            {"array": [1, 2, 3], "sampling_rate": 0},
+            {"array": [2**40] * 9000, "sampling_rate": 16000},
+            array(np.zeros(9000, np.uint8)),
             array(np.zeros((2, 2, 2))),
             array([[0.1, 0.2], [0.3]]),
         ],

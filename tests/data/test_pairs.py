@@ -18,6 +18,7 @@ from laser_hf.data import (
     Perturbation,
     SkipLog,
     SpeedPitch,
+    complete_pairs,
     decode_audio,
     draw_generator,
     load_speech,
@@ -55,7 +56,9 @@ def test_a_pair(libri):
     assert item["skip"] == ""
     clean = decode_audio(load_speech(libri, "train")[3]["audio"]).waveform
     assert torch.equal(item["clean"], clean)
-    assert torch.equal(item["perturbed"], SpeedPitch()(clean, draw_generator(5, 0, "10-21-0000")))
+    assert torch.equal(
+        item["perturbed"], SpeedPitch().apply(clean, **SpeedPitch().draw(draw_generator(5, 0, "10-21-0000")))
+    )
     assert item["drawn"] == SpeedPitch().draw(draw_generator(5, 0, "10-21-0000"))
     assert item["clean"].dtype == item["perturbed"].dtype == torch.float32
 
@@ -128,6 +131,9 @@ def damaged(libri, speech):
     write(3, speech(3.0))
     write(4, nan)
     write(5, np.zeros(8000))
+    write(6, speech(1.0))
+    cut = folder / "11-1-0006.wav"
+    cut.write_bytes(cut.read_bytes()[:32000])
     return libri
 
 
@@ -142,15 +148,15 @@ def test_bad_audio_is_skipped_and_counted(damaged, streaming, workers, caplog):
     loader = DataLoader(dataset, num_workers=workers, collate_fn=pad_pairs)
     log, kept = SkipLog(), []
     for _ in range(2):
-        for batch in itertools.islice(loader, 13):
+        for batch in itertools.islice(loader, 14):
             log.update(batch["skipped"])
             kept += batch["ids"]
     good = [row["id"] for row in load_speech(damaged, "train") if not row["id"].startswith("11-1-")]
     if workers < 2 or not streaming:  # each of two workers has a stream of its own
         assert Counter(kept) == dict.fromkeys(good, 2)
-        assert log.summary() == {"utterances": 6, "times": 12, "by_kind": dict.fromkeys(sorted(KINDS), 1)}
+        assert log.summary() == {"utterances": 7, "times": 14, "by_kind": dict.fromkeys(sorted(KINDS), 1)}
     messages = [record.getMessage() for record in caplog.records if record.name == "laser_hf.data.pairs"]
-    assert len(messages) == 6
+    assert len(messages) == 7
     for index, kind in enumerate(KINDS):
         assert any(message.startswith(f"skipped utterance 11-1-{index:04d}: {kind}: ") for message in messages)
 
@@ -171,7 +177,7 @@ class Broken(Perturbation):
 
 
 def test_a_bad_perturbed_view(libri):
-    for result, kind in ((torch.full((100,), float("nan")), "nan"), (torch.zeros(0), "empty")):
+    for result, kind in ((torch.full((500,), float("nan")), "nan"), (torch.zeros(0), "empty")):
         item = pairs_of(libri, PairTransform(Broken(result)))[0]
         assert item["skip"].startswith(f"{kind}: the perturbed view")
         assert item["clean"] is item["perturbed"] is None
@@ -182,6 +188,47 @@ def test_a_bad_perturbed_view(libri):
     with pytest.raises(LaserError, match=r"^mend the folder$"):
         pairs_of(libri, PairTransform(Broken(LaserError("mend the folder"))))[0]
     assert pairs_of(libri, PairTransform(Broken(BadAudio("too_short", "for me"))))[0]["skip"] == "too_short: for me"
+
+
+class ByName(Perturbation):
+    """An utterance's view is what its last letter says."""
+
+    def draw(self, rng):
+        return {}
+
+    def draw_for(self, rng, utterance_id):
+        return {"letter": utterance_id[-1]}
+
+    def apply(self, waveform, *, letter):
+        if letter == "r":
+            raise BadAudio("too_long", "refused")
+        views = {"n": torch.where(torch.arange(len(waveform)) == 3, torch.nan, waveform), "e": waveform[:0]}
+        return {**views, "s": waveform[:399], "k": waveform.flip(0)}[letter]
+
+
+def test_what_cannot_be_perturbed_is_skipped_alike_in_workers_and_on_the_device(libri):
+    """Refused, NaN, empty, shorter than the receptive field; and all is well."""
+    audio = load_speech(libri, "train")[0]["audio"]
+    names = ["r", "n", "e", "s", "k", "n", "k"]
+    worker = [PairTransform(ByName()).pair(name, audio) for name in names]
+    kinds = [pair["skip"].partition(":")[0] for pair in worker]
+    assert kinds == ["too_long", "nan", "empty", "too_short", "", "nan", ""]
+    device = PairTransform(ByName(), perturb=False)
+    for some in (names, names[1:], names[:1], names[-1:]):
+        made = complete_pairs([device.pair(name, audio) for name in some], device.perturbation)
+        for one, other in zip(made, worker[-len(some) :] if some != ["r"] else worker[:1], strict=True):
+            assert one["skip"] == other["skip"]
+            assert one["skip"] or same(one, other)
+    assert complete_pairs([], device.perturbation) == []
+
+
+def test_views_shorter_than_the_receptive_field_are_skipped(speech):
+    audio = {"array": speech(0.026), "sampling_rate": 16000}
+    for factor, skip in ((1.0, ""), (1.2, "too_short: the perturbed view"), (2.0, "too_short: the perturbed view")):
+        transform = PairTransform(SpeedPitch([factor]), min_seconds=0.02)
+        assert transform.pair("a", audio)["skip"].startswith(skip)
+    transform.min_samples = 417
+    assert transform.pair("a", audio)["skip"].startswith("too_short: 0.026 s (416 samples")
 
 
 def test_crops(libri):

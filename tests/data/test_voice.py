@@ -12,8 +12,8 @@ import pytest
 import torch
 import torchaudio
 
-from laser_hf.data import PairTransform, Voice, build_perturbation, draw_generator, load_speech, voice
-from laser_hf.data.voice import read_speaker_f0, two_pass_range
+from laser_hf.data import PairTransform, Voice, build_perturbation, draw_generator, load_speech, speaker
+from laser_hf.data.speaker import read_speaker_f0, two_pass_range
 from laser_hf.errors import LaserError
 
 parselmouth = pytest.importorskip("parselmouth", reason="praat-parselmouth is not installed")
@@ -248,6 +248,6 @@ def test_words():
 
 
 def test_without_praat(monkeypatch):
-    monkeypatch.setattr(voice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(speaker.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaserError, match="pip install praat-parselmouth"):
         build_perturbation("voice")

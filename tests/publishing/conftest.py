@@ -12,18 +12,16 @@ from unittest import mock
 
 import pytest
 import torch
-import transformers
 from conftest import make_model
 from hub_server import HubServer
 from safetensors.torch import save
 
-from laser_hf import records
+from laser_hf import encoders, records
 from laser_hf.publishing import export_encoder, push, sample_features
 from laser_hf.publishing.card import render_card
 from laser_hf.publishing.export import load_frames
-from laser_hf.publishing.facts import find_facts
+from laser_hf.publishing.facts import find_facts, read_results
 from laser_hf.publishing.repository import without_private
-from laser_hf.publishing.results import read_results
 from laser_hf.records import tensors_digest
 
 CONFIG = {**make_model().config.to_dict()}
@@ -256,13 +254,15 @@ def make_run(tmp_path):
 def base_at_hand(monkeypatch):
     """Makes the base model of a `Run` what a download gives."""
 
-    load = transformers.AutoModel.from_pretrained
+    load = encoders.load_pretrained
 
     def use(run: Run) -> None:
-        def load_base(name, **options):
-            return load(run.base_folder if name == run.record()["base_model"]["name"] else name, **options)
+        def load_base(name, *where):
+            return (
+                load(str(run.base_folder), *where) if name == run.record()["base_model"]["name"] else load(name, *where)
+            )
 
-        monkeypatch.setattr(transformers.AutoModel, "from_pretrained", load_base)
+        monkeypatch.setattr(encoders, "load_pretrained", load_base)
 
     return use
 

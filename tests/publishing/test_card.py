@@ -9,14 +9,17 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 from conftest import REPOSITORY
 from huggingface_hub import ModelCard
+from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
 from laser_hf.objectives import OBJECTIVES
 from laser_hf.publishing import card as card_module
 from laser_hf.publishing.card import number, placeholders
+from laser_hf.publishing.facts import read_results
 
 from .conftest import BASE_DIGEST, CONFIG, DIGEST, make_record, make_result, read, render
 
@@ -355,3 +358,44 @@ def test_noise_is_named_and_its_licence_not_invented():
     )
     assert "/data/" not in card
     assert "demand" not in render(make_record())
+
+
+HOSTILE = "a`b|c\n# d <img src=x onerror=alert(1)> [e](javascript:alert(1)) \u2028\udce9"
+
+
+def without_code(card: str) -> str:
+    return re.sub(r"`[^`]*`", "", re.sub(r"```.*?```", "", card, flags=re.DOTALL))
+
+
+def test_foreign_names_are_only_shown(tmp_path):
+    record = make_record()
+    record["base_model"].update(revision=HOSTILE)
+    record["data"].update(source=f"/speech/{HOSTILE}", local=True, name=HOSTILE, split=HOSTILE)
+    record["recipe"]["perturbations"] = {"name": ["noise"], "noise_dir": f"/noise/{HOSTILE}", "noise_snrs": [5.0]}
+    record["hardware"]["gpus"] = [HOSTILE]
+    metrics = [{"metric": HOSTILE, "value": 1.5, "unit": HOSTILE, "split": HOSTILE}]
+    for name, digest in (("own", DIGEST), ("other", None)):
+        make_result(tmp_path / name, HOSTILE, digest, task=HOSTILE, metrics=metrics)
+    files = {f"results/{HOSTILE}{n}.json": tmp_path / n / "results.json" for n in ("own", "other")}
+    results, _ = read_results(files, DIGEST, None, "base", [])
+    card = render({**record, "preset": HOSTILE}, results, plots=[f"plots/{HOSTILE}.png"])
+    card.encode()
+    for table in tables(card.replace("\\|", "")):
+        assert len({len(row) for row in table}) == 1, table
+    outside = without_code(card)
+    assert "<img" not in outside
+    assert "](javascript" not in outside
+    assert not re.search(r"^# d", card, flags=re.MULTILINE)
+    assert card.count("onerror=alert") > 5
+    # The links to files are whole: no space, bracket or line end in a target.
+    assert "](results/a%60b%7Cc%0A%23%20d%20%3Cimg" in outside
+
+
+@hypothesis.given(st.text(alphabet="ab`|<>[]()!*~\\&\n\r\u2028\ud800 _#-", max_size=20))
+def test_escapes_hold_for_any_text(name):
+    for shown in (card_module.text(name), card_module.code(name)):
+        assert "\n" not in shown
+        shown.encode()
+        assert not re.search(r"(?<!\\)(\\\\)*\|", shown)
+    assert not re.search(r"<|(?<!\\)(\\\\)*[`*\[\]]", card_module.text(name))
+    assert "`" not in card_module.code(name)[1:-1]

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from safetensors.torch import save_file
 from transformers import AutoFeatureExtractor, AutoModel
 
+from laser_hf.__main__ import main as laser_hf
 from laser_hf.errors import LaserError
-from laser_hf.publishing.__main__ import main
-from laser_hf.publishing.convert import convert_checkpoint
+from laser_hf.publishing.convert import convert_checkpoint, main
 from laser_hf.publishing.fairseq import rename
 from laser_hf.records import read_record, tensors_digest
 
@@ -161,7 +162,7 @@ def test_with_a_base_model_by_the_command(base, tmp_path, capsys):
     weights["encoder.layer_norm.bias"] += 1
     weights["label_embs_concat"] = torch.zeros(5, 4)
     torch.save(states(weights), tmp_path / "states-3600.ckpt")
-    command = ["convert", str(tmp_path / "states-3600.ckpt"), "--base", folder, "--output_dir", str(tmp_path / "out")]
+    command = [str(tmp_path / "states-3600.ckpt"), "--base", folder, "--output_dir", str(tmp_path / "out")]
     main(command)
     out = capsys.readouterr().out
     assert "left out: label_embs_concat" in out
@@ -183,7 +184,7 @@ def test_with_a_base_model_by_the_command(base, tmp_path, capsys):
     # A second time only when asked to.
     with pytest.raises(LaserError, match="already holds a model"):
         main(command)
-    main([*command, "--overwrite_output_dir"])
+    laser_hf(["convert", *command, "--overwrite_output_dir"])
 
 
 def test_every_misfit_is_named(base, tmp_path):
@@ -196,13 +197,14 @@ def test_every_misfit_is_named(base, tmp_path):
     with pytest.raises(LaserError) as caught:
         convert_checkpoint(tmp_path / "c.ckpt", tmp_path / "out", base=folder)
     message = str(caught.value)
-    assert "missing: encoder.layers.1.feed_forward.output_dense.bias" in message
-    assert "unexpected: encoder.layers.0.adapter.weight" in message
-    assert "feature_projection.layer_norm.weight (7,) instead of (16,)" in message
+    assert 'Missing key(s) in state_dict: "encoder.layers.1.feed_forward.output_dense.bias".' in message
+    assert 'Unexpected key(s) in state_dict: "encoder.layers.0.adapter.weight".' in message
+    assert "size mismatch for feature_projection.layer_norm.weight" in message
+    assert "\n" not in message
     assert not (tmp_path / "out").exists()
     # WavLM's own weights in what is said to be a HuBERT, and the other way round.
     torch.save(fairseq_names(make_model("wavlm")), tmp_path / "w.pt")
-    with pytest.raises(LaserError, match=r"unexpected: .*gru_rel_pos_const"):
+    with pytest.raises(LaserError, match=r"Unexpected key.*gru_rel_pos_const"):
         convert_checkpoint(tmp_path / "w.pt", tmp_path / "out", model_type="hubert", num_attention_heads=4)
     torch.save(fairseq_names(model), tmp_path / "h.pt")
     with pytest.raises(LaserError, match=r"no wavlm encoder: it lacks .*rel_attn_embed"):
@@ -274,3 +276,30 @@ def test_unknown_names_stay_as_they_are():
     converted, dropped = rename({"final_proj.weight": torch.zeros(1), "final_proj_extra": torch.zeros(1)})
     assert list(converted) == ["final_proj_extra"]
     assert dropped == ["final_proj.weight"]
+
+
+@pytest.mark.parametrize("heads", [0, -1, 3])
+def test_heads_that_do_not_divide_the_dimensions(heads, base, tmp_path):
+    torch.save(fairseq_names(base[0]), tmp_path / "c.pt")
+    with pytest.raises(LaserError, match="--num_attention_heads"):
+        convert_checkpoint(tmp_path / "c.pt", tmp_path / "out", model_type="hubert", num_attention_heads=heads)
+
+
+def test_folders_that_are_read_are_not_written(base, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "laser_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(base[1])
+    torch.save(fairseq_names(base[0]), tmp_path / "c.pt")
+    for out, said in (
+        ("base", "would overwrite .*, which is read"),
+        ("link", "would overwrite"),
+        ("run", "finished run"),
+    ):
+        with pytest.raises(LaserError, match=said):
+            convert_checkpoint(tmp_path / "c.pt", tmp_path / out, base=base[1], overwrite_output_dir=True)
+    save_file(fairseq_names(base[0]), tmp_path / "model.safetensors")
+    with pytest.raises(LaserError, match=r"would overwrite .*model\.safetensors"):
+        convert_checkpoint(tmp_path / "model.safetensors", tmp_path, model_type="hubert")
+    with pytest.raises(LaserError, match="--output_dir is empty"):
+        convert_checkpoint(tmp_path / "c.pt", "", base=base[1])
+    AutoModel.from_pretrained(base[1])

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import make_model
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from laser_hf.encoders import TRAINING_CONFIG, load_encoder
@@ -47,6 +48,23 @@ def test_an_export_serves_plain_transformers(kind, norm, tmp_path):
     assert (spec_augment, loaded.layerdrop, loaded.activation_dropout) == (True, 0.05, 0.02)
 
 
+def test_old_names_of_the_base_model_are_not_exported(tmp_path):
+    """Transformers would write back weight_g and weight_v, which the publish check then takes for unknown weights."""
+    model = make_model()
+    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    state = model.state_dict()
+    for new, old in names.items():
+        state = {name.replace(new, old): tensor.clone() for name, tensor in state.items()}
+    model.config.save_pretrained(tmp_path / "base")
+    torch.save(state, tmp_path / "base" / "pytorch_model.bin")
+    encoder = load_encoder(tmp_path / "base")
+    export_encoder(encoder.model, encoder.base_config, tmp_path / "out")
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert exported.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(exported[name], tensor)
+
+
 def test_do_normalize_is_written_as_trained(tmp_path):
     model = make_model()
     export_encoder(model, model.config, tmp_path, do_normalize=True)
@@ -59,3 +77,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"encoder\.layers\.0\.attention\.k_proj\.bias"):
         export_encoder(model, model.config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_leftovers_of_a_killed_export_go_with_the_next_one(tmp_path):
+    model = make_model()
+    (tmp_path / ".export-staging").mkdir()
+    (tmp_path / ".export-staging" / "model.safetensors").write_bytes(b"half")
+    export_encoder(model, model.config, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from laser_hf.encoders import load_encoder
 from laser_hf.errors import LaserError
-from laser_hf.publishing import push, sample_features, weights
-from laser_hf.publishing.export import difference, load_in_fresh_process
+from laser_hf.publishing import push, sample_features
+from laser_hf.publishing.export import difference, load_checkpoint, load_in_fresh_process
 from laser_hf.publishing.repository import without_private
 from laser_hf.records import tensors_digest
 
@@ -96,9 +96,11 @@ def test_unevaluated_models(make_run, refuse):
 def test_results_of_other_weights_under_this_name(make_run, refuse):
     run = make_run()
     run.add_result("old", "0" * 64, model=str(run))
-    assert f"results/old.json names this model ({run}) but was made with other weights (000000000000…)" in refuse(run)
+    assert f"results/old.json names this model ({run}) but was made with other weights (000000000000…, not" in refuse(
+        run
+    )
     run.add_result("old", None, model=REPO)
-    assert f"names this model ({REPO}) but has no weights_sha256" in refuse(run)
+    assert f"names this model ({REPO}) but has no digest" in refuse(run)
 
 
 def test_what_was_measured_of_the_base_model_in_the_same_record(make_run, refuse, show):
@@ -134,7 +136,7 @@ def test_digest_is_that_of_evaluation_records(kind, tmp_path):
     model.half().save_pretrained(tmp_path / "half")
     for folder in (tmp_path, tmp_path / "half"):
         evaluated = tensors_digest(load_encoder(folder).model.state_dict())
-        exported = weights.load_checkpoint(folder / "model.safetensors")
+        exported = load_checkpoint(folder / "model.safetensors")
         assert tensors_digest({name: tensor.float() for name, tensor in exported.items()}) == evaluated
 
 
@@ -176,14 +178,17 @@ def test_weights_that_are_still_the_base_model(form, make_run, refuse, show, tmp
     record["base_model"].update(name="encoder", local=True, revision=None)
     record["recipe"]["model"]["model_name_or_path"] = str(base)
     run = make_run(base_model=record["base_model"], recipe=record["recipe"])
-    assert f"the base model {base} cannot be loaded" in refuse(run)
+    assert f"cannot load the encoder '{base}'" in refuse(run)
     assert "Note: that only the trained layers changed was not checked" in show(run, "--skip_base_check")
     base.mkdir(parents=True)
     (base / "config.json").write_bytes((run / "config.json").read_bytes())
     trained = load_file(run / "model.safetensors")
     for state, reason in (
         (trained, "still those of the base model"),
-        ({n: t for n, t in trained.items() if n != "encoder.layer_norm.bias"}, "lacks: encoder.layer_norm.bias"),
+        (
+            {n: t for n, t in trained.items() if n != "encoder.layer_norm.bias"},
+            "1 weights that its config.json describes are missing: encoder.layer_norm.bias",
+        ),
     ):
         save_file(state, base / form) if form.endswith("safetensors") else torch.save(state, base / form)
         assert reason in refuse(run)
@@ -191,9 +196,30 @@ def test_weights_that_are_still_the_base_model(form, make_run, refuse, show, tmp
     assert "whether only the trained layers changed cannot be checked" in refuse(run)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"recipe": {}}, {"sample_features": 3}, {"trained_parameters": 3}, {"base_model": "x"}]
+)
+def test_records_that_lack_what_they_should_hold(changes, make_run, refuse):
+    assert "it was damaged or changed" in refuse(make_run(**changes))
+
+
+def test_a_damaged_trained_weight_that_no_frame_shows(make_run, refuse):
+    run = make_run()
+    run.change(weights_sha256=run.digest)
+    state = load_file(run / "model.safetensors")
+    state["encoder.layers.2.attention.k_proj.weight"].view(-1)[0] += 1e-7
+    save_file(state, run / "model.safetensors", metadata={"format": "pt"})
+    assert "model.safetensors was changed or damaged after training ended" in refuse(run)
+
+
+def test_a_pickle_among_the_results(make_run, refuse, tmp_path):
+    (tmp_path / "results.pkl").write_bytes(pickle.dumps({"a": 1}))
+    assert "cannot read" in refuse(make_run(), "--results", str(tmp_path / "results.pkl"))
+
+
 def test_base_models_that_cannot_be_had(make_run, publish):
     # This process is offline by the tests' settings, and nothing is in its cache.
-    with pytest.raises(LaserError, match="the base model facebook/hubert-base-ls960 cannot be loaded"):
+    with pytest.raises(LaserError, match="cannot load the encoder 'facebook/hubert-base-ls960'"):
         publish(make_run())
 
 

@@ -6,7 +6,7 @@ import json
 
 from huggingface_hub import ModelCard
 
-from laser_hf.publishing.results import BASE, OTHER, OWN, hub_entries, model_index
+from laser_hf.publishing.facts import BASE, OTHER, OWN, hub_entries, model_index
 
 from .conftest import BASE_DIGEST, DIGEST, make_record, make_result, read, render
 

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 from laser_hf.errors import LaserError
-from laser_hf.search import run
-from laser_hf.search.report import table, write_report
+from laser_hf.search import study
+from laser_hf.search.plan import Plan, name_of, parse_over
 from laser_hf.search.score import Score
-from laser_hf.search.space import name_of, parse_over
-from laser_hf.search.study import Plan, SharedStudy
 
-SCORE = Score("discrimination", [], {"metric": "points"}, "made-up points", "nothing", {"source": "x"}, digest="1")
+
+class CheapScore(Score):
+    """A score without training."""
+
+    def train_and_measure(self, argv: list[str], folder: Path) -> float:
+        return worth(argv)
+
+
+class HangingScore(Score):
+    """A training that never ends."""
+
+    def train_and_measure(self, argv: list[str], folder: Path) -> float:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "in_work").touch()
+        time.sleep(3600)
+
+
+MADE_UP = ("discrimination", [], {"metric": "points"}, "made-up points", "nothing", {"source": "x"}, "1")
 
 
 def typed(name: str, text: str):
@@ -28,7 +45,7 @@ def make_plan(folder: Path, *over: str, **more) -> Plan:
             "preset": "demo",
             "fixed": ("--max_steps", "2"),
             "over": parse_over(over, typed),
-            "score": SCORE,
+            "score": CheapScore(*MADE_UP),
             "recipe": {"objective": {"gamma": 0.1}},
             **more,
         }
@@ -62,29 +79,28 @@ class Cheap:
         self.started.append(name_of(point))
         if len(self.started) == self.interrupt_at:
             raise KeyboardInterrupt
-        run.train_point(plan, point, self.train)
+        study.train_point(replace(plan, score=Failing(*MADE_UP, self.fails)), point)
         return self
 
-    def train(self, plan: Plan, argv: list[str], folder: Path) -> float:
+
+@dataclass(frozen=True)
+class Failing(CheapScore):
+    """Runs fail whose folder's name has a part `fails`."""
+
+    fails: str | None = None
+
+    def train_and_measure(self, argv: list[str], folder: Path) -> float:
         if self.fails and self.fails in folder.name:
             raise LaserError("non-finite loss at step 4 | of 8")
         return worth(argv)
 
 
 def search(plan: Plan, start, jobs: int = 1, **how) -> str:
-    """Run a search to its end; its table."""
-    study = SharedStudy(plan, **how)
-    run.run_search(study, jobs, start, lambda: write_report(study), poll_seconds=0.05)
-    return table(plan, study.trials())
-
-
-def hang(plan: Plan, argv: list[str], folder: Path) -> float:
-    """A training that never ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "in_work").touch()
-    time.sleep(3600)
+    """Run a search to its end, with `start` in place of processes; its table."""
+    with mock.patch.object(study, "start_process", start):
+        return study.run_search(study.SharedStudy(plan, **how), jobs)
 
 
 if __name__ == "__main__":
     folder, *varied = sys.argv[1:]
-    search(make_plan(Path(folder), *varied), lambda plan, point: run.start(plan, point, hang))
+    study.run_search(study.SharedStudy(make_plan(Path(folder), *varied, score=HangingScore(*MADE_UP))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ import soundfile
 def cheap() -> ModuleType:
     """The module `cheap_search`, which other tests also run as a script."""
     spec = importlib.util.spec_from_file_location("cheap_search", Path(__file__).with_name("cheap_search.py"))
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -12,10 +12,11 @@ import pytest
 from laser_hf.errors import LaserError
 from laser_hf.records import located, read_record
 from laser_hf.search import __main__ as command
+from laser_hf.search import study as searching
+from laser_hf.search.plan import grid
 from laser_hf.search.report import best_command, best_of, draw, ranked, record, table
-from laser_hf.search.run import SCORE
 from laser_hf.search.score import Score, discrimination_score, qbe_score
-from laser_hf.search.space import grid
+from laser_hf.search.study import SCORE
 from laser_hf.training import parse_options
 from laser_hf.training.options import option_names
 
@@ -36,25 +37,25 @@ def run_options(encoder, speech):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--over sgima=1,2", "--over sgima=1: .*sgima"),
-        ("--over sigma=1,two", r"--over sigma=two: argument --sigma: invalid int value: 'two'"),
-        ("--over sigma=0,1", "--over sigma=0: sigma must be at least 1, got 0"),
+        ("--over sgima=1,2", "--over sgima=1,2: .*sgima"),
+        ("--over sigma=1,two", r"--over sigma=1,two: argument --sigma: invalid int value: 'two'"),
+        ("--over sigma=0,1", "--over sigma=0,1: sigma must be at least 1, got 0"),
         ("--over distance=cosine", "--over distance=cosine: argument --distance: invalid choice"),
         ("--over speed_factors=0.9,1.1", "only options with a single value"),
         ("--over output_dir=a,b", "every run has its own folder"),
         ("--over seed=1,2", "--seeds 1 2 3"),
         ("--over logging_steps=5,10", "--over logging_steps: it does not change what is trained"),
         ("--over sigma=1,2 --objective spin", "--over sigma: it does not change what is trained"),
-        ("--over alpha=0.1:1", "alpha=0.1:1.0 is a range, and --sampler grid"),
-        ("--over sigma=1,2 --sigma 3", "--sigma is both varied by --over and fixed"),
-        ("--over sigma=1,2 -- --sigma=3", "--sigma is both varied by --over and fixed"),
+        ("--over alpha=0.1:1", "alpha=0.1:1.0 is a range: give a list"),
+        ("--over sigma=1,2 --sigma 3", "--over sigma=1,2: --sigma is given as a fixed option too"),
+        ("--over sigma=1,2 -- --sigma=3", "--over sigma=1,2: --sigma is given as a fixed option too"),
         ("--over sigma=1,2 --max_stps 3", "max_stps"),
         ("--over sigma=1,2 --preset no-such", "unknown preset 'no-such'"),
         ("--over sigma=1,2 -- --preset=demo", "write it before --"),
         ("--over preset=demo,hubert-base", "write it before --"),
         ("--over sigma=1,2 -- --output_dir x", "--output_dir cannot be given to the runs of a search"),
         ("--over sigma=1,2 -- --overwrite_output_dir", "write it before --"),
-        ("--over sigma=1,2 --seeds 1 2 --seed 3", "leave out --seed"),
+        ("--over sigma=1,2 --seed 3", "give seeds as --seeds"),
         ("--over sigma=1,2 --qbe_data x", "--qbe_data has no meaning with --score discrimination"),
         ("--over sigma=1,2 --score qbe --data x", "--data has no meaning with --score qbe"),
         ("--over sigma=1,2 --score qbe", "needs --qbe_data"),
@@ -117,7 +118,7 @@ def test_the_plan_of_a_command_line(tmp_path):
     assert plan.recipe["training"]["max_steps"] == 7
     assert not {"sigma", "alpha"} & set(plan.recipe["objective"])
     assert plan.recipe["objective"]["margin"] == 1.0
-    options = parse_options(plan.arguments(grid(plan.over)[-1], 5, "there"))
+    options = parse_options(plan.arguments({**grid(plan.over)[-1], "seed": 5}, "there"))
     assert options.recipe()["objective"]["sigma"] == 2
     assert options.recipe()["objective"]["alpha"] == 0.4
     assert (options.training.seed, options.training.output_dir, options.training.bf16) == (5, "there", True)
@@ -125,7 +126,7 @@ def test_the_plan_of_a_command_line(tmp_path):
 
 def test_objectives_can_be_compared(tmp_path):
     plan = planned(["--over", "objective=laser,soft_dtw", "--output_dir", str(tmp_path)])
-    recipes = [parse_options(plan.arguments(point, None, "x")).recipe() for point in grid(plan.over)]
+    recipes = [parse_options(plan.arguments(point, "x")).recipe() for point in grid(plan.over)]
     assert [recipe["objective"]["name"] for recipe in recipes] == ["laser", "soft_dtw"]
 
 
@@ -171,9 +172,7 @@ def test_a_search_trains_scores_and_records(tiny_encoder, small_tree, words_of_t
 
 
 def test_a_search_without_any_score_ends_with_an_error(small_tree, words_of_tree, cheap, tmp_path, monkeypatch):
-    fails = cheap.Cheap(tmp_path, fails="margin")
-    search = command.run_search
-    monkeypatch.setattr(command, "run_search", lambda study, jobs, after_each: search(study, jobs, fails, after_each))
+    monkeypatch.setattr(searching, "start_process", cheap.Cheap(tmp_path, fails="margin"))
     with pytest.raises(LaserError, match="no point has a score"):
         command.main(
             ["--over", "margin=0.9", "--data", str(small_tree), "--alignments", str(words_of_tree),
@@ -293,7 +292,7 @@ def test_the_table_is_ranked_and_ends_with_a_command(cheap, tmp_path):
         (("distance=euclidean,sqeuclidean",), [("distance", "points")]),
         (("sigma=1,2,5", "alpha=0.1,0.2"), [("sigma", "alpha"), ("", "points")]),
         (("sigma=1,2", "alpha=0.1,0.2,0.3", "distance=a,b"), [("alpha", "sigma"), ("", "points")]),
-        (("alpha=0:1.3", "margin=1,2"), [("alpha", "points"), ("margin", ""), ("", "Trial")]),
+        (("alpha=0:1.3", "margin=1,2"), [("alpha", "points"), ("margin", ""), ("", "point")]),
     ],
 )
 def test_pictures(over, labels, cheap, tmp_path, monkeypatch):

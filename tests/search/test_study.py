@@ -18,9 +18,9 @@ from optuna.trial import Trial
 
 from laser_hf.errors import LaserError
 from laser_hf.records import read_json, write_json
-from laser_hf.search import run
-from laser_hf.search.space import grid
-from laser_hf.search.study import SharedStudy, hold
+from laser_hf.search.plan import grid
+from laser_hf.search.score import Score
+from laser_hf.search.study import SCORE, SharedStudy, hold, outcome, train_point
 
 GRID = ("sigma=1,2,5", "alpha=0.15,0.4")
 TPE = {"sampler": "tpe", "trials": 12}  # two beyond the ten that TPE draws at random
@@ -44,7 +44,7 @@ def test_a_grid_is_trained_and_ranked(cheap, straight, tmp_path):
     assert cheap.search(plan, start, jobs=4) == straight
     study = SharedStudy(plan)
     assert {tuple(trial.params.items()): trial.value for trial in study.trials()} == {
-        tuple(point.items()): pytest.approx(cheap.worth(plan.arguments(point, None, "x"))) for point in grid(plan.over)
+        tuple(point.items()): pytest.approx(cheap.worth(plan.arguments(point, "x"))) for point in grid(plan.over)
     }
     assert cheap.search(plan, start) == straight  # again: nothing is left to do
     assert len(start.started) == len(set(start.started)) == 6
@@ -243,8 +243,8 @@ def test_tpe_ends_when_a_finite_space_is_used_up(cheap, tmp_path):
 
 def test_bad_plans_and_folders(cheap, tmp_path):
     for over, more, message in (
-        (("alpha=0.1:1",), {}, "alpha=0.1:1.0 is a range, and --sampler grid"),
-        (("alpha=0.1",), {"trials": 3}, "--trials is for --sampler tpe"),
+        (("alpha=0.1:1",), {}, "alpha=0.1:1.0 is a range: give a list"),
+        (("alpha=0.1",), {"trials": 3}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"sampler": "tpe"}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"seeds": (1, 1)}, "names a seed twice"),
     ):
@@ -268,29 +268,32 @@ def test_bad_plans_and_folders(cheap, tmp_path):
 
 
 def test_a_finished_run_of_another_recipe_is_not_taken(cheap, tmp_path):
-    plan = cheap.make_plan(tmp_path, "sigma=1,2")
+    plan = cheap.make_plan(tmp_path, "sigma=1,2", score=Score(*cheap.MADE_UP))
     folder = tmp_path / "runs" / "sigma-1"
     write_json(folder / "laser_config.json", {})
     write_json(folder / "recipe.json", {"objective": {"sigma": 3}})
-    run.train_point(plan, {"sigma": 1}, run.train_and_score)
-    values, reason = run.outcome(plan, {"sigma": 1}, 0)
+    train_point(plan, {"sigma": 1})
+    values, reason = outcome(plan, {"sigma": 1}, 0)
     assert not values
     assert "holds a finished run of another recipe (--" in reason
     assert "--sigma 3 -> 1" in reason
 
 
-def test_how_a_run_ended_is_reported(cheap, tmp_path):
+def test_how_a_run_ended_is_reported(cheap, tmp_path, monkeypatch):
     plan, point = cheap.make_plan(tmp_path, "sigma=1,2"), {"sigma": 1}
-    assert run.outcome(plan, point, -signal.SIGKILL) == ([], "ended by SIGKILL (out of memory?); see sigma-1.log")
-    assert run.outcome(plan, point, 2) == ([], "ended by exit status 2; see sigma-1.log")
+    assert outcome(plan, point, -signal.SIGKILL) == ([], "ended by SIGKILL (out of memory?); see sigma-1.log")
+    assert outcome(plan, point, 2) == ([], "ended by exit status 2; see sigma-1.log")
 
     def fail(*_):
         raise MemoryError("no room")
 
-    run.train_point(plan, point, fail)
-    assert run.outcome(plan, point, 0) == ([], "MemoryError: no room")
-    run.train_point(plan, point, lambda *_: 0.5)
-    assert run.outcome(plan, point, 0) == ([0.5], None)
-    run.train_point(plan, point, fail)  # it is scored, and not trained again
-    assert run.outcome(plan, point, 0) == ([0.5], None)
-    assert read_json(tmp_path / "runs" / "sigma-1" / run.SCORE)["value"] == 0.5
+    monkeypatch.setattr(cheap.CheapScore, "train_and_measure", fail)
+    train_point(plan, point)
+    assert outcome(plan, point, 0) == ([], "MemoryError: no room")
+    monkeypatch.setattr(cheap.CheapScore, "train_and_measure", lambda *_: 0.5)
+    train_point(plan, point)
+    assert outcome(plan, point, 0) == ([0.5], None)
+    monkeypatch.setattr(cheap.CheapScore, "train_and_measure", fail)
+    train_point(plan, point)  # it is scored, and not trained again
+    assert outcome(plan, point, 0) == ([0.5], None)
+    assert read_json(tmp_path / "runs" / "sigma-1" / SCORE)["value"] == 0.5

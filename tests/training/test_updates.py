@@ -168,6 +168,23 @@ def gradients(trainer: LaserTrainer, monkeypatch) -> tuple[float, dict[str, torc
     return float(loss), found
 
 
+@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": True}])
+def test_activation_checkpointing_changes_no_gradient(kwargs, tmp_path, monkeypatch):
+    """By the Trainer's call; behind frozen layers the re-entrant kind would train nothing."""
+    _, expected = gradients(make_trainer(tmp_path), monkeypatch)
+    trainer = make_trainer(tmp_path)
+    trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs, every_n_layers=1)
+    trainer.model.train()
+    calls = []
+    top = trainer.model.encoder.model.encoder.layers[-1]
+    top.feed_forward.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    _, found = gradients(trainer, monkeypatch)
+    assert len(calls) == 2 * 4  # each of the four micro-batches computes the layer twice
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
 def test_micro_batches_give_loss_and_gradients_of_the_whole_update(tmp_path, monkeypatch):
     expected_loss, expected = gradients(make_trainer(tmp_path, 7), monkeypatch)
     largest = max(value.abs().max() for value in expected.values())

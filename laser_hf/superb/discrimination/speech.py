@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ SLACK = 0.03
 """Seconds that an alignment may reach beyond the end of its audio: it counts in whole frames."""
 
 
-def _setting(default: float, meaning: str) -> Any:
-    return field(default=default, metadata={"help": meaning})
+def _setting(default: float, meaning: str, least: int = 1) -> Any:
+    return field(default=default, metadata={"help": meaning, "least": least})
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,19 @@ class DiscriminationSettings:
     """
 
     max_utterances: int = _setting(60, "utterances encoded, the speakers in turn, those rich in shared words first")
-    min_letters: int = _setting(5, "letters of the shortest word compared")
-    min_seconds: float = _setting(0.5, "duration of the shortest word compared")
+    min_letters: int = _setting(5, "letters of the shortest word compared", least=0)
+    min_seconds: float = _setting(0.5, "duration of the shortest word compared", least=0)
     max_words: int = _setting(400, "word tokens compared, words said by several speakers first")
-    max_pairs: int = _setting(100_000, "pairs of word tokens compared")
+    max_pairs: int = _setting(100_000, "pairs of word tokens compared", least=2)
     phones_per_speaker: int = _setting(4, "tokens of each phone of each speaker in the ABX error")
     max_speakers: int = _setting(8, "speakers in the ABX error")
-    seed: int = _setting(0, "of every selection")
+    seed: int = _setting(0, "of every selection", least=0)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, least = getattr(self, one.name), one.metadata["least"]
+            if not least <= value < math.inf:
+                raise LaserError(f"--{one.name} must be at least {least}, got {value}")
 
 
 DEFAULTS = DiscriminationSettings()
@@ -94,13 +101,14 @@ def load_aligned_speech(
     for folder in [root, *(root / split for split in splits or ())]:
         if not folder.is_dir():
             raise LaserError(f"no folder {folder}; expected speech such as a LibriSpeech tree")
-    files = {path.stem: path for path in find_audio_files(root)}
-    wanted = files
+    listed = find_audio_files(root)
+    files = {path.stem for path in listed}
     if splits:
-        wanted = {path.stem: path for split in splits for path in find_audio_files(root / split)}
+        listed = [path for split in splits for path in find_audio_files(root / split)]
+    wanted = {path.stem: path for path in listed}
     found = read_alignments(alignments)
     speakers = {token.utterance: token.speaker for token in [*found.phones, *found.words]}
-    if lost := sorted(set(speakers) - set(files)):
+    if lost := sorted(set(speakers) - files):
         found.skipped.names["aligned utterances without audio"] += lost
     usable = {utterance: speaker for utterance, speaker in speakers.items() if utterance in wanted}
     if not usable:
@@ -109,11 +117,15 @@ def load_aligned_speech(
             + (f" ({', '.join(splits)})" if splits else "")
             + f", which holds {len(wanted)} audio files; files are found by the utterance's name"
         )
+    if len(wanted) < len(set(listed)):
+        for path in listed:
+            if path.stem in usable and path != wanted[path.stem]:
+                raise LaserError(f"{path} and {wanted[path.stem]} have the name of one utterance; name one --split")
     long = long_words(found.words, settings.min_letters, settings.min_seconds)
     waveforms = {}
     for utterance in _spread(usable, long, settings.max_utterances, settings.seed):
         try:
-            waveforms[utterance] = decode_audio(wanted[utterance], SAMPLE_RATE).waveform
+            waveforms[utterance] = decode_audio(wanted[utterance]).waveform
         except BadAudio as error:
             found.skipped.names[f"utterances with unusable audio ({error.kind})"].append(utterance)
     words, phones = (_inside(tokens, waveforms, found.skipped) for tokens in (long, found.phones))

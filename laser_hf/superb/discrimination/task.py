@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ...encoders import SAMPLE_RATE
+from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
@@ -127,6 +128,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for layer, report in reports.items():
         print(f"layer {layer}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.summary().items()))
     last = reports[layers[-1]]
+    if last.summary().keys() <= {"frame_cosine", "effective_rank"}:
+        raise LaserError(
+            f"no words and no phones of {arguments.alignments} can be compared ({len(speech.words)} words and "
+            f"{len(speech.phones)} phones are selected); give more speech, or lower --min_letters or --min_seconds"
+        )
     pairs = last.words_across.same_pairs if last.words_across else 0
     if pairs < FEW_PAIRS:
         print(
@@ -168,7 +174,8 @@ def _metrics(report: DiscriminationReport, layer: int, split: str) -> list[dict[
         abx = asdict(report.abx)
         counts = {key: abx[key] for key in ("tokens", "phones", "speakers")}
         counts |= {key: abx[f"{name}_{key}"] for key in ("triples", "phone_pairs")}
-        enter(f"abx_{name}", abx[name], "fraction", **counts)
+        if not math.isnan(abx[name]):
+            enter(f"abx_{name}", abx[name], "fraction", **counts)
     enter("frame_cosine", report.frame_cosine)
     enter("effective_rank", report.effective_rank)
     return metrics

@@ -148,6 +148,8 @@ def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
     """The utterances, each name being there once."""
     found: dict[str, Utterance] = {}
     for place, utterance in placed:
+        if not utterance.name:
+            raise LaserError(f"{place}: the name is empty")
         if found.setdefault(utterance.name, utterance) is not utterance:
             raise LaserError(f"{place}: the file names {utterance.name} twice")
     return list(found.values())
@@ -209,7 +211,7 @@ def _names(path: Path, element: str, attribute: str) -> list[str]:
     """Stems of an attribute of all elements of a kind, in order, each once."""
     try:
         tree = ElementTree.parse(path)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two are of encodings
         raise LaserError(f"{path} is no well-formed XML: {error}") from error
     names = dict.fromkeys(_stem(entry.attrib[attribute]) for entry in tree.iter(element) if attribute in entry.attrib)
     if not names:

@@ -109,7 +109,8 @@ def write_skipped(path: Path, sets: Sequence[QbeData], skipped: Skipped) -> None
     lines = []
     for data in sets:
         for role, part in (("query", data.queries), ("document", data.documents)):
-            lines += ["\t".join((data.split, role, one.name, *skipped[one])) for one in part if one in skipped]
+            left = {one: " ".join(skipped[one][1].split()) for one in part if one in skipped}  # reasons have line ends
+            lines += ["\t".join((data.split, role, one.name, skipped[one][0], why)) for one, why in left.items()]
         for query, has in zip(data.queries, (data.targets & data.trials).any(1), strict=True):
             if not has:
                 lines.append(f"{data.split}\tquery\t{query.name}\tno_target\tno document among its trials holds it")

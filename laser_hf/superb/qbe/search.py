@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,9 @@ from ...errors import LaserError
 from ..features import Features, Utterance, read_waveform, sample_counts
 from ..frame_store import FrameStore, fill
 from .data import QbeData
-from .matching import match, unit_frames
+from .matching import SHORTEST_QUERY, match, unit_frames
+
+logger = logging.getLogger(__name__)
 
 BLOCK_DOCUMENTS, BLOCK_QUERIES = 128, 512  # held in memory at a time
 
@@ -57,8 +62,8 @@ def search_layers(
     for layer in layers:
         for data in sets:
             queries, documents = ([place[u] for u in part] for part in (data.queries, data.documents))
-            path = folder / f"{data.split}_layer{layer:02d}.npy"
-            searches[data.split, layer] = search(store, layer, queries, documents, path, device)
+            blocks = folder / f"{data.split}_layer{layer:02d}"
+            searches[data.split, layer] = search(store, layer, queries, documents, blocks, device)
     return searches, {utterances[index]: why for index, why in store.skipped.items()}
 
 
@@ -67,7 +72,7 @@ def search(
     layer: int,
     queries: Sequence[int],
     documents: Sequence[int],
-    path: Path,
+    folder: Path,
     device: torch.device | str = "cpu",
 ) -> Search:
     """Score every query against every document on frames of one layer.
@@ -76,10 +81,10 @@ def search(
 
     Args:
         queries, documents: indices in the store; those that it skipped get NaN.
-        path: where the scores are kept (npy), a block of documents after the other.
+        folder: of the scores, a file with checksums (npz) for every block of documents, there whole or not at all.
 
     Raises:
-        LaserError: no query or no document could be used.
+        LaserError: no query or no document could be used, or each of them is too short to be aligned.
     """
     rows = [row for row, index in enumerate(queries) if index in store.places]
     # In the order of encoding: the documents of a block are of similar length.
@@ -94,22 +99,42 @@ def search(
     def frames(index: int) -> torch.Tensor:
         return unit_frames(store.read(layer, index), mean, deviation)
 
-    if not path.exists():
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            np.save(file, np.full((len(queries), len(documents)), np.nan))
-        os.replace(fresh, path)
-    scores = np.lib.format.open_memmap(path, mode="r+")
-    with tqdm(total=len(columns), desc=path.stem, unit="document", mininterval=2) as bar:
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = np.full((len(queries), len(documents)), np.nan)
+    with tqdm(total=len(columns), desc=folder.name, unit="document", mininterval=2) as bar:
         for first in range(0, len(columns), BLOCK_DOCUMENTS):
             block = columns[first : first + BLOCK_DOCUMENTS]
-            if np.isnan(scores[np.ix_(rows, block)]).any():
-                loaded = [frames(documents[column]) for column in block]
-                for part in (rows[start : start + BLOCK_QUERIES] for start in range(0, len(rows), BLOCK_QUERIES)):
-                    scores[np.ix_(part, block)] = match([frames(queries[row]) for row in part], loaded, device).numpy()
-                scores.flush()
+            path = folder / f"{first:06d}.npz"
+            found = _read_block(path, (len(rows), len(block)))
+            if found is None:
+                loaded, found = [frames(documents[column]) for column in block], np.empty((len(rows), len(block)))
+                for start in range(0, len(rows), BLOCK_QUERIES):
+                    part = slice(start, start + BLOCK_QUERIES)
+                    found[part] = match([frames(queries[row]) for row in rows[part]], loaded, device).numpy()
+                with path.with_suffix(".new").open("wb") as file:
+                    np.savez(file, found)
+                os.replace(path.with_suffix(".new"), path)
+            scores[np.ix_(rows, block)] = found
             bar.update(len(block))
-    return Search(np.array(scores), mean, deviation)
+    if not np.nan_to_num(scores).any():
+        raise LaserError(
+            f"nothing could be aligned: all {len(rows)} queries have fewer than {SHORTEST_QUERY} frames, or all "
+            f"{len(columns)} documents have one"
+        )
+    return Search(scores, mean, deviation)
+
+
+def _read_block(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The scores of an earlier run; `None` without any, or if the file is damaged."""
+    try:
+        with np.load(path) as file:
+            found = file["arr_0"]
+        return found if found.shape == shape and np.isfinite(found).all() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("%s is damaged (%s) and is computed again", path, error)
+        return None
 
 
 def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import shutil
 import time
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe |= {"beta": scoring.BETA, "trials": trials}
     if data.layout == "quesst2014":
         recipe |= {"gain_db": GAIN_DB, "default_score": scoring.DEFAULT_SCORE}
-    about = {"model": (model["weights_sha256"] or arguments.model)[:12], "files": [_digest(one) for one in sets]}
+    about = {"model": (model["weights_sha256"] or arguments.model)[:12], "data": [_digest(one) for one in sets]}
     folder.prepare(recipe | about, arguments.overwrite_output_dir)
     resumed = folder.unfinished
     if resumed:
@@ -81,6 +80,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for layer in layers:
         thresholds = None
         for one in reversed(sets):
+            if not (one.targets & one.trials & ~np.isnan(searches[one.split, layer].scores)).any():
+                kind, reason = next(iter(skipped.values()))
+                raise LaserError(
+                    f"no query of {one.split} has a target left: {len(skipped)} recordings cannot be used, the first "
+                    f"is {kind}: {reason}"
+                )
             found = evaluate(one, searches[one.split, layer].scores, layer, thresholds)
             thresholds = {which: found.find("mtwv", which)["threshold"] for which in found.measured}
             evaluations[one.split, layer] = found
@@ -136,14 +141,20 @@ def _read_sets(arguments: argparse.Namespace) -> tuple[QbeData, QbeData | None]:
             "--select_layer dev needs a development set: --dev_data FOLDER, or QUESST 2014 without --skip_dev"
         )
     for one in (data,) if dev is None else (data, dev):
-        if without := int((~(one.targets & one.trials).any(1)).sum()):
+        without = int((~(one.targets & one.trials).any(1)).sum())
+        if without == len(one.queries):
+            raise LaserError(f"no query of {one.split} has a target, a document of another speaker that holds its word")
+        if without:
             counts = (without, len(one.queries), one.split)
             logger.warning("%d of %d queries of %s have no target; they count in no measure", *counts)
     return data, dev
 
 
 def _digest(data: QbeData) -> str:
-    """Digest of the task and of the size and time of its files: an interrupted run goes on with the same ones only."""
-    files = sorted({utterance.audio for utterance in (*data.queries, *data.documents)})
-    found = [(path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in files]
-    return hashlib.sha256(json.dumps([data.revision(), list(map(str, files)), found]).encode()).hexdigest()[:12]
+    """Digest of the task and of the start and size of its files, wherever they lie: a later run must find the same."""
+    digest = hashlib.sha256(data.revision().encode())
+    for path in dict.fromkeys(utterance.audio for utterance in (*data.queries, *data.documents)):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode() + file.read(2**16))
+    return digest.hexdigest()[:12]

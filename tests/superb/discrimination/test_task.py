@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -156,6 +157,42 @@ def test_speech_without_comparable_words_still_gives_the_rest(aligned, small_tre
     (report,) = measure(load_features(str(tiny_encoder)), speech, settings=SETTINGS)
     assert report.words_across is None
     assert set(report.summary()) == {"word_ap", "abx_within", "frame_cosine", "effective_rank"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_utterances", 0),
+        ("min_letters", -1),
+        ("min_seconds", math.nan),
+        ("min_seconds", math.inf),
+        ("max_pairs", 1),
+        ("phones_per_speaker", -3),
+        ("seed", -1),
+    ],
+)
+def test_settings_have_ranges(name, value):
+    with pytest.raises(LaserError, match=f"--{name} must be at least .*, got {value}"):
+        DiscriminationSettings(**{name: value})
+
+
+def test_nothing_to_compare_is_no_success(small_tree, tiny_encoder, tmp_path):
+    """One word and no phones: the statistics of the frames alone are no result of this task."""
+    path = tmp_path / "one.tsv"
+    path.write_text(HEADER + "1-10-0000\triver\t0.10\t0.30\t\n")
+    out = tmp_path / "out"
+    common = ["--data", str(small_tree), "--alignments", str(path), "--min_seconds", "0.1", "--output_dir", str(out)]
+    with pytest.raises(LaserError, match=r"no words and no phones .* can be compared \(1 words and 0 phones"):
+        main(["discrimination", "--model", str(tiny_encoder), *common])
+    assert not (out / "results.json").exists()
+
+
+def test_two_files_of_one_name_are_refused(aligned, small_tree, tmp_path):
+    for split in ("a", "b"):
+        shutil.copytree(small_tree, tmp_path / "tree" / split)
+    with pytest.raises(LaserError, match="have the name of one utterance; name one --split"):
+        load_aligned_speech(tmp_path / "tree", aligned, settings=SETTINGS)
+    assert load_aligned_speech(tmp_path / "tree", aligned, ["a"], SETTINGS).words
 
 
 def test_places_without_usable_speech_are_refused(aligned, small_tree, tmp_path):

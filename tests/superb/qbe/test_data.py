@@ -32,7 +32,12 @@ def test_revision_names_the_task(task_folder):
         ("targets.tsv", "query\n", "no column document"),
         ("targets.tsv", "query\tdocument\n", "no line below its header"),
         ("targets.tsv", "query\tdocument\nq0\n", "line 2: expected the fields query, document"),
-        ("documents.tsv", "document\taudio\tspeaker\na\ta.wav\t1\na\tb.wav\t2\n", "names a twice"),
+        (
+            "documents.tsv",
+            "document\taudio\tspeaker\na\ta.wav\t1\na\tb.wav\t2\n",
+            r"documents.tsv, line 3: the file names a twice",
+        ),
+        ("documents.tsv", "document\taudio\tspeaker\n\ta.wav\t1\n", r"documents.tsv, line 2: the name is empty"),
         (
             "queries.tsv",
             "query\taudio\tstart_seconds\tduration_seconds\tspeaker\nq0\ta.wav\tsoon\t1\t1\n",
@@ -44,6 +49,28 @@ def test_tables_are_checked(task_folder, table, content, message):
     (task_folder / table).write_text(content)
     with pytest.raises(LaserError, match=message):
         read_data(task_folder)
+
+
+@pytest.mark.parametrize("times", ["nan\t1", "-0.1\t1", "0\t0", "0\t-1", "0\tinf"])
+def test_times_are_checked(task_folder, times):
+    header = "query\taudio\tstart_seconds\tduration_seconds\tspeaker\n"
+    (task_folder / "queries.tsv").write_text(f"{header}q0\ta.wav\t{times}\t1\n")
+    with pytest.raises(LaserError, match=r"queries.tsv, line 2: expected a start from 0 on and a positive duration"):
+        read_data(task_folder)
+
+
+def test_tables_of_other_systems(task_folder):
+    whole = read_data(task_folder)
+    for name in ("queries.tsv", "documents.tsv", "targets.tsv"):
+        text = (task_folder / name).read_text()
+        (task_folder / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    found = read_data(task_folder)
+    assert (found.queries, found.documents) == (whole.queries, whole.documents)
+    np.testing.assert_array_equal(found.targets, whole.targets)
+    for encoding in ("latin-1", "utf-16"):
+        (task_folder / "targets.tsv").write_text("query\tdocument\nq0\tb\nqé\ta\n", encoding=encoding)
+        with pytest.raises(LaserError, match=r"targets.tsv, line \d: not UTF-8"):
+            read_data(task_folder)
 
 
 def test_folders_without_a_task_are_refused(task_folder, tmp_path):

@@ -1,5 +1,6 @@
 """The command: files, records, protocols, resuming, bad input."""
 
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib.pyplot as plt
@@ -243,6 +244,65 @@ def test_an_interrupted_run_resumes_to_the_same_result(
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_nothing_aligned_is_an_error(task_folder, tmp_path):
+    header = "query\taudio\tstart_seconds\tduration_seconds\tspeaker\n"
+    (task_folder / "queries.tsv").write_text(f"{header}q0\ta.wav\t0.3\t0.05\t1\n")
+    with pytest.raises(LaserError, match="nothing could be aligned: all 1 queries have fewer than 5 frames"):
+        run("mfcc", task_folder, tmp_path / "out")
+
+
+def test_queries_without_any_target_are_refused_before_encoding(task_folder, tmp_path):
+    (task_folder / "targets.tsv").write_text("query\tdocument\nq0\ta\n")  # the query's own speaker
+    with pytest.raises(LaserError, match="no query of test has a target, a document of another speaker"):
+        run("mfcc", task_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets_that_are_all_skipped_are_an_error(task_folder, tmp_path):
+    (task_folder / "b.wav").write_text("this is no audio")
+    with pytest.raises(LaserError, match="no query of test has a target left: 1 recordings cannot be used, the first"):
+        run("mfcc", task_folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_damaged_scores_are_computed_again(task_folder, tmp_path, monkeypatch, caplog, damage):
+    whole = run("mfcc", task_folder, tmp_path / "whole")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "evaluate", lambda *_: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception):
+            run("mfcc", task_folder, out)
+    (block,) = (out / "cache").rglob("*.npz")
+    data = bytearray(block.read_bytes())
+    middle = data.index(b"\n") + 4  # of the numbers
+    data[middle] ^= 255
+    block.write_bytes({"cut": bytes(data[:100]), "flipped": bytes(data), "empty": b""}[damage])
+    resumed = run("mfcc", task_folder, out)
+    assert "is damaged" in caplog.text
+    assert resumed["metrics"] == whole["metrics"]
+
+
+def test_the_same_task_in_another_place_goes_on(task_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "evaluate", lambda *_: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception):
+            run("mfcc", task_folder, out)
+    shutil.copytree(task_folder, tmp_path / "moved", copy_function=shutil.copyfile)
+    shutil.rmtree(task_folder)
+    assert run("mfcc", tmp_path / "moved", out)["resumed"]
+
+
+def test_an_output_folder_that_holds_an_input_is_refused(task_folder, tmp_path, tiny_encoder):
+    before = sorted(task_folder.iterdir())
+    for out, option in ((task_folder, "--data"), (tmp_path, "--data"), (tiny_encoder, "--model")):
+        with pytest.raises(LaserError, match=f"--output_dir .* holds {option} "):
+            run(f"random:{tiny_encoder}", task_folder, out, "--overwrite_output_dir")
+    assert sorted(task_folder.iterdir()) == before
+    with pytest.raises(LaserError, match="--output_dir is empty"):
+        main(["qbe", "--model", "mfcc", "--data", str(task_folder), "--output_dir", ""])
+
+
 def test_only_the_same_run_goes_on(task_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -252,7 +312,7 @@ def test_only_the_same_run_goes_on(task_folder, tmp_path, monkeypatch):
     with pytest.raises(LaserError, match=r"unfinished run of another recipe .*--model mfcc -> logmel"):
         run("logmel", task_folder, out)
     soundfile.write(task_folder / "c.wav", np.random.default_rng(9).normal(0, 0.1, 16_000), 16_000)
-    with pytest.raises(LaserError, match="--files"):  # other audio
+    with pytest.raises(LaserError, match="--data"):  # other audio
         run("mfcc", task_folder, out)
     assert not run("mfcc", task_folder, out, "--overwrite_output_dir")["resumed"]
     with pytest.raises(LaserError, match="holds a finished run"):

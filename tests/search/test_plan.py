@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from laser_hf.errors import LaserError
-from laser_hf.search.space import describe, grid, is_number, name_of, parse_over, size_of, text_of
+from laser_hf.search.plan import Plan, describe, grid, name_of, parse_over, text_of
+
+
+def size_of(over, trials=None):
+    return Plan(Path("x"), "demo", (), over, None, sampler="tpe" if trials else "grid", trials=trials).size
+
 
 KINDS = {"sigma": int, "distance": str, "bf16": {"true": True, "false": False}.__getitem__}
 
@@ -107,7 +113,7 @@ def test_every_range_is_read_back(data):
     over = parse_over([f"{name}={low}:{high}{':log' if log else ''}"], typed)
     assert over == {name: kind[name](low, high, log=log)}
     assert parse_over([describe(*item) for item in over.items()], typed) == over
-    assert size_of(over) == (high - low + 1 if name == "sigma" else math.inf)
+    assert size_of(over, trials=50) == min(50, high - low + 1 if name == "sigma" else math.inf)
     for text in (f"{name}={high}:{low}", f"{name}={low}:{low}"):
         with pytest.raises(LaserError, match="range is empty"):
             parse_over([text], typed)
@@ -123,12 +129,13 @@ def test_any_text_is_read_or_refused_with_a_message(texts):
     assert len(over) == len(texts)
     for one in over.values():
         values = one.choices if isinstance(one, CategoricalDistribution) else (one.low, one.high)
-        assert all(math.isfinite(value) for value in values if is_number(value))
+        assert all(math.isfinite(value) for value in values if isinstance(value, float))
 
 
 def test_sizes():
-    assert size_of(parse_over(["sigma=1:4", "alpha=0.1,0.4"], typed)) == 8
-    assert size_of(parse_over(["alpha=0.1:0.4"], typed)) == math.inf
+    assert size_of(parse_over(["sigma=1:4", "alpha=0.1,0.4"], typed), trials=9) == 8
+    assert size_of(parse_over(["alpha=0.1:0.4"], typed), trials=9) == 9
+    assert size_of(parse_over(["sigma=1:4", "alpha=0.1:0.4"], typed), trials=9) == 9
 
 
 def test_names_are_readable_and_of_one_point():

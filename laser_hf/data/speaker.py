@@ -1,16 +1,17 @@
-"""Another speaker's voice: formants, pitch and intonation moved by Praat's "Change gender"."""
+"""The speaker perturbation of NANSY, ContentVec and Spin: a voice moved by Praat, and a random equaliser."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torchaudio.functional import lfilter
 
 from ..errors import LaserError
 from ..plugins import Option
@@ -20,16 +21,18 @@ from .perturbation import Perturbation
 
 logger = logging.getLogger(__name__)
 
-FIRST_PASS = (75.0, 600.0)
-"""Search range of the first pass over an utterance, Hz."""
+PAPER = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
+FIRST_PASS = (75.0, 600.0)  # search range of the first pass over an utterance, Hz
+Q_LOW, Q_HIGH = 2.0, 5.0  # range of the quality factors, `Q = 2 * 2.5 ** U(0, 1)`
+TAIL = 1e-8  # the impulse response is cut where the slowest pole has decayed to this (float32 resolves 6e-8)
+MIN_BLOCK = 2**15
 
 
 class Voice(Perturbation):
     """Moves formants, pitch median and pitch range by ratios, each uniform from 1 to its limit, half of them inverted.
 
-    The first half of the speaker perturbation of NANSY, ContentVec and Spin; `equalizer` is the second. The new pitch
-    median is the utterance's own, over its voiced frames, times the ratio. As in the released code of Spin, utterances
-    come back unchanged if Praat finds no voice or cannot treat them (shorter than three periods of the lowest pitch).
+    The median is that of the utterance's voiced frames. As in the released code of Spin, utterances come back unchanged
+    if Praat finds no voice or cannot treat them (shorter than three periods of the lowest pitch).
 
     Drawn: `formant_ratio`, `pitch_ratio`, `range_ratio`; `seed` of the random numbers by which Praat divides unvoiced
     sound; `floor` and `ceiling` of the speaker in Hz, `None` if they are to be estimated (a third more time).
@@ -43,17 +46,15 @@ class Voice(Perturbation):
         LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
     """
 
-    name = "voice"
-    title = "Voice"
+    name, title = "voice", "Voice"
     summary = "changes formants and pitch by Praat (needs praat-parselmouth)"
-    paper = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
+    paper = PAPER
     options = (
         Option("speaker_f0", None, "table of speaker, floor and ceiling in Hz; default: from each utterance", kind=str),
     )
     keeps_duration = True
     changes = ("speaker's voice",)
-    limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}
-    """Largest ratios; 1 for no change."""
+    limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}  # 1 for no change
 
     def __init__(self, speaker_f0: str | Path | None = None) -> None:
         if importlib.util.find_spec("parselmouth") is None:
@@ -89,8 +90,7 @@ class Voice(Perturbation):
                 voiced = _voiced(sound.to_pitch(pitch_floor=FIRST_PASS[0], pitch_ceiling=FIRST_PASS[1]))
                 floor, ceiling = two_pass_range(voiced) if voiced.size else FIRST_PASS
             pitch = sound.to_pitch(pitch_floor=floor, pitch_ceiling=ceiling)
-            voiced = _voiced(pitch)
-            if not voiced.size:
+            if not (voiced := _voiced(pitch)).size:
                 return waveform.clone()
             median = float(np.median(voiced)) * drawn["pitch_ratio"]
             # Praat draws random numbers for unvoiced sound.
@@ -142,3 +142,88 @@ def _voiced(pitch: Any) -> np.ndarray:
     """Pitch of the voiced frames, Hz."""
     frequencies = pitch.selected_array["frequency"]
     return frequencies[frequencies > 0]
+
+
+class Equalizer(Perturbation):
+    """Parametric equaliser of a low shelf, peaking filters and a high shelf, clipped to [-1, 1] at the end.
+
+    The filters are those of Bristow-Johnson's "Cookbook formulae for audio EQ biquad filter coefficients". They run as
+    one convolution with the impulse response of their cascade: the recursion, but faster.
+
+    Drawn: `gains` (dB, uniform within `gain_db` either way) and `qualities` (`2 * 2.5 ** U(0, 1)`), one per band,
+    lowest band first.
+    """
+
+    name, title = "equalizer", "Equaliser"
+    summary = "changes the strengths of ten frequency bands"
+    paper = PAPER
+    keeps_duration = True
+    changes = ("channel",)
+    batched = True
+    gain_db: float = 12
+    frequencies = tuple(np.geomspace(60, 7600, 10).tolist())  # corner, centres and corner, Hz
+
+    def draw(self, rng: np.random.Generator) -> dict[str, list[float]]:
+        """`{"gains": [dB, ...], "qualities": [Q, ...]}`, drawn in this order."""
+        bands = len(self.frequencies)
+        gains = rng.uniform(-self.gain_db, self.gain_db, bands).tolist()
+        return {"gains": gains, "qualities": (Q_LOW * (Q_HIGH / Q_LOW) ** rng.random(bands)).tolist()}
+
+    def apply(self, waveform: torch.Tensor, *, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
+        """`(samples,)` to `(samples,)`, on the device of `waveform`."""
+        return _convolve(waveform, self.impulse_response(gains, qualities).to(waveform)).clamp(-1, 1)
+
+    def describe(self, drawn: Mapping[str, Any]) -> str:
+        """Such as `equaliser of 10 bands`."""
+        return f"equaliser of {len(drawn['gains'])} bands"
+
+    def impulse_response(self, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
+        """`(samples,)` float64 of the cascade, until it has died away."""
+        kinds = ["low_shelf", *["peaking"] * (len(self.frequencies) - 2), "high_shelf"]
+        filters = [
+            biquad(kind, 2 * math.pi * frequency / SAMPLE_RATE, gain, quality)
+            for kind, frequency, gain, quality in zip(kinds, self.frequencies, gains, qualities, strict=True)
+        ]
+        slowest = max(np.abs(np.roots(denominator)).max() for _, denominator in filters)
+        samples = math.ceil(math.log(TAIL) / math.log(slowest)) + len(filters)
+        response = torch.eye(1, samples, dtype=torch.float64)[0]
+        for numerator, denominator in filters:
+            response = lfilter(response, torch.tensor(denominator), torch.tensor(numerator), clamp=False)
+        return response
+
+
+def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of a filter of the cookbook, float64, each `(3,)` from `z ** 0` to `z ** -2`.
+
+    Args:
+        kind: `low_shelf`, `peaking` or `high_shelf`.
+        omega: centre or corner frequency, radians a sample.
+        gain: dB, at the centre or on the shelf.
+        quality: Q.
+
+    Returns:
+        Numerator and denominator, both divided by the denominator's first.
+    """
+    amplitude, cosine, alpha = 10 ** (gain / 40), math.cos(omega), math.sin(omega) / (2 * quality)
+    if kind == "peaking":
+        numerator = [1 + alpha * amplitude, -2 * cosine, 1 - alpha * amplitude]
+        denominator = [1 + alpha / amplitude, -2 * cosine, 1 - alpha / amplitude]
+    else:
+        side = {"low_shelf": 1, "high_shelf": -1}[kind]  # the high shelf mirrors the low one: cos -> -cos
+        cosine *= side
+        plus, minus, slope = amplitude + 1, amplitude - 1, 2 * math.sqrt(amplitude) * alpha
+        high, low = plus - minus * cosine, plus + minus * cosine
+        numerator = [amplitude * one for one in (high + slope, side * 2 * (minus - plus * cosine), high - slope)]
+        denominator = [low + slope, side * -2 * (minus + plus * cosine), low - slope]
+    return np.array(numerator) / denominator[0], np.array(denominator) / denominator[0]
+
+
+def _convolve(waveform: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """The first `samples` of the convolution, by overlap-save in blocks that suit the length of the response."""
+    samples, overlap = len(waveform), len(response) - 1
+    block = max(MIN_BLOCK, 2 ** (2 * overlap).bit_length())
+    step = block - overlap
+    count = max(1, -(-samples // step))
+    blocks = torch.nn.functional.pad(waveform, (overlap, count * step - samples)).unfold(0, block, step)
+    product = torch.fft.rfft(blocks) * torch.fft.rfft(response, block)
+    return torch.fft.irfft(product, block)[:, overlap:].reshape(-1)[:samples]
