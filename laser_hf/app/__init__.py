@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +13,13 @@ from pathlib import Path
 from ..demo import ENCODER_DIR, SPEECH_DIR
 from ..errors import LaserError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 CACHE = Path.home() / ".cache" / "laser_hf" / "app"
 TUNED = Path("outputs/demo")  # where the demo leaves its encoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        LaserError: more than two encoders, an encoder or folder that cannot be used, or no free port.
-    """
+    """Serve the page until Ctrl-C; `LaserError` if an encoder, a folder or the address cannot be used."""
     parser = argparse.ArgumentParser(
         prog="laser-hf app",
         description="Open a page in the browser that finds a spoken word in recordings and compares two recordings of "
@@ -52,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         blocks = Page(options.cache_dir, options.device).build(models, options.data, fixed=public)
         where = {"server_name": options.host, "server_port": options.port, "share": options.share}
         try:
+            socket.create_server((options.host, options.port or 0)).close()  # gradio would try a hundred ports
             _, address, link = blocks.launch(**where, **LAUNCH)
         except OSError as error:
             raise LaserError(f"cannot listen on {options.host} (--port {options.port}): {error}") from error
-        whom = "everybody who can reach it" if public else "this machine alone"
+        whom = "everybody" if public else "this machine alone"
         print(f"{link or address} is open to {whom}; Ctrl-C closes it", flush=True)
         blocks.block_thread()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import PIL.Image
+import numpy as np
 import torch
+from matplotlib.image import imread
 
 from ..data import BadAudio, decode_audio
 from ..demo import ENCODER_DIR, SPEECH_DIR
@@ -164,9 +165,9 @@ def sound(waveform: torch.Tensor) -> Any:
     return SAMPLE_RATE, (waveform.clamp(-1, 1) * 32767).short().numpy()
 
 
-def picture(pairs: Mapping[str, Sequence[torch.Tensor]], frame_seconds: float) -> PIL.Image.Image:
+def picture(pairs: Mapping[str, Sequence[torch.Tensor]], frame_seconds: float) -> np.ndarray:
     """Distances and alignments of frames by the name of the encoder, below each other."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "match.png"
         plot_matches({name: distances(*pair) for name, pair in pairs.items()}, path, frame_seconds)
-        return PIL.Image.open(path).copy()
+        return (255 * imread(path)).astype(np.uint8)
