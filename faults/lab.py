@@ -137,6 +137,7 @@ def _become(folder: Path, log: Path, argv: list[str], environment: Mapping[str, 
         os.setpgid(0, 0)
         os.chdir(folder)
         os.environ.update(environment)
+        torch.set_num_threads(1)  # the fork's pool is made anew here, and not by several threads at once
         file = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -291,6 +292,8 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import laser_hf.demo.__main__
-    import laser_hf.publishing
+    import laser_hf.publishing.convert
+    import laser_hf.publishing.eval_ctc
+    import laser_hf.publishing.push
     import laser_hf.superb.__main__
     import laser_hf.training  # noqa: F401

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from .errors import LaserError
@@ -15,7 +18,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 saved: Callable[[], str] | None = None
 """Says in words what the command has saved for a later start; `RunFolder` sets it."""
-_FULL = ("no space left on device", "pytorchstreamwriter failed writing", "unexpected pos", "disk is full")
+_FULL = ("no space left on device", "pytorchstreamwriter failed writing", "iostream error", "disk is full")
 _KILLED = ("dataloader worker", "abruptly died", "terminated abruptly")
 
 
@@ -53,19 +56,33 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
     a bug and keeps its traceback.
     """
     set_up_logging(os.environ.get("RANK", "0") == "0")
+    process, given = os.getpid(), sys.argv[1:] if argv is None else argv
+    stopped: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)  # compiled code may turn the exception into another one
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    # Data workers are forks; what they have to say is said here.
+    sys.excepthook = lambda *error: os.getpid() == process and sys.__excepthook__(*error)
     try:
+        if "--output_dir=" in given or ("--output_dir", "") in pairwise(given):
+            raise LaserError("--output_dir is empty; give the folder for this run's files")
         main(argv)
     except LaserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print(f"interrupted; {_how_to_go_on(argv)}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
+        # From a data worker it comes with the worker's traceback before it.
+        sys.exit(f"error: {str(error).rpartition(f'{LaserError.__module__}.LaserError: ')[2].strip()}")
+    except (Exception, KeyboardInterrupt) as error:
+        if stopped or isinstance(error, KeyboardInterrupt):
+            print(f"interrupted; {_how_to_go_on(given)}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         said = _messages(error)
         if any(text in said for text in _FULL):
-            sys.exit(f"error: the disk is full; {_how_to_go_on(argv)}, after making room")
+            sys.exit(f"error: the disk is full; {_how_to_go_on(given)}, after making room")
         if any(text in said for text in _KILLED):
-            go_on = _how_to_go_on(argv)
+            go_on = _how_to_go_on(given)
             sys.exit(
                 f"error: a process that reads data was killed, for its memory perhaps; {go_on}, with fewer of them"
             )
@@ -78,6 +95,13 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
 def _messages(error: BaseException | None) -> str:
     """The messages of an error and of what caused it, in small letters: each library wraps a full disk in its way."""
     said = []
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError as late:  # PyTorch's handler of this signal says that a data worker was killed
+        said.append(str(late).lower())
+    for frame in traceback.extract_tb(error.__traceback__) if isinstance(error, EOFError | ConnectionError) else ():
+        if "multiprocessing" in frame.filename:
+            said.append(_KILLED[0])  # it was killed while it sent a batch
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         said.append(_FULL[0] if full else str(error).lower())
@@ -85,11 +109,11 @@ def _messages(error: BaseException | None) -> str:
     return "\n".join(said)
 
 
-def _how_to_go_on(argv: Sequence[str] | None) -> str:
+def _how_to_go_on(given: Sequence[str]) -> str:
     """What is saved, and what to do."""
     kept = saved() if saved is not None else ""
     if not kept:
         return "nothing is saved; run the same command again to start over"
-    overwrites = any(word.startswith("--overwrite_output_dir") for word in (sys.argv if argv is None else argv))
+    overwrites = any(word.startswith("--overwrite_output_dir") for word in given)
     same = "the command again without --overwrite_output_dir" if overwrites else "the same command again"
     return f"{kept}; run {same} to continue"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import matplotlib
 
+from .errors import LaserError
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -33,6 +35,8 @@ def save(figure: Figure, path: str | Path, title: str = "") -> Path:
         figure.suptitle("\n".join(lines), fontsize=11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise LaserError(f"cannot draw {path}: expected a picture's ending, such as .png")
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
     return path

@@ -199,9 +199,12 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise LaserError(f"{path} is no record of laser_hf: it lacks {', '.join(missing)}")
     if record["schema_version"] != SCHEMA_VERSION:
         raise LaserError(f"{path} has schema version {record['schema_version']!r}; expected {SCHEMA_VERSION}")
-    for metric in record.get("metrics", ()):
+    metrics = record.get("metrics") or []
+    for metric in metrics if isinstance(metrics, list) else [metrics]:
         if lacking := sorted(set(_METRIC) - set(metric if isinstance(metric, dict) else ())):
             raise LaserError(f"{path}: a metric lacks {', '.join(lacking)}")
+        if not isinstance(metric["value"], int | float):
+            raise LaserError(f"{path}: the value of {metric['metric']} is no number: {metric['value']!r}")
     return record
 
 
@@ -239,6 +242,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
         "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, suffix=".tmp", delete=False
     ) as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 

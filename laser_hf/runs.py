@@ -27,6 +27,12 @@ RECIPE_NAME = "recipe.json"
 SEAL_NAME = "files.json"
 """Sizes and SHA-256 digests of a checkpoint's files, written last: a checkpoint without it is incomplete."""
 LOCK_NAME = ".lock"
+CONTENT = "content"
+"""Group of a recipe with digests of what its options name."""
+WRITING = ".writing"
+"""Folder of checkpoints that are not complete yet."""
+_LEFTOVERS = (WRITING, ".export-*", "tmp*.tmp", "results/tmp*.tmp")
+"""What a killed run leaves half written."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _LOCKS: dict[tuple[int, str], int] = {}
 """Open lock files of this process, by its id and their real path: each lock lives as long as the process."""
@@ -72,15 +78,25 @@ class RunFolder:
                 another process runs in it.
         """
         self.check(overwrite, reopen)
-        if (self.finished or self.unfinished) and (self.path / RECIPE_NAME).is_file():
-            changed = differences(read_json(self.path / RECIPE_NAME), plain(dict(recipe)))
-            if changed:
-                what, to = ("a finished", "add to") if self.finished else ("an unfinished", "resume")
-                raise LaserError(
-                    f"{self.path} holds {what} run of another recipe ({'; '.join(changed)}). Give the old values to "
-                    f"{to} it, choose another --output_dir, or start over with --overwrite_output_dir"
-                )
+        before = self._recipe() if self.finished or self.unfinished else None
+        if before is not None and (changed := differences(before, plain(dict(recipe)))):
+            what, to = ("a finished", "add to") if self.finished else ("an unfinished", "resume")
+            raise LaserError(
+                f"{self.path} holds {what} run of another recipe ({'; '.join(changed)}). Give the old values to "
+                f"{to} it, choose another --output_dir, or start over with --overwrite_output_dir"
+            )
         write_json(self.path / RECIPE_NAME, dict(recipe))
+
+    def _recipe(self) -> dict[str, Any] | None:
+        """What `recipe.json` holds, or else its copy in the newest checkpoint that has one; `None` without any."""
+        places = sorted(self.path.glob(f"checkpoint-*/{RECIPE_NAME}"), key=os.path.getmtime, reverse=True)
+        found = [path for path in (self.path / RECIPE_NAME, *places) if path.is_file()]
+        for path in found:
+            with contextlib.suppress(ValueError):  # damaged
+                return dict(read_json(path))
+        if found:
+            raise LaserError(f"{found[0]} is damaged, so nothing says which run this is: use --overwrite_output_dir")
+        return None
 
     def check(self, overwrite: bool = False, reopen: bool = False) -> None:
         """The first part of `prepare`, for commands that know their recipe only after hours of reading.
@@ -92,6 +108,7 @@ class RunFolder:
         cli.saved = self.saved
         if not reopen:
             self._lock()
+            self._delete(_LEFTOVERS)
         if overwrite:
             self.clear()
         if self.finished and not reopen:
@@ -148,7 +165,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else; folders that this empties go too."""
-        patterns = (*self.progress, *self.owned, "broken-checkpoint-*", RECIPE_NAME, self.record)
+        self._delete((*self.progress, *self.owned, "broken-checkpoint-*", RECIPE_NAME, self.record))
+
+    def _delete(self, patterns: Sequence[str]) -> None:
         for found in [found for pattern in patterns for found in self.path.glob(pattern)]:
             if found.is_dir() and not found.is_symlink():
                 shutil.rmtree(found)
@@ -193,20 +212,45 @@ class RunFolder:
         return path
 
 
-def seal_checkpoint(folder: str | Path) -> None:
-    """Mark a checkpoint as complete, after all its files are written: sizes and digests go to `files.json`."""
+def seal_checkpoint(folder: str | Path, final: str | Path | None = None) -> None:
+    """Mark a checkpoint as complete, after all its files are written: sizes and digests go to `files.json`.
+
+    With `final`, it then moves there: a run that is killed at any moment leaves the whole checkpoint there, or none.
+    """
     folder, seal = Path(folder), {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL_NAME):
         seal[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _sync(path)
     write_json(folder / SEAL_NAME, seal)
+    if final is not None:
+        _sync(folder)
+        if Path(final).exists():  # training goes on from an older one
+            shutil.rmtree(final)
+        os.replace(folder, final)
+        _sync(Path(final).parent)
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file or the entries of a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find_fault(checkpoint: str | Path) -> str | None:
     """What is wrong with a checkpoint, in words; `None` if every file is as it was when it was sealed."""
     checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     if not (checkpoint / SEAL_NAME).is_file():
         return f"its writing was interrupted: it has no {SEAL_NAME}"
-    for name, sealed in read_json(checkpoint / SEAL_NAME).items():
+    try:
+        seal = dict(read_json(checkpoint / SEAL_NAME))
+    except ValueError:
+        return f"{SEAL_NAME} is damaged"
+    for name, sealed in seal.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -226,12 +270,23 @@ def _sha256(path: Path) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two recipes differ in, as `--name old -> new`; groups are looked into."""
+    """What two recipes differ in, as `--name old -> new`; groups are looked into.
+
+    The group `content` holds digests of what options name. Where both recipes have the digest, it is compared, and not
+    the path, which may change.
+    """
+    old, new = (recipe.get(CONTENT) or {} for recipe in (before, now))
+    known = sorted(old.keys() & new.keys())
+    found = [f"the content of --{name} is another" for name in known if old[name] != new[name]]
+    return found + _differences(before, now, {CONTENT, *known})
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], besides: set[str]) -> list[str]:
     found = []
-    for name in sorted(set(before) | set(now)):
+    for name in sorted((set(before) | set(now)) - besides):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new)
+            found += _differences(old, new, besides)
         elif old != new:
             found.append(f"--{name} {old} -> {new}")
     return found

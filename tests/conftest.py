@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ import torch
 import transformers
 
 torch.set_num_threads(1)
+
+with contextlib.suppress(ImportError):  # a GPU machine may lack it
+    import hypothesis
+
+    # No time limit for an example: the machine may be loaded. The same examples in every run.
+    hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("suite")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_SPEECH = REPOSITORY.parent / "shared" / "data" / "LibriSpeech"

@@ -1,5 +1,8 @@
 import errno
 import logging
+import os
+import signal
+import sys
 
 import pytest
 
@@ -74,6 +77,35 @@ def test_a_full_disk_and_a_killed_worker_end_in_one_line_that_says_how_to_go_on(
     assert again.replace("same command again", "command again without --overwrite_output_dir") in message(
         "--overwrite_output_dir"
     )
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    """`run` ends its process, so it leaves handlers behind."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGCHLD), sys.excepthook
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGCHLD, before[1])
+    sys.excepthook = before[2]
+
+
+def test_an_interrupt_that_compiled_code_turns_into_another_error_is_one_all_the_same(capsys):
+    def main(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, [])
+    assert ended.value.code == cli.INTERRUPTED
+    assert capsys.readouterr().err.startswith("interrupted; ")
+
+
+def test_an_empty_output_folder_is_refused():
+    for argv in (["superb", "--output_dir", ""], ["--output_dir="]):
+        with pytest.raises(SystemExit, match="error: --output_dir is empty"):
+            cli.run(lambda _: pytest.fail("it ran"), argv)
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), ConnectionError("reset")])

@@ -144,6 +144,7 @@ def write_module(name: str, folder: Path, monkeypatch) -> None:
     del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["my_losses", "my_views"])
 def test_an_own_objective_and_view_train(module, tmp_path, monkeypatch):
     write_module(module, tmp_path, monkeypatch)
@@ -171,6 +172,7 @@ def test_an_own_task_measures(tmp_path, monkeypatch):
     assert record["data"]["utterances"] == len(list(data.rglob("*.opus")))
 
 
+@pytest.mark.slow
 def test_your_own_speech(tmp_path, monkeypatch):
     """The commands of the page, on a copy of the shipped speech."""
     from laser_hf.demo import SPEECH_DIR

@@ -357,9 +357,9 @@ def test_code_of_a_repository_never_runs(tmp_path, monkeypatch):
 
 
 def test_missing_and_unsupported_models(tmp_path):
-    with pytest.raises(LaserError, match="--preset demo"):
+    with pytest.raises(LaserError, match="laser_hf/demo/encoder"):
         load_encoder(tmp_path / "nothing")
-    with pytest.raises(LaserError, match="--preset demo"):
+    with pytest.raises(LaserError, match="laser_hf/demo/encoder"):
         load_encoder("someone/no-such-model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "whisper"}))
     with pytest.raises(LaserError, match="hubert, wavlm, wav2vec2, data2vec-audio"):

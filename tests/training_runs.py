@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
+from laser_hf.errors import LaserError
 from laser_hf.training import LaserTrainer, parse_options, run_training
 
 NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0", "--feat_proj_dropout", "0")
@@ -60,28 +61,46 @@ def kill_in_step_4(monkeypatch):
     monkeypatch.setattr(LaserTrainer, "training_step", killed)
 
 
-def fork_two(argv):
-    """Run in two forked processes with gloo; no interpreter has to import everything again."""
+def train(argv):
+    run_training(parse_options(argv))
+
+
+def fork_two(argv, second=None, main=train):
+    """Run `main(argv)` in two forks with gloo, the second perhaps with other arguments; returns their errors.
+
+    No interpreter has to import everything again.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_one_of_two, args=(argv, rank, port)) for rank in range(2)]
+    errors = context.Queue()
+    processes = [
+        context.Process(target=_one_of_two, args=(main, one, rank, port, errors))
+        for rank, one in enumerate((argv, second or argv))
+    ]
     for process in processes:
         process.start()
+    found = dict(errors.get(timeout=240) for _ in processes)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
+    return [found[0], found[1]]
 
 
-def _one_of_two(argv, rank, port):
+def _one_of_two(main, argv, rank, port, errors):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     # The parent has been one process only.
     AcceleratorState._reset_state(reset_partial_state=True)
-    run_training(parse_options([*argv, "--ddp_backend", "gloo"]))
+    error = ""
+    try:
+        main([*argv, "--ddp_backend", "gloo"])
+    except LaserError as raised:
+        error = str(raised)
+    errors.put((rank, error))
 
 
 def launch_two(argv, folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import soundfile
 import torch
@@ -78,17 +77,15 @@ def _encoder(lab: Lab, kind: str, **config) -> None:
     model.save_pretrained(lab.encoder)
 
 
-def _words(lab: Lab) -> Path:
+def _words(lab: Lab) -> None:
     rows = ["utterance\tword\tstart_seconds\tduration_seconds"]
     for file in sorted(lab.speech.rglob("*.flac")):
         word = ("river", "garden", "letter", "winter")[int(file.stem[-1])]
         rows += [f"{file.stem}\t{word}\t0.05\t0.2", f"{file.stem}\tsummer\t0.26\t0.2"]
-    path = lab.path / "words.tsv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
+    (lab.path / "words.tsv").write_text("\n".join(rows) + "\n")
 
 
-def _qbe(lab: Lab) -> Path:
+def _qbe(lab: Lab) -> None:
     folder = lab.path / "qbe"
     folder.mkdir()
     for number, name in enumerate("abc"):
@@ -98,92 +95,51 @@ def _qbe(lab: Lab) -> Path:
         "q0\ta.wav\t0.3\t0.4\t1\tone\nq1\tc.wav\t0.1\t0.4\t2\ttwo\n"
     )
     (folder / "documents.tsv").write_text("document\taudio\tspeaker\na\ta.wav\t1\nb\tb.wav\t2\nc\tc.wav\t2\n")
-    (folder / "targets.tsv").write_text("query\tdocument\nq0\ta\nq1\tc\n")
-    return folder
+    (folder / "targets.tsv").write_text("query\tdocument\nq0\tb\nq1\ta\n")
 
 
-def _commands(lab: Lab) -> dict[str, list[str | Path]]:
-    """Every command that reads an encoder, on the lab's."""
-    superb = ["--output_dir", lab.out, "--model", lab.encoder]
-    splits = [
-        "--data",
-        lab.speech,
-        "--train_split",
-        "1",
-        "--dev_split",
-        "2",
-        "--test_split",
-        "3",
-        "--protocol",
-        "quick",
-    ]
-    return {
-        "train": ["train", *lab.training()],
-        "asr": ["superb", "asr", *superb, *splits, "--max_steps", "2"],
-        "pr": ["superb", "pr", *superb, *splits, "--max_steps", "2"],
-        "qbe": ["superb", "qbe", *superb, "--data", _qbe(lab)],
-        "discrimination": [
-            "superb",
-            "discrimination",
-            *superb,
-            "--data",
-            lab.speech,
-            "--alignments",
-            _words(lab),
-            "--min_seconds",
-            "0.1",
-        ],
-        "search": [
-            "search",
-            "--preset",
-            lab.path / "lab.json",
-            "--over",
-            "alpha=0.1,0.4",
-            "--output_dir",
-            lab.out,
-            "--data",
-            lab.speech,
-            "--alignments",
-            _words(lab),
-            "--",
-            "--use_cpu",
-            "true",
-        ],
-        "convert": ["convert", _fairseq(lab), "--base", lab.encoder, "--output_dir", lab.out],
-    }
-
-
-def _fairseq(lab: Lab) -> Path:
+def _fairseq(lab: Lab) -> None:
     """A file that `convert` takes for a fairseq checkpoint."""
-    path = lab.path / "fairseq.pt"
-    torch.save({"model": {"feature_extractor.conv_layers.0.0.weight": torch.zeros(16, 1, 10)}}, path)
-    return path
+    torch.save({"model": {"feature_extractor.conv_layers.0.0.weight": torch.zeros(16, 1, 10)}}, lab.path / "fairseq.pt")
 
 
-def _unsupported(command: str) -> Callable[[Lab], Outcome]:
-    def provoke(lab: Lab) -> Outcome:
-        _rewrite(lab, dict, model_type="whisper")
-        return lab.run(*_commands(lab)[command])
+# Every command that reads an encoder, on the lab's; they run in its folder.
+_TWO_UPDATES = "--train_split 1 --dev_split 2 --test_split 3 --protocol quick --max_steps 2"
+COMMANDS = {
+    "train": "train --preset lab.json --output_dir out --use_cpu",
+    "asr": f"superb asr --model encoder --data speech --output_dir out {_TWO_UPDATES}",
+    "pr": f"superb pr --model encoder --data speech --output_dir out {_TWO_UPDATES}",
+    "qbe": "superb qbe --model encoder --data qbe --output_dir out",
+    "discrimination": "superb discrimination --model encoder --data speech --alignments words.tsv --output_dir out "
+    "--min_seconds 0.1",
+    "search": "search --preset lab.json --over alpha=0.1,0.4 --data speech --alignments words.tsv --output_dir out -- "
+    "--use_cpu true",
+    "convert": "convert fairseq.pt --base encoder --output_dir out",
+    "eval-ctc": "eval-ctc --model encoder --data speech --split 1 --train_head 2 --head_steps 2 --device cpu",
+}
 
-    return provoke
 
-
-def _lacking(command: str) -> Callable[[Lab], Outcome]:
-    def provoke(lab: Lab) -> Outcome:
-        _rewrite(lab, _without_top)
-        return lab.run(*_commands(lab)[command])
-
-    return provoke
-
-
-def _trained(arrange: Callable[[Lab], None], *more: str) -> Callable[[Lab], Outcome]:
-    """Train after `arrange`."""
+def _run(arrange: Callable[[Lab], None], command: str = "train") -> Callable[[Lab], Outcome]:
+    """Run a command after `arrange`, with the data that it needs."""
 
     def provoke(lab: Lab) -> Outcome:
         arrange(lab)
-        return lab.train(*more)
+        {"qbe": _qbe, "discrimination": _words, "search": _words, "convert": _fairseq}.get(command, lambda _: None)(lab)
+        return lab.run(*COMMANDS[command].split())
 
     return provoke
+
+
+def _unsupported(lab: Lab) -> None:
+    _rewrite(lab, dict, model_type="whisper")
+
+
+def _lacking(lab: Lab) -> None:
+    _rewrite(lab, _without_top)
+
+
+def _infinite(lab: Lab) -> None:
+    _rewrite(lab, _with("encoder.layer_norm.bias", float("inf")))
 
 
 def _published(lab: Lab) -> Outcome:
@@ -201,7 +157,7 @@ def _published(lab: Lab) -> Outcome:
 def _drawn(lab: Lab) -> Outcome:
     """Pictures of a finished run, whose base encoder is no longer one that is supported."""
     trained = lab.train()
-    _rewrite(lab, dict, model_type="whisper")
+    _unsupported(lab)
     return trained if trained.status else lab.run("plots", lab.out)
 
 
@@ -238,15 +194,21 @@ def _nothing_ran(lab: Lab, _outcome: Outcome) -> str | None:
     return "the export names code" if exported.is_file() and "auto_map" in exported.read_text() else None
 
 
-def _damage(name: str, content: bytes) -> Callable[[Lab], None]:
-    return lambda lab: (lab.encoder / name).write_bytes(content) and None
+def _damage(name: str, content: bytes | None) -> Callable[[Lab], None]:
+    """Overwrite a file of the encoder; `None` cuts off its end."""
+
+    def arrange(lab: Lab) -> None:
+        path = lab.encoder / name
+        path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+
+    return arrange
 
 
 FAULTS = [
     Fault(
         4,
         "base model without its top layer",
-        _trained(lambda lab: _rewrite(lab, _without_top)),
+        _run(_lacking),
         status=1,
         says=("16 weights", "are missing", "encoder.layers.2.attention.k_proj.bias"),
         quick=True,
@@ -254,41 +216,43 @@ FAULTS = [
     Fault(
         4,
         "base model whose keys carry a foreign prefix",
-        _trained(lambda lab: _rewrite(lab, _prefixed)),
+        _run(lambda lab: _rewrite(lab, _prefixed)),
         status=1,
         says=("are missing", "names begin with 'module.'"),
     ),
     *(
         Fault(
-            4, f"base model without its top layer: {command}", _lacking(command), status=1, says=("encoder.layers.2.",)
+            4,
+            f"base model without its top layer: {command}",
+            _run(_lacking, command),
+            status=1,
+            says=("encoder.layers.2.",),
         )
-        for command in ("asr", "pr", "qbe", "discrimination", "convert", "search")
+        for command in ("asr", "pr", "qbe", "discrimination", "convert", "search", "eval-ctc")
     ),
     Fault(
         4,
         "base model of other shapes than its config says",
-        _trained(lambda lab: _rewrite(lab, dict, intermediate_size=48)),
+        _run(lambda lab: _rewrite(lab, dict, intermediate_size=48)),
         status=1,
         says=("other shapes", "(64,) instead of (48,)"),
     ),
     Fault(
         4,
         "WavLM's weights under HuBERT's config",
-        _trained(_wavlm),
+        _run(_wavlm),
         status=1,
         says=("describes another model", "gru_rel_pos"),
     ),
     Fault(
         4,
         "truncated weights of the base model",
-        _trained(
-            lambda lab: _damage("model.safetensors", (lab.encoder / "model.safetensors").read_bytes()[:5000])(lab)
-        ),
+        _run(_damage("model.safetensors", None)),
         status=1,
         says=("cannot load the encoder",),
     ),
     *(
-        Fault(4, f"base model with a damaged {name}", _trained(_damage(name, b"{")), status=1, says=(said,))
+        Fault(4, f"base model with a damaged {name}", _run(_damage(name, b"{")), status=1, says=(said,))
         for name, said in (("config.json", "cannot load the encoder"), ("preprocessor_config.json", "is damaged"))
     ),
     Fault(
@@ -297,28 +261,31 @@ FAULTS = [
     Fault(
         4,
         "base model without masked_spec_embed",
-        _trained(lambda lab: _rewrite(lab, lambda w: {n: t for n, t in w.items() if n != "masked_spec_embed"})),
+        _run(lambda lab: _rewrite(lab, lambda w: {n: t for n, t in w.items() if n != "masked_spec_embed"})),
         status=0,
     ),
     Fault(
         2,
         "base model with an infinite weight",
-        _trained(lambda lab: _rewrite(lab, _with("encoder.layer_norm.bias", float("inf")))),
+        _run(_infinite),
         status=1,
         says=("weights are not finite: encoder.layer_norm.bias",),
     ),
     Fault(
         2,
         "base model with NaN in an unused masked_spec_embed",
-        _trained(lambda lab: _rewrite(lab, _with("masked_spec_embed", float("nan")))),
+        _run(lambda lab: _rewrite(lab, _with("masked_spec_embed", float("nan")))),
         status=1,
         says=("weights are not finite: masked_spec_embed",),
         quick=True,
     ),
     Fault(
+        2, "base model with an infinite weight: eval-ctc", _run(_infinite, "eval-ctc"), status=1, says=("not finite",)
+    ),
+    Fault(
         5,
         "BatchNorm before the positional convolution",
-        _trained(lambda lab: _encoder(lab, "Hubert", conv_pos_batch_norm=True)),
+        _run(lambda lab: _encoder(lab, "Hubert", conv_pos_batch_norm=True)),
         status=0,
         judge=_buffers_kept,
         quick=True,
@@ -327,7 +294,7 @@ FAULTS = [
         Fault(
             5,
             f"adapter behind the layers ({kind})",
-            _trained(lambda lab, kind=kind: _encoder(lab, kind, add_adapter=True, output_hidden_size=32)),
+            _run(lambda lab, kind=kind: _encoder(lab, kind, add_adapter=True, output_hidden_size=32)),
             status=1,
             says=("add_adapter",),
         )
@@ -336,7 +303,7 @@ FAULTS = [
     Fault(
         5,
         "base model for another sampling rate",
-        _trained(_damage("preprocessor_config.json", b'{"sampling_rate": 8000}')),
+        _run(_damage("preprocessor_config.json", b'{"sampling_rate": 8000}')),
         status=1,
         says=("8000 Hz", "16000 Hz"),
     ),
@@ -344,23 +311,31 @@ FAULTS = [
     Fault(
         5,
         "code in the base model's repository",
-        _trained(_own_code("hubert")),
+        _run(_own_code("hubert")),
         status=0,
         judge=_nothing_ran,
     ),
     Fault(
         5,
         "code of a model type of its own",
-        _trained(_own_code("my-hubert")),
+        _run(_own_code("my-hubert")),
         status=1,
         says=("'my-hubert' model; supported are hubert",),
         judge=_nothing_ran,
+    ),
+    Fault(
+        5,
+        "code of a model type of its own: eval-ctc",
+        _run(_own_code("my-hubert"), "eval-ctc"),
+        status=1,
+        says=("custom code",),
+        judge=lambda lab, outcome: "it asks" if "do you wish" in outcome.output.lower() else _nothing_ran(lab, outcome),
     ),
     *(
         Fault(
             5,
             f"unsupported model type: {command}",
-            _unsupported(command),
+            _run(_unsupported, command),
             status=1,
             says=("'whisper' model", "hubert"),
             quick=command == "train",

@@ -32,6 +32,9 @@ def find_audio_files(folder: Path) -> list[Path]:
         found += [Path(root, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES) and name[0] != "."]
     if unread:
         raise LaserError(f"cannot list {unread[0].filename}: {unread[0].strerror}") from unread[0]
+    for path in found:
+        if not str(path).isascii() and "\ufffd" in os.fsencode(path).decode(errors="replace"):
+            raise LaserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file or its folder")
     return sorted(found, key=lambda path: path.parts)
 
 
@@ -84,13 +87,16 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     path = Path(path).expanduser()
     try:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = enumerate(data.decode("utf-8").split("\n"), start=1)
+        lines = data.decode("utf-8").split("\n")
+        wrong, at = "it holds a zero byte, as UTF-16 does", data.find(b"\0")
     except OSError as error:
         raise LaserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise LaserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
+        wrong, at = error.reason, error.start
+    if at >= 0:
+        line = data[:at].count(b"\n") + 1
+        raise LaserError(f"{path}, line {line}: not UTF-8 ({wrong}); save the file as UTF-8")
+    return [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

@@ -56,10 +56,12 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
         left_out: number of utterances `too_short` and `too_long` that were left out; empty without `check_lengths`.
 
     Raises:
-        LaserError: no utterance lies within the limits.
+        LaserError: no utterance, or none within the limits.
     """
 
     def __init__(self, speech: datasets.Dataset, transform: PairTransform, check_lengths: bool | None = None) -> None:
+        if not len(speech):
+            raise LaserError("there is no utterance to make pairs of: the data set, or the part chosen, is empty")
         self.speech, self.transform = speech, transform
         self.left_out: dict[str, int] = {}
         if check_lengths or (check_lengths is None and transform.max_seconds is not None):
@@ -77,8 +79,6 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
     @cached_property
     def _headers(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds (NaN where they cannot be read) and bytes of each utterance, read in parallel and cached."""
-        if not len(self.speech):
-            return np.zeros(0), np.zeros(0)
         features = {"seconds": datasets.Value("float64"), "size": datasets.Value("int64")}
         found = _cached_map(self.speech, _headers, None, features)
         return np.array(found["seconds"][:], dtype=float), np.array(found["size"][:])

@@ -13,12 +13,13 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import LaserError
+from .decode import is_remote
 from .files import AUDIO_SUFFIXES, find_audio_files, index_audio_files
 
 Speech = datasets.Dataset | datasets.IterableDataset
 
 LOCAL_SHARDS = 64  # of a streamed local source: processes times workers that can read it side by side
-_MEND = "Give --train_data PATH (a folder of speech) or the id of a dataset on the Hub, or try --preset demo."
+_MEND = "Give a folder of speech or the id of a dataset on the Hub; laser_hf/demo/speech is shipped."
 _ALIASES = {
     "id": ("id", "utterance_id"),
     "speaker": ("speaker", "speaker_id"),
@@ -58,8 +59,10 @@ def load_speech(
         LaserError: nothing usable is there, no such split or audio column, or the Hub cannot be reached.
     """
     folder = Path(source).expanduser()
+    caches = [Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{str(source).replace('/', '--')}")]
+    caches.append(Path(datasets.config.DOWNLOADED_DATASETS_PATH))
     if folder.is_dir():
-        dataset = _load_folder(folder, split, name, streaming)
+        dataset, caches = _load_folder(folder, split, name, streaming)
     elif folder.exists():
         raise LaserError(f"{source!s} is a file; a folder of speech was expected. {_MEND}")
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(source)):
@@ -67,29 +70,32 @@ def load_speech(
         dataset = _load_split(str(source), split, name, streaming, revision=revision, token=token)
     else:
         raise LaserError(f"there is no folder {source!s}. {_MEND}")
-    dataset = _to_speech_columns(dataset, audio_column, str(source))
+    dataset = _to_speech_columns(dataset, audio_column, str(source), caches)
     if streaming and isinstance(dataset, datasets.Dataset):
         return dataset.to_iterable_dataset(num_shards=max(1, min(LOCAL_SHARDS, len(dataset))))
     return dataset
 
 
-def _load_folder(folder: Path, split: str | None, name: str | None, streaming: bool) -> Speech:
+def _load_folder(
+    folder: Path, split: str | None, name: str | None, streaming: bool
+) -> tuple[Speech, list[Path] | None]:
+    """The dataset and where the paths stored in it may point; `None` for anywhere: they were found here."""
     if any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
         saved = datasets.load_from_disk(str(folder))
         parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split): saved}
         if split is None and len(parts) == 1:
-            return next(iter(parts.values()))
+            return next(iter(parts.values())), [folder]
         if split not in parts:
             raise _no_split(split, list(parts), folder)
-        return parts[split]
+        return parts[split], [folder]
 
     # LibriSpeech unpacks into a folder LibriSpeech/ around its splits.
     bases = [folder, folder / "LibriSpeech"] if split else [folder]
     part = next((base / (split or "") for base in bases if (base / (split or "")).is_dir()), None)
     if files := find_audio_files(part) if part else []:
-        return index_audio_files(part, files)
+        return index_audio_files(part, files), None
     if next(folder.rglob("*.parquet"), None) is not None:
-        return _load_split(str(folder), split, name, streaming)
+        return _load_split(str(folder), split, name, streaming), [folder]
     if part is None:
         below = sorted(entry.name for base in bases if base.is_dir() for entry in base.iterdir() if entry.is_dir())
         raise _no_split(split, below, folder)
@@ -134,7 +140,7 @@ def _no_split(split: str | None, names: list[str], source: object) -> LaserError
     return LaserError(f"{source}: {asked}. Splits that exist: {', '.join(names) or 'none'}.")
 
 
-def _to_speech_columns(dataset: Speech, audio_column: str, source: str) -> Speech:
+def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: list[Path] | None) -> Speech:
     """Bring a dataset to the columns that `load_speech` returns."""
     features = dataset.features
     columns = list(features if features is not None else next(iter(dataset), {}))
@@ -156,9 +162,15 @@ def _to_speech_columns(dataset: Speech, audio_column: str, source: str) -> Speec
         if features is not None:
             texts = {column: datasets.Value("string") for column in _ALIASES if column in {"id", *chosen}}
             typed = datasets.Features(texts | {"audio": dataset.features[audio_column]})
-        return dataset.map(_rename, fn_kwargs={"chosen": chosen}, remove_columns=columns, features=typed)
+        how = {"chosen": chosen, "source": source, "roots": roots}
+        return dataset.map(_rename, fn_kwargs=how, remove_columns=columns, features=typed)
 
     speech = dataset.select_columns([audio_column]).rename_columns({audio_column: "audio"})
+    parts = speech.flatten()
+    if {"audio.path", "audio.bytes"} <= set(parts.column_names):
+        stored = parts.data.column("audio.path").filter(parts.data.column("audio.bytes").is_null()).to_pylist()
+        for path in filter(None, stored):
+            _check_path(path, source, roots)
     if "id" not in chosen:
         speech = speech.add_column("id", _stored_names(speech) or [f"{index:08d}" for index in range(len(speech))])
     for column in list(chosen)[1:]:
@@ -167,14 +179,30 @@ def _to_speech_columns(dataset: Speech, audio_column: str, source: str) -> Speec
     return speech
 
 
-def _rename(example: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+def _check_path(path: str, source: str, roots: list[Path] | None) -> None:
+    """Refuse to open what somebody else's data set names outside of its own folder or repository."""
+    place = path.rpartition("::")[2]
+    if is_remote(path):
+        inside = place.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/"))
+    else:
+        inside = roots is None or any(Path(path).resolve().is_relative_to(root.resolve()) for root in roots)
+    if not inside:
+        mend = "keep the files there, or cast the column to datasets.Audio before saving, which stores the audio itself"
+        raise LaserError(f"{source}: the stored path {path!r} is not in the data set's folder or repository; {mend}")
+
+
+def _rename(
+    example: Mapping[str, Any], chosen: Mapping[str, str], source: str, roots: list[Path] | None
+) -> dict[str, Any]:
     """Map function of a stream: pick the chosen columns, and make up an id if there is none."""
     renamed = {new: example[old] for new, old in chosen.items()}
     renamed |= {name: str(renamed[name]) for name in _ALIASES if renamed.get(name) is not None}
+    audio = renamed["audio"] or {}
+    path, data = audio.get("path"), audio.get("bytes")
+    if path and data is None:
+        _check_path(path, source, roots)
     if renamed.get("id") is None:
-        audio = renamed["audio"] or {}
-        path, data = audio.get("path"), audio.get("bytes") or b""
-        renamed["id"] = PurePosixPath(path).stem if path else hashlib.sha256(data).hexdigest()[:16]
+        renamed["id"] = PurePosixPath(path).stem if path else hashlib.sha256(data or b"").hexdigest()[:16]
     return renamed
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from .. import cli
 from ..data import decode_audio
 from ..data.files import find_audio_files
-from ..records import new_record, write_json
+from ..errors import LaserError
+from ..records import TRAINING_RECORD, new_record, read_record, write_json
 from ..superb.discrimination import WordReport, word_discrimination
 from ..superb.features import EncoderFeatures, load_features
 from ..superb.frame_store import encode
@@ -41,11 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, rest = parser.parse_known_args(argv)
     logging.getLogger("laser_hf").setLevel(logging.WARNING)  # the table is what is to be seen
     output_dir = arguments.output_dir
+    overwrite = []
+    if (output_dir / TRAINING_RECORD).is_file() and read_record(output_dir / TRAINING_RECORD).get("preset") == "demo":
+        overwrite = ["--overwrite_output_dir"]
+    elif any((output_dir / name).exists() for name in ("config.json", "model.safetensors")):
+        raise LaserError(f"--output_dir {output_dir} holds a model that is not the demo's; choose another folder")
     began = time.time()
     print("Words of voices that are not trained on, with the encoder as shipped ...", flush=True)
     base, before = measure(ENCODER_DIR)
     print("Fine-tuning the top two layers with LASER ...", flush=True)
-    fixed = ["--preset", "demo", "--output_dir", str(output_dir), "--overwrite_output_dir", "--use_cpu"]
+    fixed = ["--preset", "demo", "--output_dir", str(output_dir), "--use_cpu", *overwrite]
     run = run_training(parse_options([*fixed, *rest]))
     tuned, after = measure(output_dir)
     layer = tuned.layers - 1

@@ -87,8 +87,7 @@ def load_pretrained(
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LaserError(
             f"cannot load the encoder {name!r} ({said}). Give the id of a model on the Hugging Face Hub or a folder "
-            "with config.json and model.safetensors. Without network access: `--preset demo` uses the encoder shipped "
-            "with laser_hf, and --train_data PATH your own speech."
+            "with config.json and model.safetensors, such as laser_hf/demo/encoder"
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -42,7 +42,7 @@ class SoftDTWLoss(Objective):
   eprint    = "2406.09153",
   archivePrefix = "arXiv"
 }"""
-    options = (Option("gamma", 0.1, "smoothing of soft-DTW", above=0),)
+    options = (Option("gamma", 0.1, "smoothing of soft-DTW", low=1e-6),)
     term_labels: ClassVar = {"total": "total loss", "soft_dtw": "normalised soft-DTW"}
 
     def __init__(self, *, backend: str = "auto", **options: Any):

@@ -101,7 +101,12 @@ def draw_run(
 def read_run(run_dir: Path) -> dict[str, Any]:
     """The record of a finished run; `LaserError` if there is none."""
     if (run_dir / TRAINING_RECORD).is_file():
-        return read_record(run_dir / TRAINING_RECORD)
+        record = read_record(run_dir / TRAINING_RECORD)
+        missing = [name for name in ("method", "base_model", "updates") if name not in record]
+        missing += [f"recipe.{name}" for name in ("model", "objective") if name not in record["recipe"]]
+        if missing:
+            raise LaserError(f"{run_dir / TRAINING_RECORD} is no training record: it lacks {', '.join(missing)}")
+        return record
     if (run_dir / "recipe.json").is_file():
         raise LaserError(f"the run in {run_dir} is not finished. Give its train.py command again to continue it")
     raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of train.py")

@@ -4,9 +4,9 @@
     pip install -r eval_requirements.txt
     python eval_ctc.py --model ORG/NAME --data LibriSpeech --split test-clean --output results.json
 
-A bare encoder has no CTC head: `--train_head SPLIT` trains a linear one on the frozen encoder first. That is quick, and
-not SUPERB. Decoding is greedy, without a language model. Utterances go through the model one by one: the group norm of
-base models takes its statistics over time, so padding would change what the model hears.
+For a bare encoder `--train_head SPLIT` trains a linear CTC head on the frozen encoder first (quick, not SUPERB).
+Decoding is greedy, without a language model. Utterances go through the model one by one: padding would change the group
+norm of base models.
 """
 
 import csv
@@ -45,10 +45,6 @@ class EvaluationError(SystemExit):
     """Something that the user can mend, which ends the program; the message says what and how."""
 
 
-class BadUtterance(Exception):
-    """An utterance that cannot be used; the message is the reason."""
-
-
 def read_lines(path):
     """Lines of a UTF-8 text, with or without byte-order mark."""
     try:
@@ -69,7 +65,8 @@ def read_data(arguments, split):
         return
     if (folder / "metadata.csv").is_file():
         lines = csv.DictReader(read_lines(folder / "metadata.csv"))
-        rows = [{"id": row["file_name"], **row, "audio": {"path": folder / row["file_name"]}} for row in lines]
+        files = ((row.get("file_name"), row) for row in lines)
+        rows = [{"id": file, **row, "audio": {"path": folder / file}} if file else row for file, row in files]
     elif not Path(arguments.data).is_dir() or any(Path(arguments.data).rglob("*.parquet")):
         rows = read_data_set(arguments, split)
     else:
@@ -77,11 +74,13 @@ def read_data(arguments, split):
     names = list(next(iter(rows), {}))
     column = column or next((name for name in TEXT_COLUMNS if name in names), None)
     if not {"audio", column} <= set(names):
-        wanted = f"audio and the transcript ({', '.join(TEXT_COLUMNS)}, or what --text_column names)"
+        wanted = f"audio (or file_name) and a transcript ({', '.join(TEXT_COLUMNS)}, or what --text_column names)"
         raise EvaluationError(f"--data {arguments.data} has the columns {', '.join(names)}; needed are {wanted}")
     for index, row in enumerate(rows):
         audio = row["audio"] or {}
-        yield str(row.get("id", index)), audio.get("bytes") or audio.get("path"), row[column]
+        file = os.path.abspath(audio.get("path") or "")  # a data set says where: nothing outside of it is opened
+        inside = file if file.startswith(os.path.abspath(arguments.data) + os.sep) else None
+        yield str(row.get("id", index)), audio.get("bytes") or inside, row[column]
 
 
 def read_data_set(arguments, split):
@@ -92,8 +91,7 @@ def read_data_set(arguments, split):
     # The Hub's copy of LibriSpeech spells train-clean-100 as config "clean", split "train.100".
     own = re.fullmatch(r"(train|dev|test)-(clean|other)-?(\d+)?", split or "")
     if own and arguments.data.endswith("librispeech_asr") and config is None:
-        config, kind = own[2], own[1].replace("dev", "validation")
-        split = f"{kind}.{own[3]}" if own[3] else kind
+        config, split = own[2], ".".join(filter(None, (own[1].replace("dev", "validation"), own[3])))
     try:
         wanted = {"split": split or "test", "revision": arguments.data_revision}
         return load_dataset(arguments.data, config, streaming=True, **wanted).cast_column("audio", Audio(decode=False))
@@ -107,9 +105,9 @@ def decode_audio(source, rate, notes):
         file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         samples, stored = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise BadUtterance("no audio, or it cannot be decoded") from error
-    if not len(samples) or not np.isfinite(samples).all() or np.ptp(samples) < 2e-5:
-        raise BadUtterance("no samples, digital silence, NaN or infinite samples")
+        raise ValueError("no audio, or it cannot be decoded") from error
+    if not len(samples) or not np.isfinite(samples).all() or np.ptp(samples) < 2e-5 or not 4e3 <= stored <= 384e3:
+        raise ValueError("no samples, digital silence, NaN or infinite samples, or a rate outside 4 to 384 kHz")
     notes["averaged_channels"] += samples.shape[1] > 1
     mono = samples.mean(axis=1)
     if stored != rate:
@@ -127,8 +125,8 @@ def usable(rows, transcripts, model, notes):
             reference = transcripts.reference(text or "")
             samples = decode_audio(audio, model.extractor.sampling_rate, notes)
             if model.model._get_feat_extract_output_lengths(len(samples)) < 1:
-                raise BadUtterance("less than one frame of speech")
-        except BadUtterance as reason:
+                raise ValueError("less than one frame of speech")
+        except ValueError as reason:
             notes["skipped"].setdefault(str(reason), []).append(name)
         else:
             notes["utterances"] += 1
@@ -136,9 +134,7 @@ def usable(rows, transcripts, model, notes):
 
 
 class Transcripts:
-    """What is compared: words and characters in lower case, or phones by the first pronunciation in a lexicon. Words
-    that it lacks are counted in `unknown`. Silences are not compared, stress only where the model tells it apart.
-    """
+    """What is compared: lower-case words and characters, or phones by the first pronunciation in a lexicon."""
 
     def __init__(self, phones, stress, lexicon, chars_to_ignore=""):
         self.phones, self.stress, self.unknown, self.lexicon = phones, stress, Counter(), None
@@ -157,10 +153,10 @@ class Transcripts:
             words = text.upper().split()
             if unknown := [word for word in words if word not in self.lexicon]:
                 self.unknown.update(unknown)
-                raise BadUtterance("a word that the lexicon lacks")
+                raise ValueError("a word that the lexicon lacks")
             text = " ".join(phone for word in words for phone in self.lexicon[word])
         if not self.tidy(text):
-            raise BadUtterance("no transcript")
+            raise ValueError("no transcript")
         return self.tidy(text)
 
     def tidy(self, text):
@@ -176,16 +172,16 @@ class Recogniser:
 
     def __init__(self, arguments):
         name, where = arguments.model, {"revision": arguments.revision}
-        # The cache keeps a file of the Hub below its commit.
         self.commit = None if Path(name).is_dir() else Path(cached_file(name, "config.json", **where)).parent.name
         load = (AutoModel if arguments.train_head else AutoModelForCTC).from_pretrained
         where["trust_remote_code"] = False
         self.model, info = load(name, dtype=torch.float32, output_loading_info=True, **where)
-        if missing := [key for key in info["missing_keys"] if not key.endswith("masked_spec_embed")]:
-            lacks = ", ".join(sorted(missing)[:5])
-            raise EvaluationError(f"it lacks {lacks}. For a bare encoder add --train_head SPLIT (quick, not SUPERB)")
-        if broken := [key for key, weight in self.model.state_dict().items() if not weight.isfinite().all()]:
-            raise EvaluationError(f"its weights are not finite: {', '.join(broken[:5])}")
+        missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
+        hint = "" if arguments.train_head else ". For a bare encoder add --train_head SPLIT (quick, not SUPERB)"
+        broken = [key for key, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
+        if missing or broken:
+            lacks = f"it lacks {', '.join(missing[:5])}{hint}"
+            raise EvaluationError(lacks if missing else f"its weights are not finite: {', '.join(broken[:5])}")
         self.model.to(arguments.device).eval()
         self.extractor = AutoFeatureExtractor.from_pretrained(name, **where)
         self.head, self.phones, self.stress, self.blank = None, arguments.metric == "per", False, 0
@@ -261,8 +257,9 @@ def evaluate(arguments):
     try:
         model = Recogniser(arguments)
         transcripts = Transcripts(model.phones, model.stress, arguments.lexicon, arguments.chars_to_ignore)
-    except (OSError, ValueError, TypeError, EvaluationError) as error:
-        raise EvaluationError(f"--model {arguments.model} cannot be evaluated: {error}") from error
+    except (Exception, EvaluationError) as error:  # a damaged or foreign model can fail in any way
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EvaluationError(f"--model {arguments.model} cannot be evaluated: {said}") from error
     head = model.train(arguments, transcripts) if arguments.train_head else None
     notes, results, metrics = {"split": arguments.split or source.name}, [], []
     rows = itertools.islice(read_data(arguments, arguments.split), arguments.max_utterances)
@@ -280,11 +277,10 @@ def evaluate(arguments):
         metric = {"metric": name, "value": 100 * (sum(errors.values()) / units), "unit": "percent"}
         metrics.append({**metric, "split": notes["split"], **errors, "reference_units": units})
     options = ("chars_to_ignore", "lexicon", "device", "max_utterances", "train_head", "head_utterances", "head_steps")
-    packages = ("torch", "transformers", "soundfile", "jiwer")
+    versions = {name: version(name) for name in ("torch", "transformers", "soundfile", "jiwer")}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     name = source.resolve().name if source.is_dir() else arguments.data
     data = {"source": name, "config": arguments.data_config, "revision": arguments.data_revision, **notes}
-    unknown = dict(transcripts.unknown.most_common(50))
     return {
         "schema_version": 2,
         "task": "ctc",
@@ -295,11 +291,11 @@ def evaluate(arguments):
         **metrics[0],
         "metrics": metrics,
         "recipe": {"decoding": "greedy", **{name: getattr(arguments, name) for name in options}},
-        "data": {**data, "words_not_in_lexicon": unknown, "head_training": head},
+        "data": {**data, "words_not_in_lexicon": dict(transcripts.unknown.most_common(50)), "head_training": head},
         "seed": arguments.seed if head else None,
         "wall_seconds": round((datetime.now(timezone.utc) - started).total_seconds(), 1),
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
+        "versions": {"python": sys.version.split()[0], **versions},
         "hardware": {"cores": os.cpu_count(), "gpus": gpus},
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -330,6 +326,10 @@ def parse(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.train_head and arguments.train_head == arguments.split:
         parser.error("--train_head and --split are the same: a head is not to be tested on what it was trained on")
+    if any(
+        n is not None and n < 1 for n in (arguments.max_utterances, arguments.head_utterances, arguments.head_steps)
+    ):
+        parser.error("--max_utterances, --head_utterances and --head_steps must be at least 1")
     return arguments
 
 

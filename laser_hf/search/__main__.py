@@ -12,19 +12,11 @@ from pathlib import Path
 
 from .. import cli
 from ..errors import LaserError
-<<<<<<< HEAD
+from ..runs import RunFolder
 from .plan import PICTURE, RECORD, TABLE, Plan, Value, parse_over
 from .report import best_of
 from .score import QBE_METRICS, discrimination_score, qbe_score
 from .study import SharedStudy, run_search
-=======
-from ..runs import RunFolder
-from .report import best_of, table, write_report
-from .run import run_search
-from .score import QBE_METRICS, Score, discrimination_score, qbe_score
-from .space import Value, parse_over
-from .study import PICTURE, RECORD, SAMPLERS, TABLE, Plan, SharedStudy
->>>>>>> second/qbe
 
 _EPILOG = """\
 examples:
@@ -63,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("search").add_argument
     values = "options of train.py and their values (sigma=1,2,5) or, for tpe, range (alpha=0.01:1, alpha=0.01:1:log)"
     add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=values)
-    add("--output_dir", type=Path, default=Path("outputs/search"), help="study, runs and tables (%(default)s)")
+    add("--output_dir", default="outputs/search", help="study, runs and tables (%(default)s)")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
     add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
@@ -89,21 +81,19 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LaserError("start a search as one process; for each GPU one more, with CUDA_VISIBLE_DEVICES")
+    if arguments.jobs < 1:
+        raise LaserError(f"--jobs {arguments.jobs}: expected at least 1")
     given = {word[2:].partition("=")[0].replace("-", "_") for word in fixed if word.startswith("--")}
     for name in given & set(RESERVED):
         raise LaserError(f"--{name} cannot be given to the runs of a search: {RESERVED[name]}")
     base = ["--preset", arguments.preset, *fixed]
-<<<<<<< HEAD
     options, recipes = _parse(base), {}
     if options.model.do_normalize:
         raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
-=======
-    options = _parse(base)
+
     read = {f"--{name}": getattr(arguments, name) for name in ("data", "alignments", "qbe_data")}
     read |= {"--model": options.model.model_name_or_path, "--train_data": options.data.train_data}
     RunFolder(arguments.output_dir, RECORD).protect(read | {"--eval_data": options.data.eval_data})
-    recipes: dict[str, list[dict[str, Any]]] = {}
->>>>>>> second/qbe
 
     def typed(name: str, text: str) -> Value:
         if name in RESERVED:
@@ -138,7 +128,7 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
         for name in (*over, "seed"):
             group.pop(name, None)
     how = {"sampler": arguments.sampler, "trials": arguments.trials, "seeds": tuple(arguments.seeds)}
-    return Plan(arguments.output_dir, arguments.preset, tuple(fixed), over, score, recipe, **how)
+    return Plan(Path(arguments.output_dir), arguments.preset, tuple(fixed), over, score, recipe, **how)
 
 
 def _parse(argv: Sequence[str]):
@@ -167,8 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{plan.size} points over {', '.join(plan.over)}, chosen on {plan.score.chosen_on}", flush=True)
     study = SharedStudy(plan, arguments.retry_failed, arguments.overwrite_output_dir)
     print("\n" + run_search(study, arguments.jobs))
+    failed = [trial.user_attrs["reason"] for trial in study.trials() if trial.state.name == "FAIL"]
     if best_of(study.trials()) is None:
-        raise LaserError("no point has a score; the table says why")
+        reasons = "; ".join(dict.fromkeys(failed))
+        raise LaserError(f"no point has a score ({reasons}). Mend it and give the command again with --retry_failed")
+    if failed:
+        print(f"{len(failed)} of {plan.size} points failed; --retry_failed trains them again")
     print(", ".join(str(plan.folder / name) for name in (TABLE, RECORD, PICTURE)))
 
 

@@ -63,6 +63,10 @@ class Plan:
             )
         if (self.sampler == "tpe") != (self.trials is not None):
             raise LaserError("--sampler tpe needs --trials N, how many points to train; --sampler grid trains all")
+        if self.trials is not None and self.trials < 1:
+            raise LaserError(f"--trials {self.trials}: expected at least 1")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise LaserError(f"--seeds {' '.join(map(str, self.seeds))}: expected 0 to 2**32 - 1")
         if len(set(self.seeds)) < len(self.seeds):
             raise LaserError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice")
 

@@ -6,16 +6,20 @@ Word discrimination takes seconds; query by example is what the LASER paper chos
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import LaserError
-from ..records import TRAINING_RECORD, located, plain, read_json
-from ..runs import RECIPE_NAME, differences
+from ..records import TRAINING_RECORD, located, plain, read_json, read_record
+from ..runs import CONTENT, RECIPE_NAME, differences
 from ..superb import find_task
 
 QBE_METRICS = {
@@ -69,14 +73,39 @@ class Score:
         options = parse_options(argv)
         if not (folder / TRAINING_RECORD).is_file():
             run_training(options)
-        elif changed := differences(read_json(folder / RECIPE_NAME), plain(options.recipe())):
+        read_record(folder / TRAINING_RECORD)
+        recipe = read_or_empty(folder / RECIPE_NAME)
+        if changed := differences(recipe, plain(options.recipe())):
             raise LaserError(f"{folder} holds a finished run of another recipe ({'; '.join(changed)}); move it away")
+        check_content(recipe, folder.parent)
         value = self.measure(folder, folder / "score", "cpu" if options.training.use_cpu else "auto")
-        if value != value:
+        if not math.isfinite(value):
             raise LaserError("the score is not a number: do all frames of the encoder look alike?")
         for checkpoint in folder.glob("checkpoint-*"):  # nothing resumes a finished run
             shutil.rmtree(checkpoint)
         return value
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; nothing if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(read_json(path))
+    return {}
+
+
+def check_content(recipe: Mapping[str, Any], runs: Path) -> None:
+    """Refuse to compare a run with others in `runs` that the same options gave another base model or other speech.
+
+    Raises:
+        LaserError: names the option and the other run.
+    """
+    for path in sorted(runs.glob(f"*/{RECIPE_NAME}")):
+        other = read_or_empty(path)
+        ours, theirs = recipe.get(CONTENT, {}), other.get(CONTENT, {})
+        options = differences({**other, CONTENT: {}}, {**recipe, CONTENT: {}})
+        for name in ours.keys() & theirs.keys():
+            if ours[name] != theirs[name] and not any(one.startswith(f"--{name} ") for one in options):
+                raise LaserError(f"the content of --{name} has changed since {path.parent.name} was trained")
 
 
 def discrimination_score(
@@ -92,7 +121,7 @@ def discrimination_score(
         LaserError: speech that cannot be used.
     """
     from ..superb.discrimination import load_aligned_speech
-    from ..training.evaluation import DEMO_SPEECH, SETTINGS
+    from ..training.speech import DEMO_SPEECH, SETTINGS
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")
@@ -112,8 +141,10 @@ def discrimination_score(
     compared = [(t.utterance, t.label, round(t.start, 3), round(t.duration, 3)) for t in speech.words]
     title = "average precision of word discrimination across speakers"
     used = {"source": data, "alignments": alignments, "splits": split, **speech.counts()}
-    digest = hashlib.sha256(repr((settings, compared)).encode()).hexdigest()
-    return Score("discrimination", options, {"metric": "word_ap_across"}, title, chosen_on, used, digest)
+    digest = hashlib.sha256(repr((settings, compared)).encode())
+    for name in sorted({token.utterance for token in speech.words}):
+        digest.update(np.ascontiguousarray(speech.waveforms[name]))
+    return Score("discrimination", options, {"metric": "word_ap_across"}, title, chosen_on, used, digest.hexdigest())
 
 
 def qbe_score(data: str, metric: str = "map") -> Score:

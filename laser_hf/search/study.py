@@ -7,17 +7,20 @@ interrupted; the next process takes it. (Optuna's heartbeats need a minute, and 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
+import sqlite3
 import statistics
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import optuna
 from optuna.samplers import RandomSampler, TPESampler
@@ -28,10 +31,13 @@ from sqlalchemy.pool import NullPool
 
 from ..cli import set_up_logging
 from ..errors import LaserError
-from ..records import read_json, write_json
-from ..runs import RunFolder
+from ..records import write_json
+from ..runs import RECIPE_NAME, RunFolder
 from .plan import DATABASE, PICTURE, RECORD, TABLE, Plan, Point, describe, grid, name_of
 from .report import draw, record, table
+from .score import read_or_empty
+
+logger = logging.getLogger(__name__)
 
 SCORE = "score.json"
 """In a run's folder: its value, or why it failed."""
@@ -49,6 +55,16 @@ def hold(path: Path, wait: bool = False) -> IO | None:
     return file
 
 
+def find_damage(database: Path) -> str | None:
+    """What is wrong with an SQLite file; `None` if it is intact or missing."""
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=300)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    return None if found == "ok" else found.splitlines()[0]
+
+
 class SharedStudy:
     """The study of a plan, created or opened.
 
@@ -62,7 +78,9 @@ class SharedStudy:
 
     def __init__(self, plan: Plan, retry_failed: bool = False, overwrite: bool = False) -> None:
         self.plan = plan
-        folder = RunFolder(plan.folder, RECORD, progress=(DATABASE, "runs"), owned=(TABLE, PICTURE))
+        folder = RunFolder(plan.folder, RECORD, (f"{DATABASE}*", "runs"), (TABLE, PICTURE, f"broken-*-{DATABASE}"))
+        if (other := read_or_empty(plan.folder / RECIPE_NAME)) and "search" not in other:
+            raise LaserError(f"{plan.folder} holds a run of another command; choose another --output_dir")
         folder.make()
         with self.locked():
             for path in plan.folder.glob("runs/*.lock") if overwrite else ():
@@ -79,6 +97,11 @@ class SharedStudy:
 
     def _open(self) -> optuna.Study:
         path = self.plan.folder.resolve() / DATABASE
+        if fault := find_damage(path):
+            aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"broken-{n}-{DATABASE}")).exists())
+            logger.warning("%s is damaged (%s) and kept as %s; the runs enter their scores anew", path, fault, aside)
+            path.with_name(f"{DATABASE}-journal").unlink(missing_ok=True)
+            path.rename(aside)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Optuna keeps the values of a list for good, so a grid with other values is another study. Its old points cost
         # nothing: their runs are finished.
@@ -221,28 +244,23 @@ def _leave_with_parent() -> None:
 def train_point(plan: Plan, point: Point) -> None:
     """Train and score a point with each seed, up to the first that fails; runs that are scored are left alone."""
     for folder, run in plan.runs(point).items():
-        if "value" in read_score(folder):
+        if "value" in read_or_empty(folder / SCORE):
             continue
         (folder / SCORE).unlink(missing_ok=True)
         try:
             value = plan.score.train_and_measure(plan.arguments(run, folder), folder)
         except Exception as error:
-            logging.getLogger(__name__).exception("the run failed")
+            logger.exception("the run failed")
             kind = "" if isinstance(error, LaserError) else f"{type(error).__name__}: "
             return write_json(folder / SCORE, {"failed": f"{kind}{error}"})
         write_json(folder / SCORE, {"value": value})
-
-
-def read_score(folder: Path) -> dict[str, Any]:
-    """`value` or `failed` of a run; empty if it has not ended."""
-    return read_json(folder / SCORE) if (folder / SCORE).is_file() else {}
 
 
 def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[float], str | None]:
     """The scores of a point, one for each seed, and why it failed if it did; `status` is that of its process."""
     values: list[float] = []
     for folder, run in plan.runs(point).items():
-        found = read_score(folder)
+        found = read_or_empty(folder / SCORE)
         if "value" not in found:
             how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
             how += " (out of memory?)" if how == "SIGKILL" else ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from tqdm.auto import tqdm
 from ..data import BadAudio
 from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
+from ..records import tensors_digest
 from .features import Features
+
+logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 60.0
 """Audio encoded at once, padding included."""
@@ -78,17 +83,28 @@ class FrameStore:
         self.batches = 0
         self._content = json.dumps([self.layers, dim, key])
         self.folder.mkdir(parents=True, exist_ok=True)
-        while self._path(self.batches).exists():
-            try:
-                with safe_open(self._path(self.batches), "np") as file:
-                    about = file.metadata()
-            except SafetensorError:  # cut short by a power failure; it is encoded again
-                break
+        while about := self._read_about():
             if about["content"] != self._content:
                 shutil.rmtree(self.folder)
                 self.folder.mkdir(parents=True)
                 break
             self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
+
+    def _read_about(self) -> dict[str, str]:
+        """Metadata of the next batch; empty if it is missing or damaged, so that it is encoded again."""
+        path = self._path(self.batches)
+        if not path.exists():
+            return {}
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError:
+            about, tensors = {}, {}
+        if about.pop("sha256", None) == _digest(about, tensors):
+            return about
+        logger.warning("%s is damaged and made again", path)
+        return {}
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"batch-{batch:06d}.safetensors"
@@ -105,7 +121,7 @@ class FrameStore:
         tensors = {str(index): torch.stack(layers) for index, *layers in zip(indices, *frames, strict=True)}
         about = {"content": self._content, "utterances": json.dumps(list(indices)), "skipped": json.dumps(skipped)}
         unfinished = self.folder / "unfinished"
-        save_file(tensors, unfinished, about)
+        save_file(tensors, unfinished, about | {"sha256": _digest(about, tensors)})
         os.replace(unfinished, self._path(self.batches))
         self._enter(indices, skipped)
 
@@ -118,6 +134,10 @@ class FrameStore:
         """Frames of all layers of an utterance, `(layers, frames, dim)`."""
         with safe_open(self._path(self.places[index]), "pt") as file:
             return file.get_tensor(str(index))
+
+
+def _digest(about: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    return sha256(json.dumps([sorted(about.items()), tensors_digest(tensors)]).encode()).hexdigest()
 
 
 def fill(

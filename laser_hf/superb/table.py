@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,23 +206,33 @@ def _text(cell: Cell | None) -> str:
     return text + (" †" if cell.get("evidence") == "second-hand" else "")
 
 
+def _plain(text: str) -> str:
+    """A foreign name as it stands, whatever Markdown or HTML it looks like."""
+    return re.sub(r"([\\`|<>\[\]*])", r"\\\1", " ".join(text.split()))
+
+
+def _code(path: str) -> str:
+    path = " ".join(path.split()).replace("`", "'")
+    return f"- `{path}`"
+
+
 def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
     """All tables as Markdown, with sources and records below."""
     lines = []
     for table in tables:
         heading = f"Table {table.number}" if table.number.isdigit() else "Quick"
         lines += [f"### {heading}. {table.title}", ""]
-        lines.append("| " + " | ".join(["encoder", *(column.title for column in table.columns)]) + " |")
+        lines.append("| " + " | ".join(["encoder", *(_plain(column.title) for column in table.columns)]) + " |")
         lines.append("|---" * (1 + len(table.columns)) + "|")
         for row in table.rows:
-            lines.append("| " + " | ".join([row_name(row), *map(_text, table.cells_of(row))]) + " |")
+            lines.append("| " + " | ".join([_plain(row_name(row)), *map(_text, table.cells_of(row))]) + " |")
         lines += ["", *([table.note, ""] if table.note else [])]
     lines += [_NOTE, "", "Sources of published values:", ""]
     used = {cell["source"] for table in tables for cell in table.cells.values() if "source" in cell}
     lines += [f"- [{s['title']}]({s['url']})" for name, s in published["sources"].items() if name in used]
     records = sorted({cell["record"] for table in tables for cell in table.cells.values() if "record" in cell})
     if records:
-        lines += ["", "Records of measured values:", "", *(f"- `{record}`" for record in records)]
+        lines += ["", "Records of measured values:", "", *map(_code, records)]
     return "\n".join(lines) + "\n"
 
 
@@ -263,7 +274,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if not (name and equals and path):
             raise LaserError(f"--row expects NAME=PATH, got {entry!r}")
         places.append((Path(path), parse_row(name)))
-    numbers = read_numbers([(file, row) for path, row in places for file in find_records(path)])
+    files = [(file, row) for path, row in places for file in find_records(path)]
+    for option, path in (("output", arguments.output), ("json", arguments.json)):
+        if path and path.resolve() in [file.resolve() for file, _ in files]:
+            raise LaserError(f"--{option} {path} is one of the records; give a file of its own")
+    numbers = read_numbers(files)
     tables = build_tables(numbers, published)
     markdown, data = to_markdown(tables, published), to_json(tables, published)
     if arguments.output:

@@ -2,11 +2,11 @@
 
 from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
 from .callbacks import CollapseMonitor, UpdateProfiler
-from .evaluation import DiscriminationEvaluator
+from .fields import load_preset, preset_names
 from .model import AlignmentModel
 from .options import Choice, Options, parse_options
-from .presets import load_preset, preset_names
 from .run import main, run_training
+from .speech import DiscriminationEvaluator
 from .trainer import LaserTrainer
 from .updates import NonFiniteLossError
 

@@ -1,8 +1,7 @@
 # ruff: noqa: RUF009  (`option` makes a field)
 """Command-line options of `train.py`, as dataclasses with the paper's HuBERT recipe as defaults.
 
-The options of objectives and perturbations are not here: their classes have them. What a field decides stands in its
-metadata: `recipe` says that it decides the result of a run.
+The options of objectives and perturbations are not here: their classes have them.
 """
 
 from __future__ import annotations
@@ -14,32 +13,10 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-
-def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
-    """A dataclass field that is an option and decides the result of a run.
-
-    Args:
-        default: its value if it is not given.
-        text: for `--help`.
-        recipe: whether it decides the result.
-        metadata: more for argparse: `choices`, `aliases`, `metavar`.
-    """
-    return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
-
-
-def setting(default: Any, text: str) -> Any:
-    """An `option` that does not decide the result: paths, logging, evaluation, hardware."""
-    return option(default, text, recipe=False)
-
-
-def recipe_of(options: Any) -> dict[str, Any]:
-    """The values of a dataclass of options that decide the result, by name."""
-    names = [field.name for field in dataclasses.fields(options) if field.metadata.get("recipe")]
-    values = {name: getattr(options, name) for name in names}
-    return {name: getattr(value, "value", value) for name, value in values.items()}
+from .fields import DDP, PRECISIONS, REFUSED, check_values, option, setting
 
 
 @dataclass
@@ -53,20 +30,24 @@ class ModelArguments:
         aliases=["--model"],
     )
     model_revision: str | None = option(None, "branch, tag or commit of the encoder", aliases=["--revision"])
-    trainable_layers: int = option(2, "Transformer layers trained, counted from the top")
+    trainable_layers: int = option(2, "Transformer layers trained, counted from the top", low=1)
     train_encoder_layer_norm: bool = option(
         False,
         "also train the encoder's own LayerNorm, as the released code does. It stands behind the positional "
         "convolution, so gradients run through all layers: slower, more memory. In encoders with do_stable_layer_norm "
         "(most large ones) it stands behind the last layer and costs nothing",
     )
-    projection_dim: int = option(256, "dimension of the projection that the loss is computed on")
-    projection_layers: int = option(1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)")
+    projection_dim: int = option(256, "dimension of the projection that the loss is computed on", low=1)
+    projection_layers: int = option(
+        1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)", low=1
+    )
     do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (the paper does not)")
-    hidden_dropout: float = option(0.1, "dropout of the Transformer while training")
-    attention_dropout: float = option(0.1, "dropout of the attention weights")
-    activation_dropout: float = option(0.0, "dropout inside the feed-forward blocks")
-    feat_proj_dropout: float = option(0.1, "dropout of the input of the Transformer")
+    hidden_dropout: float = option(0.1, "dropout of the Transformer while training", low=0, high=1)
+    attention_dropout: float = option(0.1, "dropout of the attention weights", low=0, high=1)
+    activation_dropout: float = option(0.0, "dropout inside the feed-forward blocks", low=0, high=1)
+    feat_proj_dropout: float = option(0.1, "dropout of the input of the Transformer", low=0, high=1)
+
+    __post_init__ = check_values
 
     def dropouts(self) -> dict[str, float]:
         """The four dropout rates by their config names."""
@@ -100,15 +81,18 @@ class DataArguments:
     eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
     audio_column: str = option("audio", "audio column of a data set")
     streaming: bool | None = option(None, "read while training instead of before; default: only from the Hub")
-    shuffle_buffer: int = option(1000, "utterances shuffled at a time when streaming")
-    max_train_samples: int | None = option(None, "use only so many utterances")
-    max_eval_samples: int | None = setting(64, "held-out utterances used")
-    min_seconds: float = option(0.1, "shorter utterances are skipped and counted")
-    crop_seconds: float | None = option(None, "of longer utterances a random piece of this length is taken (Spin: 17)")
+    shuffle_buffer: int = option(1000, "utterances shuffled at a time when streaming", low=1)
+    max_train_samples: int | None = option(None, "use only so many utterances", low=1)
+    max_eval_samples: int | None = setting(64, "held-out utterances used", low=1)
+    min_seconds: float = option(0.1, "shorter utterances are skipped and counted", low=0)
+    crop_seconds: float | None = option(
+        None, "of longer utterances a random piece of this length is taken (Spin: 17)", above=0
+    )
     max_seconds: float | None = option(
         None,
         "longer ones are left out beforehand (of a stream: skipped on the way, so that updates get smaller); default: "
         "none is too long, as in the paper",
+        above=0,
     )
     perturb_on: str = option(
         "worker",
@@ -121,6 +105,8 @@ class DataArguments:
         "folder that keeps decoded utterances (115 to 230 MB an hour), so that each file is decoded once; 'true' for "
         "one in the cache of datasets; not for streams",
     )
+
+    __post_init__ = check_values
 
 
 @dataclass
@@ -136,21 +122,22 @@ class LaserTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = setting(
         None, "checkpoint to resume; default: the newest one in output_dir, if there is one"
     )
-    pairs_per_update: int = option(8, "pairs of one update (optimiser step), over all processes")
+    pairs_per_update: int = option(8, "pairs of one update (optimiser step), over all processes", low=1)
     per_device_train_batch_size: int = setting(
-        4, "pairs in memory at once (a micro-batch); changes the result through dropout alone"
+        4, "pairs in memory at once (a micro-batch); changes the result through dropout alone", low=1
     )
-    per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once")
+    per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once", low=1)
     seconds_per_update: float | None = option(
         None,
         "instead of --pairs_per_update: fill an update with utterances of like length up to so many seconds of source "
         "speech over all processes (Spin: 256); not for streams",
+        above=0,
     )
     per_device_train_seconds: float | None = option(
-        None, "with --seconds_per_update: source speech in memory at once; default: this process's share"
+        None, "with --seconds_per_update: source speech in memory at once; default: this process's share", above=0
     )
-    max_steps: int = option(3600, "updates")
-    learning_rate: float = option(2e-5, "peak learning rate")
+    max_steps: int = option(3600, "updates", low=1)
+    learning_rate: float = option(2e-5, "peak learning rate", above=0)
     lr_scheduler_type: SchedulerType | str = option(
         "linear", "schedule of the learning rate; linear decays to 0", metavar="NAME"
     )
@@ -159,37 +146,42 @@ class LaserTrainingArguments(TrainingArguments):
         "more for the schedule, as JSON. With warmup_stable_decay, num_decay_steps is by default all updates after "
         "the warm-up",
     )
-    warmup_steps: float = option(1000, "updates of linear warm-up")
+    warmup_steps: float = option(1000, "updates of linear warm-up", low=0)
     optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser", metavar="NAME")
-    adam_beta1: float = option(0.9, "beta1 of AdamW")
-    adam_beta2: float = option(0.999, "beta2 of AdamW")
-    adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)")
-    weight_decay: float = option(0.0, "weight decay of AdamW")
+    adam_beta1: float = option(0.9, "beta1 of AdamW", low=0, high=0.99999)
+    adam_beta2: float = option(0.999, "beta2 of AdamW", low=0, high=0.99999999)
+    adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)", above=0)
+    weight_decay: float = option(0.0, "weight decay of AdamW", low=0)
     coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
     released: bool = option(
         False,
         "train as the released code does: both views of a pair padded into one batch, S3PRL's AdamW, updates that run "
         "on over the end of an epoch (all passes then share the draws of the first)",
     )
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    seed: int = option(1337, "seed of data order, perturbation, dropout and head")
-    data_seed: int | None = option(None, "seed of the data order alone; default: --seed")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", low=0)
+    seed: int = option(1337, "seed of data order, perturbation, dropout and head", low=0, high=2**32 - 1)
+    data_seed: int | None = option(None, "seed of the data order alone; default: --seed", low=0)
     bf16: bool = option(False, "bf16 autocast of the encoder; the loss stays in float32")
     fp16: bool = option(False, "fp16 autocast of the encoder, on a GPU; the loss stays in float32")
     use_cpu: bool = setting(False, "train on the CPU although there is a GPU")
-    logging_steps: float = setting(25, "updates between two lines of the log")
+    logging_steps: float = setting(25, "updates between two lines of the log", above=0)
     logging_first_step: bool = setting(True, "log update 1 too")
-    eval_steps: float | None = setting(200, "updates between two evaluations")
+    eval_strategy: IntervalStrategy | str = setting(
+        "steps", "steps: every --eval_steps updates; no: no evaluation at all"
+    )
+    eval_steps: float | None = setting(200, "updates between two evaluations", above=0)
     eval_on_start: bool = setting(False, "evaluate before the first update too")
-    save_steps: float = setting(200, "updates between two checkpoints")
-    save_total_limit: int | None = setting(2, "checkpoints kept")
+    save_steps: float = setting(200, "updates between two checkpoints", above=0)
+    save_total_limit: int | None = setting(2, "checkpoints kept", low=1)
     report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none")
     disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
-    dataloader_num_workers: int = setting(2, "processes that decode and perturb")
+    dataloader_num_workers: int = setting(2, "processes that decode and perturb", low=0)
     collapse_cosine_fraction: float = setting(
-        0.5, "collapse alarm: share of the way to 1 that the mean cosine of frames has covered"
+        0.5, "collapse alarm: share of the way to 1 that the mean cosine of frames has covered", low=0, high=1
     )
-    collapse_rank_fraction: float = setting(0.5, "collapse alarm: effective rank below this share of its start")
+    collapse_rank_fraction: float = setting(
+        0.5, "collapse alarm: effective rank below this share of its start", low=0, high=1
+    )
     plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
     push_to_hub: bool = setting(
         False,
@@ -205,6 +197,7 @@ class LaserTrainingArguments(TrainingArguments):
     profile_updates: int = setting(
         0,
         "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
+        low=0,
     )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,11 +205,22 @@ class LaserTrainingArguments(TrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
-        if self.gradient_accumulation_steps != 1:
-            raise ValueError(
-                "gradient_accumulation_steps follows from --pairs_per_update, --per_device_train_batch_size and the "
-                "number of processes; set those instead"
-            )
+        for field in dataclasses.fields(TrainingArguments):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if field.name in REFUSED and getattr(self, field.name) != default:
+                raise ValueError(f"--{field.name} is not taken: {REFUSED[field.name]}")
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+            if os.environ.get(name, "").lower() in ("true", "1"):
+                raise ValueError(f"{name} is set: FSDP and DeepSpeed are not taken, because {DDP}")
+        check_values(self)
+        if self.output_dir == "":
+            raise ValueError("--output_dir is empty; give the folder for this run's files")
+        if self.eval_strategy not in ("steps", "no"):
+            raise ValueError(f"--eval_strategy must be steps or no, got {self.eval_strategy}")
+        if self.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
+            raise ValueError(f"--ddp_backend {self.ddp_backend} is for several processes, and this is the only one")
+        if self.coupled_weight_decay and self.optim != TrainingArguments.default_optim:
+            raise ValueError(f"--coupled_weight_decay is Adam; leave out --optim {self.optim}")
         # The Trainer would upload its checkpoints; what is published is the finished run.
         self.publish, self.push_to_hub = self.push_to_hub, False
         if self.publish:
@@ -227,18 +231,19 @@ class LaserTrainingArguments(TrainingArguments):
                 )
             validate_repo_id(self.hub_model_id)
         super().__post_init__()
+        # What runs decides: the flags, or else what `accelerate launch` or `accelerate config` chose.
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed precision {self.mixed_precision} is not supported; use bf16, fp16 or no")
+        self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU; on a CPU train in fp32, or with --bf16")
         if self.torch_compile:
             # Meant for accelerate, which would compile the model as a whole: LaserTrainer compiles its layers.
             for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
                 os.environ.pop(name, None)
-        sizes = ("pairs_per_update", "per_device_train_batch_size", "seconds_per_update", "per_device_train_seconds")
-        for name in sizes:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name} must be positive, got {value}")
         if self.per_device_train_seconds and not self.seconds_per_update:
             raise ValueError("--per_device_train_seconds goes with --seconds_per_update")
-        if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and self.max_steps > 0:
+        if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
             after_warm_up = self.max_steps - self.get_warmup_steps(self.max_steps)
             self.lr_scheduler_kwargs = {"num_decay_steps": after_warm_up} | (self.lr_scheduler_kwargs or {})
         if self.released and (self.seconds_per_update or self.weight_decay or self.coupled_weight_decay):
@@ -250,8 +255,3 @@ class LaserTrainingArguments(TrainingArguments):
         # A pair has no columns of the model's argument names; the loss stops on NaN itself, with the ids.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
-
-
-def precision(args: TrainingArguments) -> str:
-    """Number format of the forward pass: fp32, bf16 or fp16."""
-    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"

@@ -8,14 +8,18 @@ assigns codes to the frames of a micro-batch together.)
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import psutil
 import torch
 from torch.profiler import record_function
+from transformers import PretrainedConfig
 
 from ..data import Perturbation, complete_pairs, draw_generator, pad_pairs
+from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
 from ..objectives import Objective
 
@@ -25,15 +29,16 @@ Update = Mapping[str, Any]
 VIEWS = ("clean", "perturbed")
 
 
-def pack(pairs: Sequence[Pair]) -> Update:
+def pack(pairs: Sequence[Pair | None]) -> Update:
     """The pairs of an update as a data worker hands them over: all waveforms end to end in one tensor.
 
     However many pairs there are, they take one block of shared memory (each needs an open file) and one copy to the
-    device. Nothing is padded.
+    device. Nothing is padded. `None` is left out: a resumed stream gives it for what it skips.
 
     Returns:
         `samples` `(samples,)`, and `pairs` with lengths in place of waveforms.
     """
+    pairs = [pair for pair in pairs if pair is not None]
     waveforms = [pair[view] for pair in pairs for view in VIEWS if pair[view] is not None]
     return {
         "samples": torch.cat(waveforms) if waveforms else torch.zeros(0),
@@ -83,6 +88,38 @@ def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
     by_length = sorted(pairs, key=lambda pair: max(len(pair["clean"]), len(pair["perturbed"])), reverse=True)
     cuts = [part * len(pairs) // count for part in range(count + 1)]
     return [pad_pairs(by_length[first:last]) for first, last in itertools.pairwise(cuts)]
+
+
+@contextlib.contextmanager
+def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -> Iterator[None]:
+    """Compute with a micro-batch; that it does not fit into memory names its longest utterance.
+
+    The system may kill a process that takes too much, so that a batch whose first layer alone is too large (its input
+    and output, in 16 bits) is refused beforehand.
+
+    Raises:
+        LaserError: it does not fit.
+    """
+    lengths = [0, *torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist()]
+    longest = max(lengths)
+    where = f"utterance {batch['ids'][lengths.index(longest) - 1]}" if longest else "an empty batch"
+    what = (
+        f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {len(batch['ids'])}, does not fit into memory"
+    )
+    mend = "give --max_seconds or --crop_seconds, or a smaller --per_device_train_batch_size"
+    if longest > 60 * SAMPLE_RATE:
+        needed = 2 * 2 * 2 * len(batch["ids"]) * longest // config.conv_stride[0] * config.conv_dim[0]
+        free = psutil.virtual_memory().available
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        if needed > free:
+            raise LaserError(f"{what}: {needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free; {mend}")
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise LaserError(f"{what}; {mend}") from error
 
 
 def drawn_sides(seed: int, step: int, ids: Sequence[str]) -> torch.Tensor:

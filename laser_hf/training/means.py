@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..encoders import SAMPLE_RATE
+from ..errors import LaserError
 from ..objectives.spin import several_processes
 from ..ops.statistics import effective_rank, mean_pairwise_cosine
 
@@ -34,6 +35,20 @@ def from_all_processes(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def from_first_process(choose: Callable[[], Any]) -> Any:
+    """What `choose()` returns in the first process, or the `LaserError` that it raises there, in every process."""
+    found = error = None
+    if not several_processes() or dist.get_rank() == 0:
+        try:
+            found = choose()
+        except LaserError as raised:
+            error = raised
+    found, error = from_all_processes((found, error))[0]
+    if error is not None:
+        raise error
+    return found
 
 
 def spread(frames: torch.Tensor, count: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from .. import cli
 from ..data import PERTURBATIONS, find_perturbation
 from ..errors import LaserError
 from ..objectives import OBJECTIVES, find_objective
 from ..plugins import Option, Plugin, parse_assignments
 from ..records import portable
-from .arguments import DataArguments, LaserTrainingArguments, ModelArguments, recipe_of
-from .presets import load_preset, preset_names
+from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
+from .fields import OWN_METADATA, REFUSED, load_preset, preset_names, recipe_of
 
 DEFAULT_PRESET = "hubert-base"
 
@@ -44,6 +44,12 @@ An interrupted run continues when the same command is given again."""
 
 _GROUPS = (ModelArguments, DataArguments, LaserTrainingArguments)
 _PLUGINS = ("objective", "perturbations", "objective_options", "perturbation_options")
+_BELONGING = {
+    ("train_data", "data"): ("train_name", "train_split"),
+    ("eval_data",): ("eval_name", "eval_split"),
+    ("model_name_or_path", "model"): ("model_revision",),
+}
+"""What a preset says of its own data and model, and of no other: names of an option, and what belongs to its value."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,15 @@ def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]
 def option_names() -> set[str]:
     """Names that a preset may set."""
     fields = {field.name for group in _GROUPS for field in dataclasses.fields(group) if field.init}
-    return {*fields, *_PLUGINS, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)}
+    return {*fields, *_PLUGINS, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
 
 
 class _Parser(HfArgumentParser):
     @staticmethod
     def _parse_dataclass_field(parser, field):
-        # transformers hands all metadata to argparse, which knows no `recipe`.
+        # transformers hands all metadata to argparse.
         field = copy.copy(field)
-        field.metadata = {key: value for key, value in field.metadata.items() if key != "recipe"}
+        field.metadata = {key: value for key, value in field.metadata.items() if key not in OWN_METADATA}
         HfArgumentParser._parse_dataclass_field(parser, field)
 
 
@@ -179,10 +185,21 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
     hidden = {field.name for field in dataclasses.fields(TrainingArguments)} - set(
         LaserTrainingArguments.__annotations__
     )
-    for action in parser._actions if not show_all else ():
-        if action.dest in hidden:
+    for action in parser._actions:
+        if action.dest in REFUSED or (action.dest in hidden and not show_all):
             action.help = argparse.SUPPRESS
+        if action.dest in REFUSED:  # an empty text goes through `type`, too
+            action.const, action.type = "", _refuse(action.default, REFUSED[action.dest])
     return parser
+
+
+def _refuse(default: Any, why: str) -> Callable[[str], Any]:
+    def refuse(value: str) -> Any:
+        if value == default:
+            return value
+        raise argparse.ArgumentTypeError(f"it is not taken: {why}")
+
+    return refuse
 
 
 def _add_plugin_options(
@@ -233,34 +250,27 @@ def _choose(
     return choices
 
 
-def _launched_alone() -> bool:
-    """Whether `accelerate launch --cpu --num_processes N` left this process without its companions."""
-    env = os.environ
-    alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
-    return alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true"
-
-
 def parse_options(argv: Sequence[str] | None = None) -> Options:
     """Parse `argv` (default: the command line).
 
-    Exits with a message, as argparse does, on unknown options, presets or preset keys and on values out of
-    range.
+    Exits with a message, as argparse does, on unknown options, presets or preset keys and on values out of range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", default=DEFAULT_PRESET)
     finder.add_argument("--help_all", action="store_true")
+    for names in _BELONGING:
+        finder.add_argument(*(f"--{name}" for name in names), dest=names[0])
     found, _ = finder.parse_known_args(argv)
     try:
+        cli.refuse_lonely_launch("train.py ... --use_cpu")
         preset = load_preset(found.preset, option_names())
     except LaserError as error:
         build_parser().error(str(error))
+    for (name, *_), belonging in _BELONGING.items():
+        if getattr(found, name) not in (None, preset.get(name)):
+            preset = {key: value for key, value in preset.items() if key not in belonging}
     parser = build_parser(found.help_all, preset)
-    if _launched_alone():
-        parser.error(
-            "accelerate launch --cpu started one process although several were asked for: without MPI it can do no "
-            "more. Use: accelerate launch --multi_gpu --num_processes 2 train.py ... --use_cpu --ddp_backend gloo"
-        )
     flags = {dest: preset.pop(dest) for dest in {*_owners(OBJECTIVES), *_owners(PERTURBATIONS)} if dest in preset}
     parser.set_defaults(**preset)
     if found.help_all:
@@ -271,6 +281,6 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         flags |= vars(rest)
         (objective,) = _choose([rest.objective], find_objective, flags, rest.objective_options)
         perturbations = _choose(rest.perturbations, find_perturbation, flags, rest.perturbation_options)
-    except ValueError as error:  # LaserError is one
+    except (ValueError, TypeError, AttributeError) as error:  # LaserError; and values of presets with another type
         parser.error(str(error))
     return Options(model, objective, perturbations, data, training, preset=found.preset)

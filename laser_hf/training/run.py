@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,21 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..cpu import keep_freed_memory
+from ..data import PairDataset
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
-from ..records import TRAINING_RECORD, new_record, portable, tensors_digest, write_json
-from ..runs import RunFolder, find_fault
+from ..records import TRAINING_RECORD, new_record, plain, portable, read_json, tensors_digest, write_json
+from ..runs import CONTENT, RECIPE_NAME, SEAL_NAME, RunFolder, differences, find_fault
 from . import callbacks
-from .arguments import precision
-from .evaluation import load_evaluator
+from .fields import PRECISIONS
+from .means import from_all_processes, from_first_process
 from .model import AlignmentModel
 from .options import Options, parse_options
 from .released import ReleasedModel
-from .speech import load_pairs
-from .trainer import NON_FINITE_NAME, LaserTrainer
+from .speech import load_evaluator, load_pairs
+from .trainer import LaserTrainer
+from .updates import NON_FINITE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ _OWNED = (
     "runs", "plots", "results", HISTORY_NAME, NON_FINITE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
     "config.json", "model.safetensors", "preprocessor_config.json",
 )  # fmt: skip
+_CONTINUED = {"learning_rate", "bf16", "fp16"}
+"""What may change where a run goes on from the checkpoint of another one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,13 +48,13 @@ def run_training(options: Options) -> dict[str, Any]:
     """Train as `options` say and leave encoder, record and plots in `output_dir`; return the record.
 
     Raises:
-        LaserError: options, data or a folder that cannot be used; or a loss that is not finite
-            (`NonFiniteLossError`), after the state before it is saved.
+        LaserError: options, data or a folder that cannot be used; nothing that could be trained on; or a loss that is
+            not finite (`NonFiniteLossError`), after the last finite state is saved.
     """
     transformers_logging.set_verbosity_warning()
     args, output_dir = options.training, Path(options.training.output_dir)
     folder = RunFolder(output_dir, TRAINING_RECORD, owned=_OWNED)
-    checkpoint = find_start(folder, options)
+    from_first_process(lambda: check_folder(folder, options))
     set_seed(args.seed)
     if args.device.type == "cpu":
         keep_freed_memory()
@@ -66,10 +70,6 @@ def run_training(options: Options) -> dict[str, Any]:
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
     with args.main_process_first(desc="reading speech"):
         train, held_out = load_pairs(options)
-    if held_out is None:
-        args.eval_on_start = False
-    else:
-        args.eval_strategy = "steps"
     trainer = LaserTrainer(
         (ReleasedModel if args.released else AlignmentModel)(
             encoder, options.model.projection_dim, options.model.projection_layers
@@ -80,6 +80,8 @@ def run_training(options: Options) -> dict[str, Any]:
         objective,
         load_evaluator(options.data),
     )
+    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, train)))
+    checkpoint = start and str(output_dir / start)
     logger.info(
         "%s on %s: %s of %s parameters trained; updates of %s on %d process(es)",
         options.objective.name,
@@ -90,11 +92,17 @@ def run_training(options: Options) -> dict[str, Any]:
         args.world_size,
     )
     if checkpoint:
+        if not all(have := from_all_processes((Path(checkpoint) / SEAL_NAME).is_file())):
+            raise LaserError(
+                f"process {have.index(False)} does not have {start}, which the first one resumes; give all of "
+                "them one --output_dir on a shared file system, or copy it (--save_on_each_node keeps it on every node)"
+            )
         logger.info("Resuming from %s", checkpoint)
         args.eval_on_start = False  # it is in the log already
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.wait_for_everyone()
-    record = _make_record(options, trainer, encoder, trainable)
+    trainer.check_end()
+    record = _make_record(options, recipe, trainer, encoder, trainable)
     if trainer.is_world_process_zero():
         export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
@@ -111,30 +119,78 @@ def run_training(options: Options) -> dict[str, Any]:
     return record
 
 
-def find_start(folder: RunFolder, options: Options) -> str | None:
-    """Prepare the output folder; the checkpoint to resume from, or `None` to begin.
+def check_folder(folder: RunFolder, options: Options) -> None:
+    """Refuse a folder that cannot be used, before anything is read or deleted.
+
+    Raises:
+        LaserError: see `RunFolder.protect` and `RunFolder.check`.
+    """
+    args, data = options.training, options.data
+    noise = next((c.values["noise_dir"] for c in options.perturbations if "noise_dir" in c.values), None)
+    inputs = {"--model": options.model.model_name_or_path, "--train_data": data.train_data, "--noise_dir": noise}
+    inputs |= {"--eval_data": data.eval_data, "--eval_alignments": data.eval_alignments}
+    if args.overwrite_output_dir:
+        inputs["--resume_from_checkpoint"] = args.resume_from_checkpoint
+    folder.protect(inputs)
+    folder.check(reopen=args.overwrite_output_dir)
+
+
+def content_of(encoder: SpeechEncoder, train: Any) -> dict[str, str]:
+    """Digests of the base model's weights and of the speech (a stream has none), by the options that name them."""
+    content = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
+    return content | ({"train_data": train.fingerprint()} if isinstance(train, PairDataset) else {})
+
+
+def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+    """Prepare the output folder for the run's recipe; and the checkpoint to resume from, `None` to begin.
+
+    Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
 
     Raises:
         LaserError: a folder or a checkpoint that cannot be used; see `RunFolder.prepare`.
     """
-    args = options.training
-    with args.main_process_first(local=False, desc="preparing the output folder"):
-        if args.process_index == 0:
-            folder.prepare(options.recipe(), args.overwrite_output_dir)
-        asked = args.resume_from_checkpoint
-        if asked and str(asked).lower() != "true":
-            fault = find_fault(asked) if Path(asked).is_dir() else "there is no such folder"
-            if fault:
-                raise LaserError(f"--resume_from_checkpoint {asked} cannot be resumed: {fault}")
-            return str(asked)
-        found = folder.last_checkpoint()
+    args, recipe = options.training, plain({**options.recipe(), CONTENT: content})
+    asked = args.resume_from_checkpoint
+    named = Path(asked) if asked and str(asked).lower() != "true" else None
+    elsewhere = named is not None and named.resolve().parent != folder.path.resolve()
+    begun = elsewhere and folder.unfinished and not args.overwrite_output_dir
+    if elsewhere:
+        recipe["continued_from"] = portable(str(named))
+    if named and not begun:
+        _check_checkpoint(named, recipe)
+    folder.prepare(recipe, args.overwrite_output_dir)
+    found = named if named and not begun else folder.last_checkpoint()
+    if args.save_only_model:
+        logger.warning("--save_only_model: nothing to resume is kept; an interrupted run starts over")
+    if found and not (found / "optimizer.pt").is_file():
+        logger.warning(
+            "%s holds weights alone (--save_only_model), so there is nothing to resume: starting over", found
+        )
+        found = None
     if asked and found is None:
         raise LaserError(f"nothing to resume: there is no complete checkpoint in {folder.path}")
-    return str(found) if found else None
+    return recipe, None if found is None else str(found.resolve()) if elsewhere and not begun else found.name
+
+
+def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is damaged, or of a run with another recipe than a run that goes on from it may have."""
+    about = f"--resume_from_checkpoint {named}"
+    if fault := find_fault(named):
+        raise LaserError(f"{about} cannot be resumed: {fault}")
+    if not (named / RECIPE_NAME).is_file():
+        raise LaserError(f"{about} does not say which run it is of: it has no {RECIPE_NAME}")
+    before = read_json(named / RECIPE_NAME)
+    recipe = {**recipe, "continued_from": before.get("continued_from")}
+    changed = [one for one in differences(before, recipe) if one.split()[0].removeprefix("--") not in _CONTINUED]
+    if changed:
+        raise LaserError(
+            f"{about} is of a run with another recipe ({'; '.join(changed)}); going on from it, only "
+            f"{', '.join(f'--{name}' for name in sorted(_CONTINUED))} may change"
+        )
 
 
 def _make_record(
-    options: Options, trainer: LaserTrainer, encoder: SpeechEncoder, trainable: list[str]
+    options: Options, recipe: dict[str, Any], trainer: LaserTrainer, encoder: SpeechEncoder, trainable: list[str]
 ) -> dict[str, Any]:
     """The record of the finished run; it sums over the processes, so every one of them has to call it."""
     args, model, data = options.training, options.model, options.data
@@ -143,7 +199,7 @@ def _make_record(
     local = Path(model.model_name_or_path).exists()
     return new_record(
         "training",
-        recipe=options.recipe(),
+        recipe={name: group for name, group in recipe.items() if name != "continued_from"},
         data={
             "source": portable(data.train_data),
             "local": Path(data.train_data).exists(),
@@ -172,7 +228,8 @@ def _make_record(
         updates=trainer.state.global_step,
         processed_hours=own_state["processed_seconds"] / 3600,
         processes=args.world_size,
-        precision=precision(args),
+        precision=PRECISIONS[args.mixed_precision],
+        continued_from=recipe.get("continued_from"),
         collapse={"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
         first=_summary(reversed(history)),
         last=_summary(history),

@@ -102,13 +102,14 @@ def micro_batches(args: LaserTrainingArguments) -> int:
     return math.ceil(args.pairs_per_update / (args.world_size * args.per_device_train_batch_size))
 
 
-def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, UpdateSampler | None]:
+def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[DataLoader, UpdateSampler | None]:
     """A loader whose item holds this process's pairs of one update (`pack`), and its sampler (a stream has none).
 
     Args:
         dataset: pairs, map-style or a stream of this process's share. With `seconds_per_update` it needs `seconds`,
             the length of each utterance (`PairDataset`).
         args: sizes, processes and seeds.
+        done: updates made before a resume: the items of a stream for them are empty, so that they cost no decoding.
 
     Raises:
         LaserError: updates are to be filled by length, and the lengths are not known.
@@ -121,6 +122,8 @@ def train_loader(dataset, args: LaserTrainingArguments) -> tuple[DataLoader, Upd
                 "beforehand. Give --streaming false to download the data first, or leave it out"
             )
         share = args.pairs_per_update // world + (rank < args.pairs_per_update % world)
+        if done and hasattr(dataset, "skip"):
+            dataset = dataset.skip(done * share, share)
         return _loader(dataset, args, batch_size=share), None
     seed = args.seed if args.data_seed is None else args.data_seed
     if args.seconds_per_update is None:

@@ -1,4 +1,4 @@
-"""The pairs that a run trains on and is evaluated on, as its options ask for them."""
+"""What a run trains on and what it is measured on, as its options ask for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,27 @@ import datasets
 import torch
 
 from ..data import PairDataset, PairStream, PairTransform, build_perturbation, keep_decoded, load_speech
+from ..encoders import SpeechEncoder
 from ..errors import LaserError
+from ..records import located
+from ..superb.discrimination import AlignedSpeech, DiscriminationSettings, load_aligned_speech, measure
+from ..superb.features import EncoderFeatures
+from .arguments import DataArguments
 from .options import Options
+
+DEMO = "demo"
+DEMO_SPEECH = "{laser_hf}/demo/speech"
+SETTINGS = DiscriminationSettings(
+    max_utterances=40,
+    min_letters=4,
+    min_seconds=0.0,
+    max_words=200,
+    max_pairs=20_000,
+    phones_per_speaker=2,
+    max_speakers=6,
+)
+"""Of `--eval_alignments`: seconds per evaluation. Words as in the demo's table: few utterances hold few long words."""
+LOGGED = ("word_ap_across", "abx_across", "abx_within")
 
 
 def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset | None]:
@@ -56,11 +75,11 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
             speech = speech.select(range(min(data.max_train_samples, len(speech))))
         # Utterances skipped while training would leave updates of different sizes.
         by_length = args.seconds_per_update is not None or data.max_seconds is not None
-        train = PairDataset(_kept(speech, options), transform(), check_lengths=by_length)
+        train = PairDataset(_kept(speech, data), transform(), check_lengths=by_length)
     held_out = None
-    if data.eval_data:
+    if data.eval_data and args.eval_strategy != "no":
         # A transform of its own: its epoch stays 0, so that held-out pairs look the same at every step.
-        held_out = PairDataset(_kept(_load_held_out(options), options), transform())
+        held_out = PairDataset(_kept(_load_held_out(options), data), transform())
         if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
             # Spread over the set: the first ones would be one speaker.
             picks = torch.linspace(0, len(held_out) - 1, data.max_eval_samples).long().tolist()
@@ -68,24 +87,22 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     return train, held_out
 
 
-def _kept(speech: datasets.Dataset, options: Options) -> datasets.Dataset:
+def _kept(speech: datasets.Dataset, data: DataArguments) -> datasets.Dataset:
     """`speech`, decoded once if the options ask for it."""
-    folder = options.data.cache_decoded
-    if not folder:
+    if not data.cache_decoded:
         return speech
-    return keep_decoded(speech, folder if str(folder).lower() != "true" else None)
+    return keep_decoded(speech, data.cache_decoded if data.cache_decoded.lower() != "true" else None)
 
 
 def _load_held_out(options: Options) -> datasets.Dataset:
     """Held-out speech: all of a local set, the first `max_eval_samples` utterances of a Hub set."""
     data = options.data
-    local = Path(data.eval_data).exists()
     speech = load_speech(
         data.eval_data,
         data.eval_split,
         name=data.eval_name,
         # From the Hub only what is used: a map-style load would fetch every split of the configuration.
-        streaming=not local and data.max_eval_samples is not None,
+        streaming=not Path(data.eval_data).exists() and data.max_eval_samples is not None,
         audio_column=data.audio_column,
         token=options.training.hub_token,
     )
@@ -93,3 +110,50 @@ def _load_held_out(options: Options) -> datasets.Dataset:
         taken = speech.take(data.max_eval_samples)
         return datasets.Dataset.from_list([{key: item[key] for key in ("id", "audio")} for item in taken])
     return speech
+
+
+class DiscriminationEvaluator:
+    """Word discrimination and phone error of an encoder's last layer; the same weights give the same numbers.
+
+    The loss cannot tell a better representation from a collapsing one, and its terms change scale with sigma, alpha and
+    margin; these numbers do not, so runs with different values can be compared by them. No random number is drawn from
+    the generators that training uses, and the encoder's mode is restored: a run makes the same weights without it.
+
+    Args:
+        speech: with word times, phone times or both; see `laser_hf.superb.discrimination.load_aligned_speech`.
+        settings: how much of it is compared.
+    """
+
+    def __init__(self, speech: AlignedSpeech, settings: DiscriminationSettings = SETTINGS):
+        self.speech, self.settings = speech, settings
+
+    def __call__(self, encoder: SpeechEncoder) -> dict[str, float]:
+        """`word_ap_across`, `abx_across` and `abx_within`, as far as the speech has words and phones."""
+        (report,) = measure(EncoderFeatures(encoder), self.speech, settings=self.settings)
+        summary = report.summary()
+        return {name: summary[name] for name in LOGGED if name in summary}
+
+
+def load_evaluator(data: DataArguments) -> DiscriminationEvaluator | None:
+    """The evaluator that `--eval_alignments` asks for, or `None`.
+
+    Raises:
+        LaserError: no held-out speech, files that are missing, or nothing in them that can be measured.
+    """
+    if not data.eval_alignments:
+        return None
+    if not data.eval_data:
+        raise LaserError("--eval_alignments measures at every evaluation, and there is none without --eval_data")
+    alignments, root, splits = data.eval_alignments, data.eval_alignments_data, data.eval_alignments_splits
+    if alignments == DEMO:
+        root, splits = located(DEMO_SPEECH), ["heldout"]
+        alignments = str(Path(root) / "words.tsv")
+    elif root is None:
+        root, splits = data.eval_data, splits or ([data.eval_split] if data.eval_split else None)
+    try:
+        return DiscriminationEvaluator(load_aligned_speech(root, alignments, splits, SETTINGS))
+    except LaserError as error:
+        raise LaserError(
+            f"--eval_alignments {data.eval_alignments} cannot be used: {error}. It takes a tab-separated file with "
+            f"word times of audio files below --eval_alignments_data, or {DEMO} for the shipped speech"
+        ) from error

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
 from ..data import PairTransform, SkipLog
 from ..encoders import SpeechEncoder, receptive_field
 from ..errors import LaserError
 from ..objectives import LaserLoss, Objective
 from ..records import read_json, write_json
-from ..runs import seal_checkpoint
+from ..runs import RECIPE_NAME, WRITING, seal_checkpoint
 from .arguments import LaserTrainingArguments
-from .batches import check_views
+from .batches import check_views, memory_named
 from .callbacks import CollapseMonitor, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
 from .sampling import micro_batches
-from .updates import NonFiniteLossError, UpdateTrainer, find_non_finite
+from .updates import UpdateTrainer
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "laser_state.json"
-NON_FINITE_NAME = "non_finite.json"
 
 
 class LaserTrainer(UpdateTrainer):
@@ -89,6 +90,8 @@ class LaserTrainer(UpdateTrainer):
             args._n_gpu = 1
         objective = LaserLoss() if objective is None else objective
         check_views(train_dataset, objective)
+        if eval_dataset is None:
+            args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
         for dataset in (train_dataset, eval_dataset):
             if isinstance(getattr(dataset, "transform", None), PairTransform):
                 dataset.transform.min_samples = receptive_field(model.encoder.config)
@@ -120,39 +123,35 @@ class LaserTrainer(UpdateTrainer):
 
     def _inner_training_loop(self, *args, **kwargs):
         self.window.restart()
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        self.resumed_at = read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"] if checkpoint else 0
         return super()._inner_training_loop(*args, **kwargs)
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        # The Trainer's last call before the optimiser steps, with or without clipping.
-        norm = super()._get_grad_norm(model, grad_norm)
-        self._check_finite(norm)
-        return norm
+    def _run_epoch(self, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # killed after the last update, before the record
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+        self._check_used()
 
-    def _check_finite(self, gradient_norm: torch.Tensor | float) -> None:
-        """Check losses and gradient norm before the optimiser steps; one host sync per update.
+    def check_end(self) -> None:
+        """Make sure that a run did what was asked for; every process has to call it.
 
         Raises:
-            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved.
+            LaserError: no utterance could be used, fewer updates than `max_steps`, or weights that are not finite.
         """
-        # With fp16 the gradient scaler skips steps whose gradient is not finite.
-        norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        found = find_non_finite(self.losses, norm, self.args.device)
-        if found is None:
-            return
-        what, ids, losses = found
-        step, output_dir = self.state.global_step, Path(self.args.output_dir)
-        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if step > 0 and not folder.exists():
-            self._save_checkpoint(self.model, trial=None)
-        if self.args.should_save:
-            bad = {name: repr(value) for name, value in losses.items()}
-            report = {"step": step + 1, "what": what, "utterances": ids, "losses": bad}
-            write_json(output_dir / NON_FINITE_NAME, report)
-        saved = f"the state before it is in {folder}" if step > 0 else "no update had been made yet"
-        raise NonFiniteLossError(
-            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)}; {saved}. "
-            "Look at those files, lower the learning rate, or train without --bf16."
-        )
+        self._check_used()
+        if self.state.global_step < self.args.max_steps:
+            raise LaserError(f"training ended after {self.state.global_step} of --max_steps {self.args.max_steps}")
+        self._check_weights()
+
+    def _check_used(self) -> None:
+        if not self.own_state()["processed_seconds"]:
+            found = self.skipped_summary()
+            raise LaserError(
+                f"nothing is trained: none of the {found['utterances']} utterances that came up in "
+                f"{self.state.global_step} updates can be used ({found['by_kind']}); the log has the reasons"
+            )
 
     # ---- what is logged ----
 
@@ -161,8 +160,8 @@ class LaserTrainer(UpdateTrainer):
         if "loss" in logs:
             # The Trainer's own loss is a mean over updates.
             logs = {name: value for name, value in logs.items() if name != "loss"} | self.window.close()
-            if len(self.skip_log):
-                logs["skipped"] = len(self.skip_log)
+            if skipped := self.skipped_summary()["utterances"]:
+                logs["skipped"] = skipped
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -182,7 +181,8 @@ class LaserTrainer(UpdateTrainer):
             count = len(batch["ids"])
             if count == 0 and self.args.world_size == 1:
                 continue  # several processes may compute a loss together
-            with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager():
+            named = memory_named(batch, self.model.encoder.config, self.args.device)
+            with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager(), named:
                 terms, projected, frames = self._pair_terms(self.model, batch)
             if count:
                 means.add(terms, self._units(batch), projected, frames[:count])
@@ -213,34 +213,52 @@ class LaserTrainer(UpdateTrainer):
 
     def skipped_summary(self, held_out: bool = False) -> dict[str, Any]:
         """Utterances left out of training (or of evaluation) so far, over all processes, each of which calls it."""
+        return self._together(self.eval_skip_log if held_out else self.skip_log).summary()
+
+    def _together(self, log: SkipLog) -> SkipLog:
         together = SkipLog()
-        for state in from_all_processes((self.eval_skip_log if held_out else self.skip_log).state_dict()):
+        for state in from_all_processes(log.state_dict()):
             together.load_state_dict(state)
-        return together.summary()
+        return together
 
     def own_state(self) -> dict[str, Any]:
         """What a resumed run must know besides the Trainer's own state; every process has to call it."""
         return {
             **self.window.state(),
-            "skipped": self.skip_log.state_dict(),
+            "skipped": self._together(self.skip_log).state_dict(),
+            "held_out_skipped": self._together(self.eval_skip_log).state_dict(),
             "collapse_start": self.monitor.start,
             "collapse_fired_at": self.monitor.fired_at,
         }
 
     def _save_checkpoint(self, model, trial):
-        # Older checkpoints go only once the new one is sealed.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._check_weights()
+        final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        aside = final.parent / WRITING / final.name
+        # Written aside; older ones go only once it is complete. The token is nobody else's.
+        hidden = {"output_dir": str(aside.parent), "save_total_limit": None, "hub_token": None}
+        kept = {name: getattr(self.args, name) for name in hidden}
+        vars(self.args).update(hidden)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.save_total_limit = limit
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            vars(self.args).update(kept)
         state = self.own_state()
         self.accelerator.wait_for_everyone()  # every process has written its random states
-        if self.args.should_save:
-            write_json(folder / STATE_NAME, state)
-            seal_checkpoint(folder)
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
+        if not self.args.should_save:
+            return
+        best = final.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+        if best == final or best.exists():
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+        write_json(aside / STATE_NAME, state)
+        if (final.parent / RECIPE_NAME).is_file():
+            shutil.copy(final.parent / RECIPE_NAME, aside)
+        seal_checkpoint(aside, final)
+        aside.parent.rmdir()
+        rotate_checkpoints(
+            str(final.parent), kept["save_total_limit"], self.state.best_model_checkpoint, use_mtime=True
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -250,5 +268,17 @@ class LaserTrainer(UpdateTrainer):
             return
         state = read_json(path)
         self.window.load_state(state)
-        self.skip_log.load_state_dict(state["skipped"])
+        if self.args.process_index == 0:  # they are of all processes
+            self.skip_log.load_state_dict(state["skipped"])
+            self.eval_skip_log.load_state_dict(state["held_out_skipped"])
         self.monitor.start, self.monitor.fired_at = state["collapse_start"], state["collapse_fired_at"]
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # The peak rate may be another one than that of the checkpoint; the place in the schedule stays.
+        for index, group in enumerate(self.optimizer.param_groups if checkpoint else ()):
+            change = self.args.learning_rate / group["initial_lr"]
+            if change != 1 and hasattr(self.lr_scheduler, "base_lrs"):
+                group["lr"], group["initial_lr"] = group["lr"] * change, self.args.learning_rate
+                self.lr_scheduler.base_lrs[index] = self.args.learning_rate
+                self.lr_scheduler._last_lr[index] = group["lr"]

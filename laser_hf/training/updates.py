@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..data import SkipLog
 from ..encoders import receptive_field
 from ..errors import LaserError
 from ..objectives import Objective
-from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, unpack
+from ..records import write_json
+from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
 from .sampling import UpdateSampler, eval_loader, train_loader
 
+NON_FINITE_NAME = "non_finite.json"
 Losses = Sequence[tuple[list[str], torch.Tensor]]
 """Utterances and losses `(pairs,)` of micro-batches."""
 
@@ -34,6 +40,8 @@ class UpdateTrainer(Trainer):
         skip_log: utterances left out of training.
         micro_batches: of a full update, on each process.
         losses: of the update that is made.
+        units: pairs (or frames) of it, over all processes.
+        resumed_at: updates made before this start.
     """
 
     model: AlignmentModel
@@ -41,6 +49,8 @@ class UpdateTrainer(Trainer):
     skip_log: SkipLog
     micro_batches: int
     losses: list[tuple[list[str], torch.Tensor]]
+    units: int | torch.Tensor
+    resumed_at: int = 0
     _sampler: UpdateSampler | None = None
 
     @property
@@ -66,7 +76,7 @@ class UpdateTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Updates: an item holds the pairs of this process, see `pack`."""
-        loader, self._sampler = train_loader(self.train_dataset, self.args)
+        loader, self._sampler = train_loader(self.train_dataset, self.args, self.resumed_at)
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
@@ -74,8 +84,7 @@ class UpdateTrainer(Trainer):
         return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
 
     def _run_epoch(self, **kwargs):
-        # A stream counts its epochs itself.
-        if self._sampler is not None:
+        if self._sampler is not None:  # a stream counts its epochs itself
             self._sampler.set_epoch(kwargs["epoch"])
             if hasattr(self.train_dataset, "set_epoch"):
                 self.train_dataset.set_epoch(kwargs["epoch"])
@@ -105,13 +114,17 @@ class UpdateTrainer(Trainer):
         batches = self._cut(inputs, self.train_dataset, self.micro_batches, self.skip_log)
         if self.args.world_size == 1:  # several processes go through the same number, for losses computed together
             batches = [batch for batch in batches if batch["ids"]] or batches[:1]
+        self.units = sum(map(self._units, batches))
         # Filled on the device: a copy from the CPU would be a host sync.
-        units = torch.full((), sum(map(self._units, batches)), device=self.args.device)
-        units = sum_over_processes(units, self.args.device)
+        units = sum_over_processes(torch.full((), self.units, device=self.args.device), self.args.device)
+        if self.args.world_size > 1:
+            self.units = units
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
             last = batch is batches[-1]
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model), record_function("micro_batch"):
+            exchange = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            named = memory_named(batch, self.model.encoder.config, self.args.device)
+            with exchange, named, record_function("micro_batch"):
                 loss += super().training_step(model, batch, units)
         self.window.draw()
         return loss
@@ -135,6 +148,59 @@ class UpdateTrainer(Trainer):
             # Held-out pairs always look the same.
             swap = drawn_sides(self.args.seed, self.state.global_step if self.model.training else 0, batch["ids"])
         return pair_terms(model, self.model, batch, swap)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # The Trainer's last call before the optimiser steps, with or without clipping.
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._check_finite(norm)
+        if not self.args.fp16 and not int(self.units):  # no pair: momentum and weight decay would move the weights
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _check_finite(self, gradient_norm: torch.Tensor | float) -> None:
+        """Check losses and gradient norm before the optimiser steps; one host sync per update.
+
+        Raises:
+            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved, if finite.
+        """
+        # With fp16 the gradient scaler skips steps whose gradient is not finite.
+        norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
+        found = find_non_finite(self.losses, norm, self.args.device)
+        if found is None:
+            return
+        self._check_weights()
+        what, ids, losses = found
+        step = self.state.global_step
+        if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
+            self._save_checkpoint(self.model, trial=None)
+        bad = {name: repr(value) for name, value in losses.items()}
+        format = f", without --{self.args.mixed_precision}" if self.args.bf16 or self.args.fp16 else ""
+        self._stop(
+            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)",
+            {"step": step + 1, "what": what, "utterances": ids, "losses": bad},
+            format,
+        )
+
+    def _check_weights(self) -> None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in trained]).all():
+            step = self.state.global_step
+            self._stop(f"the weights are not finite after update {step}", {"step": step, "what": "weights"})
+
+    def _stop(self, what: str, report: dict[str, Any], format: str = "") -> NoReturn:
+        """End the run, and say how to go on from its last finite state."""
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save:
+            write_json(output_dir / NON_FINITE_NAME, report)
+        rate = f"--learning_rate {self.args.learning_rate / 10:g}"
+        advice = f"no update had been saved before it. Try {rate}{format}"
+        if saved := sort_checkpoints(str(output_dir)):
+            options = ["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"]
+            advice = (
+                f"the last finite state is {saved[-1]}. To go on from it with another rate, give the same command with "
+                f"{shlex.join(options)} {rate}{format}"
+            )
+        raise NonFiniteLossError(f"{what}; {advice}")
 
 
 class NonFiniteLossError(LaserError):

@@ -46,6 +46,7 @@ def test_utterances_are_written_once_and_linked(tmp_path, small_tree):
         write_utterances(tmp_path / "none", 1, speech=tmp_path / "missing")
 
 
+@pytest.mark.slow
 def test_released_loss_is_ours():
     """The baseline does slowly what `LaserLoss` does: same value, same gradient."""
     needs("numba")
@@ -67,6 +68,7 @@ def test_released_loss_is_ours():
         torch.testing.assert_close(released, ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_released_update_trains_what_was_released(tmp_path, monkeypatch):
     """On one thread and with a pitch shift whose kernel is small."""
     needs("numba", "torchaudio")
@@ -100,6 +102,7 @@ def test_perturbation(tmp_path, capsys):
     assert "semitones" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("benchmark", "arguments"), [(update, ["--without", "same", "released", "--workers", "0"]), (epoch, [])]
 )
@@ -150,6 +153,7 @@ def test_all_benchmarks_have_the_common_options(benchmark, capsys):
     assert ("--device" in shown) is (benchmark is not qbe)  # it has no GPU code
 
 
+@pytest.mark.slow
 def test_soft_dtw(tmp_path, monkeypatch, capsys):
     """Ours and the released way, without the study of scaling."""
     needs("numba")

@@ -9,9 +9,12 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks belong to the repository, not to the package
 
+import pytest
+
 from benchmarks import qbe
 
 
+@pytest.mark.slow
 def test_quick_run_leaves_its_record(tmp_path):
     qbe.main(["--quick", "--output", str(tmp_path / "record.json")])
     record = json.loads((tmp_path / "record.json").read_text())

@@ -10,13 +10,13 @@ from laser_hf.data import find_audio_files, read_lines, read_table
 from laser_hf.errors import LaserError
 
 # Characters that may stand in a field: no tab, no line end, no surrogate, no byte-order mark.
-FIELD = st.text(st.characters(exclude_characters="\t\n\r\ufeff", exclude_categories=["Cs"]), min_size=1, max_size=8)
+FIELD = st.text(st.characters(exclude_characters="\0\t\n\r\ufeff", exclude_categories=["Cs"]), min_size=1, max_size=8)
 LINE_END = st.sampled_from(["\n", "\r\n", "\r"])
 one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 @one_folder
-@given(st.text(st.characters(exclude_characters="\r\ufeff", exclude_categories=["Cs"])), LINE_END, st.booleans())
+@given(st.text(st.characters(exclude_characters="\0\r\ufeff", exclude_categories=["Cs"])), LINE_END, st.booleans())
 def test_text_comes_back(tmp_path, text, line_end, mark):
     path = tmp_path / "text.txt"
     path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + text.replace("\n", line_end).encode())
@@ -44,7 +44,8 @@ def test_tables_come_back(tmp_path, data, line_end, mark):
 
 @one_folder
 @given(
-    st.lists(st.sampled_from(["", "one", "a\tb", "déjà vu"]), max_size=6), st.sampled_from([b"\xff", b"a\xe9", b"\xc3"])
+    st.lists(st.sampled_from(["", "one", "a\tb", "déjà vu"]), max_size=6),
+    st.sampled_from([b"\xff", b"a\xe9", b"\xc3", b"\0a"]),
 )
 def test_the_line_that_is_not_utf8_is_named(tmp_path, before, wrong):
     path = tmp_path / "latin.txt"

@@ -126,9 +126,10 @@ def test_headers_that_cannot_be_read(tmp_path, speech):
     assert checked.left_out == {"too_short": 1, "too_long": 0}
 
 
-def test_no_speech_has_no_lengths():
+def test_no_speech_is_refused():
     nothing = datasets.Dataset.from_dict({"id": [], "audio": []}).cast_column("audio", datasets.Audio(decode=False))
-    assert pairs_of(nothing).seconds == []
+    with pytest.raises(LaserError, match="there is no utterance to make pairs of"):
+        pairs_of(nothing)
 
 
 def test_utterances_outside_the_limits_are_left_out(libri):
@@ -262,6 +263,7 @@ def test_an_empty_stream_ends():
     assert list(PairStream(nothing, PairTransform(SpeedPitch()))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("utterances", [80, 63])  # 64 shards: a multiple of two processes; 63: not
 def test_every_utterance_once_over_processes_and_workers(tmp_path, utterances):
     for index in range(utterances):

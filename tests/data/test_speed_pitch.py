@@ -103,10 +103,10 @@ def test_pitch_shift_down_is_torchaudios_on_speech(speech):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [-2, 2])
+@pytest.mark.parametrize("steps", [-2, 7])  # its kernel for 2 takes a gigabyte; the next test has that
 def test_pitch_shift_is_torchaudios_on_real_speech(real_speech, steps):
     torchaudios = torchaudio.transforms.PitchShift(16000, steps)
-    for waveform in real_speech:
+    for waveform in (waveform[:64_000] for waveform in real_speech):
         with torch.no_grad():
             expected = torchaudios(waveform)
         torch.testing.assert_close(pitch_shift(waveform, 16000, steps), expected, atol=5e-4, rtol=0)

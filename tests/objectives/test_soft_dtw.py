@@ -105,5 +105,5 @@ def test_padded_equals_alone(loss, filler):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("gamma", [0.0, -1.0, float("inf")])
 def test_gamma_must_be_positive_and_finite(loss, gamma):
-    with pytest.raises(ValueError, match="gamma must be above 0"):
+    with pytest.raises(ValueError, match="gamma must be at least 1e-06"):
         loss(gamma=gamma)

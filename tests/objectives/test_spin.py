@@ -254,7 +254,7 @@ def process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(process, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(process, (str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -138,6 +138,7 @@ json.dump([early, sum(len(s.cache_hits) for s in stats), sum(len(s.cache_misses)
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_does_not_compile_again():
     x = frames(1, 9, 4, dtype=torch.float32).requires_grad_()
     LaserLoss()(x, None, x.detach(), None)["total"].sum().backward()

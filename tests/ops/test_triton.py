@@ -26,6 +26,7 @@ def interpreted():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_interpreted_costs_equal_the_reference(interpreted):
     assert len(interpreted["costs"]) == 6
     for case in interpreted["costs"]:
@@ -34,6 +35,7 @@ def test_interpreted_costs_equal_the_reference(interpreted):
         assert case["value_without_gradient"] == case["value"], case
 
 
+@pytest.mark.slow
 def test_interpreted_loss_equals_the_reference(interpreted):
     for case in interpreted["losses"]:
         for name in ("total", "soft_dtw", "idm"):
@@ -42,11 +44,13 @@ def test_interpreted_loss_equals_the_reference(interpreted):
         assert max(case["gradient_x"], case["gradient_y"]) < 1e-4, case
 
 
+@pytest.mark.slow
 def test_interpreted_extremes(interpreted):
     assert math.isnan(interpreted["extremes"]["nan"])
     assert interpreted["extremes"]["huge"] == math.inf
 
 
+@pytest.mark.slow
 def test_interpreted_inside_a_compiled_graph(interpreted):
     assert interpreted["compiled"] == 0
 

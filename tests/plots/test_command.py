@@ -149,7 +149,7 @@ def test_what_cannot_be_drawn_is_named_and_the_rest_drawn(copied_run, small_tree
     assert "Not drawn: the utterance (" in caplog.text
     (copied_run / "training_log.json").unlink()
     assert names(draw_run(copied_run, **speech)) == PICTURES[1:]
-    assert "Not drawn: the curves ([Errno 2]" in caplog.text
+    assert "Not drawn: the curves (cannot read" in caplog.text
 
 
 def test_a_command_that_draws_nothing_fails(copied_run, tmp_path, capsys):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,8 +19,11 @@ import pytest
 import soundfile
 import torch
 from conftest import REPOSITORY, make_model, make_waveform
+from safetensors.torch import load_file, save_file
 from transformers import HubertForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
+from laser_hf.__main__ import main as laser_hf
+from laser_hf.errors import LaserError
 from laser_hf.publishing import eval_ctc
 from laser_hf.records import read_record, tensors_digest
 from laser_hf.superb.__main__ import main as superb
@@ -191,7 +196,11 @@ def test_bad_utterances_are_skipped_and_counted(letters, speech, tmp_path):
     record = run(letters, tmp_path)
     assert record["metrics"] == good["metrics"]
     assert record["data"]["skipped"] == {
-        "no samples, digital silence, NaN or infinite samples": ["nan", "none", "silent"],
+        "no samples, digital silence, NaN or infinite samples, or a rate outside 4 to 384 kHz": [
+            "nan",
+            "none",
+            "silent",
+        ],
         "less than one frame of speech": ["short"],
         "no audio, or it cannot be decoded": ["broken", "lost"],
         "no transcript": ["empty", "unwritten"],
@@ -343,3 +352,134 @@ def test_it_stands_alone():
     required = (source.parent / "eval_requirements.txt").read_text().splitlines()
     required = {line.split(">")[0] for line in required if line and not line.startswith("#")}
     assert roots - set(sys.stdlib_module_names) == required
+
+
+def variant(source: Path, folder: Path, change, form: str = "model.safetensors") -> str:
+    """A copy of a model with other weights."""
+    shutil.copytree(source, folder)
+    state = change(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    if form.endswith(".bin"):
+        torch.save(state, folder / form)
+    else:
+        save_file(state, folder / form, metadata={"format": "pt"})
+    return str(folder)
+
+
+def as_fp16(state):
+    return {name: tensor.half() for name, tensor in state.items()}
+
+
+def with_old_names(state):
+    new = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    for name, old in new.items():
+        state = {key.replace(name, old): tensor for key, tensor in state.items()}
+    assert any(name.endswith("weight_g") for name in state)
+    return state
+
+
+def without_top_layer(state):
+    return {name: tensor for name, tensor in state.items() if "layers.2." not in name}
+
+
+def with_foreign_prefix(state):
+    return {f"foreign.{name}": tensor for name, tensor in state.items()}
+
+
+def not_finite(state):
+    name = next(name for name in state if name.endswith("layers.1.attention.k_proj.weight"))
+    return {**state, name: state[name] * float("nan")}
+
+
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("change", [dict, with_old_names, as_fp16])
+def test_checkpoints_of_all_ages(change, form, letters, speech, tmp_path):
+    expected = run(letters, speech, "--max_utterances", "2")["metrics"]
+    model = variant(Path(letters), tmp_path / "model", change, form)
+    found = run(model, speech, "--max_utterances", "2")["metrics"]
+    assert found == expected or change is as_fp16
+    # The CTC model's own prefix, read as a bare encoder.
+    head = ["--train_head", "./test", "--head_steps", "1", "--max_utterances", "1"]
+    assert run(model, speech, *head)["data"]["utterances"] == 1
+
+
+@pytest.mark.parametrize("head", [[], ["--train_head", "./test", "--head_steps", "1"]])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_top_layer, "it lacks .*encoder.layers.2.attention.k_proj.bias"),
+        (with_foreign_prefix, "it lacks .*encoder.layer_norm.bias"),
+        (not_finite, "its weights are not finite: .*layers.1.attention.k_proj.weight"),
+    ],
+)
+def test_models_with_random_or_broken_layers_are_refused(change, said, head, letters, speech, tmp_path):
+    told = refused(variant(Path(letters), tmp_path / "model", change), speech, *head)
+    assert re.search(said, told)
+    assert ("--train_head" in told.split("lacks")[-1]) is (not head and change is not not_finite)
+
+
+def test_code_of_a_model_is_not_run(letters, speech, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    model = Path(variant(Path(letters), tmp_path / "model", dict))
+    config = json.loads((model / "config.json").read_text())
+    code = {"AutoConfig": "own.Config", "AutoModelForCTC": "own.Model"}
+    (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (model / "config.json").write_text(json.dumps({**config, "auto_map": code}))
+    assert run(str(model), speech, "--max_utterances", "1")["data"]["utterances"] == 1
+    (model / "config.json").write_text(json.dumps({**config, "auto_map": code, "model_type": "own"}))
+    assert "custom code" in refused(str(model), speech)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_texts_as_other_systems_leave_them(letters, phones, tmp_path):
+    tree = write_tree(tmp_path / "speech" / "test", TEXTS)
+    transcripts = tree / "1" / "2" / "1-2.trans.txt"
+    text = transcripts.read_text()
+    expected = run(letters, tmp_path / "speech")["metrics"]
+    transcripts.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert run(letters, tmp_path / "speech")["metrics"] == expected
+    for encoding, line in (("latin-1", 2), ("utf-16", 1)):
+        transcripts.write_bytes(text.replace("BAD ACT", "CAFÉ").encode(encoding))
+        assert f"{transcripts}, line {line}: not UTF-8" in refused(letters, tmp_path / "speech")
+    transcripts.write_text(text)
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_bytes("THE AH\nCAFÉ K AE\n".encode("latin-1"))
+    per = ["--metric", "per", "--lexicon", str(lexicon)]
+    assert f"{lexicon}, line 2: not UTF-8" in refused(phones, tmp_path / "speech", *per)
+    table = tmp_path / "table"
+    table.mkdir()
+    (table / "metadata.csv").write_bytes("file_name,text\na.wav,CAFÉ\n".encode("latin-1"))
+    assert f"{table / 'metadata.csv'}, line 2: not UTF-8" in refused(letters, table, split=None)
+    (table / "metadata.csv").write_text("name,text\na.wav,A\n")
+    assert "has the columns name, text; needed are audio (or file_name)" in refused(letters, table, split=None)
+
+
+def test_nothing_outside_of_a_data_set_is_opened(letters, tmp_path):
+    (tmp_path / "data").mkdir()
+    for place in ("data/a.wav", "b.wav"):
+        soundfile.write(tmp_path / place, make_waveform(0.4), 16_000)
+    (tmp_path / "data" / "metadata.csv").write_text(f"file_name,text\na.wav,A\n../b.wav,A\n{tmp_path}/b.wav,A\n")
+    data = run(letters, tmp_path / "data", split=None)["data"]
+    assert data["utterances"] == 1
+    assert len(data["skipped"]["no audio, or it cannot be decoded"]) == 2
+
+
+@pytest.mark.parametrize("option", ["--max_utterances", "--head_utterances", "--head_steps"])
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_nothing_to_do_is_refused(option, value, capsys):
+    with pytest.raises(SystemExit):
+        eval_ctc.parse(["--model", "x", "--data", "x", option, value])
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_a_rate_that_no_recorder_has(letters, tmp_path):
+    soundfile.write(tmp_path / "a.wav", make_waveform(0.4), 1)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,A\n")
+    assert "a rate outside 4 to 384 kHz" in refused(letters, tmp_path, split=None)
+
+
+def test_without_scipy_it_does_not_start(letters, speech, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.signal", None)
+    monkeypatch.delitem(sys.modules, "laser_hf.publishing.eval_ctc")
+    with pytest.raises(LaserError, match="eval-ctc needs scipy: pip install"):
+        laser_hf(["eval-ctc", "--model", letters, "--data", str(speech)])

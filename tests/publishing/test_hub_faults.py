@@ -37,6 +37,7 @@ def test_transfers_are_repeated(faults, hub, make_run, publish):
     assert (8.0 in hub.slept) == (len(faults) == 2)  # asked to wait for seven seconds, and a second more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -48,6 +49,7 @@ def test_transfers_are_repeated(faults, hub, make_run, publish):
         (Fault("POST /api/repos/create", 403, times=1), "hf auth login"),
         (Fault("POST .*/preupload/", 0, times=9), "the connection broke"),
         (Fault("PUT /lfs/", 0, times=12), "the connection broke"),
+        (Fault("PUT /lfs/", 403, times=12), "hf auth login"),
         (Fault("POST .*/commit/main", 0, times=1), "give the same command again"),
         (Fault("POST .*/commit/main", 504, times=1), "nothing is half published"),
         # The commit is made, but its answer is lost.

@@ -23,6 +23,7 @@ from safetensors.torch import load as load_safetensors
 from laser_hf.publishing import export_encoder
 from laser_hf.publishing.upload import EVALUATION_SCRIPTS
 
+pytestmark = pytest.mark.slow  # a process of its own that trains and one that evaluates
 KINDS = ("hubert", "wavlm")
 SPEECH = REPOSITORY / "laser_hf" / "demo" / "speech" / "heldout"
 

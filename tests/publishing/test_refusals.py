@@ -312,6 +312,7 @@ def test_help_is_for_people(capsys):
     assert all(word in out for word in ("RUN_DIR", "--yes", "--allow_unevaluated", "hf auth login", "--create_pr"))
 
 
+@pytest.mark.slow
 def test_a_failed_reload_in_a_fresh_process(make_run, refuse):
     """A reload that succeeds in a process of its own is in test_train_and_publish."""
     run = make_run()

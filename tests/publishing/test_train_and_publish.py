@@ -32,12 +32,22 @@ assert not any(name.startswith("laser_hf") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_path, capsys):
     out = tmp_path / "run"
     argv = ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
     argv += ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
     argv += ["--max_train_samples", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
-    argv += ["--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo"]
+    argv += [
+        "--push_to_hub",
+        "--hub_model_id",
+        REPO,
+        "--hub_private_repo",
+        "--hub_token",
+        "hf_test",
+        "--save_steps",
+        "1",
+    ]
     options = parse_options(argv)
     hub.failures = [Fault("POST /api/repos/create", 403, times=1)]
     # This push reloads the encoder in a fresh process.
@@ -47,6 +57,8 @@ def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_pat
     said = str(caught.value)
     assert f"the run is complete in {out}, but it was not published: the Hub refused the token" in said
     assert f"To publish it later: python push_to_hub.py {later}" in said
+    assert (out / "checkpoint-1" / "training_args.bin").is_file()
+    assert not any(b"hf_test" in path.read_bytes() for path in out.rglob("*") if path.is_file())
     push.main(shlex.split(later), load=load_frames)
     files = hub.files(REPO)
     assert hub.repositories[REPO].private

@@ -62,6 +62,8 @@ def run_options(encoder, speech):
         ("--over sigma=1,2 --score qbe --qbe_data no/such", "there is no folder no/such"),
         ("--over sigma=1,2 --do_normalize", "trains with scaled ones"),
         ("--over sigma=1,2 --data no/such", "takes --alignments and --data together"),
+        ("--over sigma=1,2 --jobs 0", "--jobs 0: expected at least 1"),
+        ("--over sigma=1:4 --sampler tpe --trials -2", "--trials -2: expected at least 1"),
         ("--over sigma=1,2 --split a", "--split names sub-folders of --data"),
         ("--over sigma=1,2 --data no/such --alignments x.tsv", "no folder no/such"),
     ],
@@ -133,6 +135,7 @@ def test_objectives_can_be_compared(tmp_path):
 # ------------------------------------------------------------------------------------------------ real runs
 
 
+@pytest.mark.slow
 def test_a_search_trains_scores_and_records(tiny_encoder, small_tree, words_of_tree, tmp_path, capsys):
     """Real training and scoring, in a process of its own."""
     folder = tmp_path / "out"
@@ -173,7 +176,7 @@ def test_a_search_trains_scores_and_records(tiny_encoder, small_tree, words_of_t
 
 def test_a_search_without_any_score_ends_with_an_error(small_tree, words_of_tree, cheap, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "start_process", cheap.Cheap(tmp_path, fails="margin"))
-    with pytest.raises(LaserError, match="no point has a score"):
+    with pytest.raises(LaserError, match=r"no point has a score \(non-finite loss at step 4 \| of 8\).*--retry_failed"):
         command.main(
             ["--over", "margin=0.9", "--data", str(small_tree), "--alignments", str(words_of_tree),
              "--output_dir", str(tmp_path / "out")]
@@ -187,7 +190,7 @@ def test_a_search_without_any_score_ends_with_an_error(small_tree, words_of_tree
 def test_the_default_score_is_that_of_eval_alignments(tmp_path):
     from laser_hf.encoders import load_encoder
     from laser_hf.training.arguments import DataArguments
-    from laser_hf.training.evaluation import load_evaluator
+    from laser_hf.training.speech import load_evaluator
 
     score = discrimination_score()
     assert Score(**json.loads(json.dumps(asdict(score)))) == score

@@ -17,9 +17,9 @@ from optuna import Study
 from optuna.trial import Trial
 
 from laser_hf.errors import LaserError
-from laser_hf.records import read_json, write_json
+from laser_hf.records import new_record, read_json, write_json
 from laser_hf.search.plan import grid
-from laser_hf.search.score import Score
+from laser_hf.search.score import Score, check_content
 from laser_hf.search.study import SCORE, SharedStudy, hold, outcome, train_point
 
 GRID = ("sigma=1,2,5", "alpha=0.15,0.4")
@@ -52,6 +52,7 @@ def test_a_grid_is_trained_and_ranked(cheap, straight, tmp_path):
     assert len(start.started) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_with_the_same_table(cheap, straight, tmp_path):
     """SIGKILL of a search while its worker trains; the worker leaves, and another search takes the point at once."""
     script = Path(__file__).with_name("cheap_search.py")
@@ -212,6 +213,7 @@ def test_other_data_of_the_score_is_another_search_and_another_place_is_not(chea
         SharedStudy(replace(plan, score=replace(plan.score, digest="2")))
 
 
+@pytest.mark.slow
 def test_tpe_draws_new_points_near_good_ones_and_is_resumed_as_if_nothing_had_been(cheap, tmp_path):
     plan = cheap.make_plan(tmp_path / "straight", *SPACE, **TPE)
     straight = cheap.search(plan, cheap.Cheap(plan.folder))
@@ -247,6 +249,8 @@ def test_bad_plans_and_folders(cheap, tmp_path):
         (("alpha=0.1",), {"trials": 3}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"sampler": "tpe"}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"seeds": (1, 1)}, "names a seed twice"),
+        (("alpha=0.1",), {"seeds": (-1,)}, "--seeds -1: expected 0 to"),
+        (("alpha=0.1:1",), {"sampler": "tpe", "trials": 0}, "--trials 0: expected at least 1"),
     ):
         with pytest.raises(LaserError, match=message):
             cheap.make_plan(tmp_path, *over, **more)
@@ -259,9 +263,48 @@ def test_bad_plans_and_folders(cheap, tmp_path):
         SharedStudy(busy, overwrite=True)
     lock.close()
     SharedStudy(busy, overwrite=True)
-    (tmp_path / "study.db").write_text("this is no database, and long enough to be seen as one" * 20)
-    with pytest.raises(LaserError, match="cannot be used as the database"):
-        SharedStudy(cheap.make_plan(tmp_path, *GRID))
+    trained = tmp_path / "trained"
+    write_json(trained / "recipe.json", {"objective": {"sigma": 1}})
+    for overwrite in (False, True):
+        with pytest.raises(LaserError, match="holds a run of another command"):
+            SharedStudy(cheap.make_plan(trained, *GRID), overwrite=overwrite)
+    assert read_json(trained / "recipe.json") == {"objective": {"sigma": 1}}
+
+
+def damage(kind, file):
+    content = file.read_bytes()
+    file.write_bytes({"empty": b"", "text": b"this is no database " * 99, "half": content[: len(content) // 2]}[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["empty", "text", "half"])
+@pytest.mark.parametrize("more", [{}, {"sampler": "tpe", "trials": 6}])
+def test_a_damaged_database_loses_nothing(kind, more, cheap, tmp_path, caplog):
+    """Runs have their scores; TPE draws from them what it drew."""
+    plan = cheap.make_plan(tmp_path, "sigma=1,2,5", "alpha=0.1,0.4", **more)
+    before = cheap.search(plan, cheap.Cheap(tmp_path))
+    damage(kind, tmp_path / "study.db")
+    (tmp_path / "study.db-journal").write_bytes(b"left by a kill")
+    again = cheap.Cheap(tmp_path)
+    assert cheap.search(plan, again) == before
+    assert again.started == []
+    if kind != "empty":  # an empty file is an empty database
+        assert "is damaged" in caplog.text
+        assert (tmp_path / "broken-1-study.db").is_file()
+    cheap.search(plan, again, overwrite=True)
+    assert not list(tmp_path.glob("broken-*"))
+
+
+@pytest.mark.parametrize("content", ["", '{"value": 0.', "[1]", '{"other": 1}'])
+def test_a_damaged_score_is_made_again(content, cheap, tmp_path):
+    plan = cheap.make_plan(tmp_path, "sigma=1,2")
+    with pytest.raises(KeyboardInterrupt):
+        cheap.search(plan, cheap.Cheap(tmp_path, interrupt_at=2))
+    train_point(plan, {"sigma": 2})
+    (tmp_path / "runs" / "sigma-2" / SCORE).write_text(content)
+    again = cheap.Cheap(tmp_path)
+    assert "| 1 | 2 | 1.0000 |" in cheap.search(plan, again)
+    assert again.started == ["sigma-2"]
 
 
 # ---------------------------------------------------------------------------------------- one point
@@ -270,13 +313,24 @@ def test_bad_plans_and_folders(cheap, tmp_path):
 def test_a_finished_run_of_another_recipe_is_not_taken(cheap, tmp_path):
     plan = cheap.make_plan(tmp_path, "sigma=1,2", score=Score(*cheap.MADE_UP))
     folder = tmp_path / "runs" / "sigma-1"
-    write_json(folder / "laser_config.json", {})
+    write_json(folder / "laser_config.json", new_record("training", recipe={}, data={}, seed=None, wall_seconds=0))
     write_json(folder / "recipe.json", {"objective": {"sigma": 3}})
     train_point(plan, {"sigma": 1})
     values, reason = outcome(plan, {"sigma": 1}, 0)
     assert not values
     assert "holds a finished run of another recipe (--" in reason
     assert "--sigma 3 -> 1" in reason
+
+
+def test_runs_on_other_content_are_not_compared(tmp_path):
+    """The base model was edited while the search was interrupted; another path or option alone is no fault."""
+    first = {"model": {"model_name_or_path": "a"}, "data": {"train_data": "s"}, "content": {"model_name_or_path": "1"}}
+    write_json(tmp_path / "first" / "recipe.json", first)
+    check_content(first, tmp_path)
+    check_content({**first, "data": {"train_data": "moved"}}, tmp_path)
+    check_content({**first, "model": {"model_name_or_path": "b"}, "content": {"model_name_or_path": "2"}}, tmp_path)
+    with pytest.raises(LaserError, match="content of --model_name_or_path has changed since first was trained"):
+        check_content({**first, "content": {"model_name_or_path": "2"}}, tmp_path)
 
 
 def test_how_a_run_ended_is_reported(cheap, tmp_path, monkeypatch):

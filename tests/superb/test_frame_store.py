@@ -113,6 +113,21 @@ def test_an_interrupted_encoding_goes_on(tmp_path, utterances, features, monkeyp
     assert all(torch.equal(again[index], whole[index]) for index in whole.places)
 
 
+@pytest.mark.parametrize("at", [-5, 100])  # in the frames, in the header
+def test_flipped_bytes_are_found_when_a_store_is_opened_again(tmp_path, utterances, features, at, caplog):
+    whole = filled(FrameStore(tmp_path / "frames", [1], 32), features, utterances, batch_seconds=1.5)
+    expected = {index: whole[index].clone() for index in whole.places}
+    path = tmp_path / "frames" / "batch-000001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    again = FrameStore(tmp_path / "frames", [1], 32)
+    assert again.batches == 1
+    assert "batch-000001.safetensors is damaged and made again" in caplog.text
+    filled(again, features, utterances, batch_seconds=1.5)
+    assert all(torch.equal(again[index], frames) for index, frames in expected.items())
+
+
 def test_a_store_of_something_else_is_emptied(tmp_path, utterances, features, monkeypatch):
     folder, key = tmp_path / "frames", {"weights": "a", "utterances": ("x", 1)}
     filled(FrameStore(folder, [1], 32, key), features, utterances)

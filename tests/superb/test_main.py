@@ -63,6 +63,12 @@ def test_what_is_no_task(package, name, message):
         find_task(name)
 
 
+@pytest.mark.parametrize("words", [("--word", ""), ("--word=",)])
+def test_an_empty_value_is_refused(package, words):
+    with pytest.raises(LaserError, match="--word is empty"):
+        main(["own_tasks.letters", *words])
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_shipped_task_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -142,11 +142,11 @@ def test_numbers_that_are_not_superb_s_stay_out(records, capsys, caplog):
     ("content", "message"),
     [
         ("{", "cannot read bad.json"),
-        ("[]", "expected a JSON object, got list"),
+        ("[]", "holds a list instead of a JSON object"),
         ('{"systems": []}', "bad.json is no record of laser_hf: it lacks data, recipe"),
         (json.dumps({**FRAME, "schema_version": 1, "task": "asr"}), "bad.json has schema version 1"),
         (json.dumps(result("asr", "wer", 1.0, "slow")), "bad.json: unknown protocol 'slow'"),
-        (json.dumps({**FRAME, "task": "search"}), "bad.json has no metrics: its task is search"),
+        (json.dumps({**FRAME, "task": "search"}), "bad.json is the record of a search, whose table is search.md"),
         (json.dumps({**FRAME, "task": "asr", "metrics": [{"metric": "wer"}]}), "bad.json: a metric lacks split, unit"),
         (json.dumps({**FRAME, "task": "training", "method": "laser"}), "bad.json is no record of its task: it lacks"),
     ],
@@ -224,3 +224,31 @@ def test_contentvec_is_a_baseline_by_its_hub_id(tmp_path, monkeypatch):
     (found,) = read_numbers([(Path("cv/results.json"), None)])
     assert found.row == Row("HuBERT base", "contentvec")
     assert row_name(found.row) == "HuBERT base + ContentVec"
+
+
+def test_a_value_that_is_no_number(tmp_path):
+    for value in ("5", None):
+        write(tmp_path / "results.json", result("asr", "wer", value))
+        with pytest.raises(LaserError, match=rf"results.json: the value of wer is no number but {value!r}"):
+            read_numbers([(tmp_path / "results.json", None)])
+
+
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_no_record_is_overwritten(tmp_path, option):
+    path = write(tmp_path / "results.json", result("asr", "wer", 5.0))
+    before = path.read_bytes()
+    with pytest.raises(LaserError, match="is one of the records"):
+        main(["table", str(tmp_path), option, str(tmp_path / "." / "results.json")])
+    assert path.read_bytes() == before
+
+
+def test_foreign_names_stay_in_their_cells(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "a|b`c <img src=x> [d](javascript:e)"
+    folder = Path(name.replace("/", ""))
+    write(folder / "asr" / "results.json", result("asr", "wer", 5.0, "quick", "x|y", model=str(folder)))
+    main(["table", str(folder)])
+    text = capsys.readouterr().out
+    assert "| a\\|b\\`c \\<img src=x\\> \\[d\\](javascript:e) | 5.00 |" in text
+    assert "| WER, %, x\\|y (quick) |" in text
+    assert "- `a|b'c <img src=x> [d](javascript:e)/asr/results.json`" in text

@@ -12,7 +12,7 @@ from laser_hf.errors import LaserError
 from laser_hf.records import located
 from laser_hf.training import parse_options, run_training
 from laser_hf.training.arguments import DataArguments
-from laser_hf.training.evaluation import LOGGED, load_evaluator
+from laser_hf.training.speech import LOGGED, load_evaluator
 
 HEADER = "utterance\tword\tstart_seconds\tduration_seconds\tphones(name:start:duration)\n"
 

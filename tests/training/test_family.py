@@ -41,6 +41,7 @@ def run(request, tiny_encoder, small_tree, tmp_path_factory):
     return request.param, options, output, *start(tiny_encoder, small_tree, output, *options)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(run, tiny_encoder, small_tree, tmp_path, monkeypatch):
     _, options, _, record, by_step, weights = run
     kill_in_step_4(monkeypatch)
@@ -80,13 +81,14 @@ def test_only_what_an_objective_reads_is_in_its_recipe(run):
     assert set(record["recipe"]["objective"]) == read[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["score", "spin"])
 def test_two_processes_equal_one(name, tiny_encoder, small_tree, tmp_path):
     """The twin and the sides it hears, the codes that Sinkhorn assigns to the frames of all processes."""
     options = (*FAMILY[name], *NO_DROPOUT, "--per_device_train_batch_size", "8", "--eval_data", str(small_tree))
     options += ("--eval_steps", "4", "--max_eval_samples", "5")
     _, alone, alone_weights = start(tiny_encoder, small_tree, tmp_path / "one", *options)
-    fork_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options))
+    assert fork_two(arguments(tiny_encoder, small_tree, tmp_path / "two", *options)) == ["", ""]
     together = losses(tmp_path / "two")
     assert json.loads((tmp_path / "two" / TRAINING_RECORD).read_text())["processes"] == 2
     for step, loss in alone.items():
@@ -262,6 +264,7 @@ def test_lengths_decide_before_decoding(tiny_encoder, small_tree, tmp_path):
 # ---- perturbations ----
 
 
+@pytest.mark.slow
 def test_noise_instead_of_speed_and_pitch(tiny_encoder, small_tree, tmp_path):
     noise = tmp_path / "noise"
     noise.mkdir()

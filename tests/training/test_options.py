@@ -151,12 +151,23 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--objective", "contentvec"], "unknown objective 'contentvec'"),
         (["--objective", "nowhere:Loss"], "cannot import"),
         (["--perturbations", "echo"], "unknown perturbation 'echo'"),
-        (["--gamma", "0"], "gamma must be above 0"),
+        (["--gamma", "0"], "gamma must be at least 1e-06"),
         (["--speed_factors", "0.9", "-1"], "speed_factors must be"),
         (["--objective_options", "beta=1"], "has no option beta"),
         (["--objective_options", "alpha"], "expected name=value"),
-        (["--seconds_per_update", "0"], "--seconds_per_update must be positive"),
+        (["--seconds_per_update", "0"], "--seconds_per_update must be above 0, got 0"),
         (["--per_device_train_seconds", "9"], "goes with --seconds_per_update"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
+        (["--projection_dim", "0"], "--projection_dim must be at least 1, got 0"),
+        (["--max_train_samples", "-3"], "--max_train_samples must be at least 1, got -3"),
+        (["--max_grad_norm", "nan"], "--max_grad_norm must be at least 0, got nan"),
+        (["--learning_rate", "inf"], "--learning_rate must be above 0, got inf"),
+        (["--num_train_epochs", "1"], "it is not taken: the length of a run is given in updates: --max_steps"),
+        (["--dataloader_drop_last"], "it is not taken"),
+        (["--fsdp", "full_shard"], "DDP"),
+        (["--eval_strategy", "epoch"], "--eval_strategy must be steps or no"),
+        (["--fp16"], "fp16 needs a GPU"),
+        (["--ddp_backend", "gloo"], "for several processes"),
     ],
 )
 def test_refused(argv, message, tmp_path, capsys):
@@ -193,7 +204,7 @@ def test_help_shows_ours_and_help_all_shows_everything(capsys):
         assert "--preset" in text
         assert "--pairs_per_update" in text
         assert "accelerate launch train.py" in text
-        assert ("--neftune_noise_alpha" in text) == inherited
+        assert ("--ddp_timeout" in text) == inherited
 
 
 def test_a_cpu_launch_that_lost_its_processes_is_refused(tmp_path, capsys, monkeypatch):
@@ -285,3 +296,48 @@ def test_what_belongs_to_the_recipe(tmp_path):
     }  # fmt: skip
     assert {"train_data", "streaming", "min_seconds", "perturb_on"} <= set(recipe["data"])
     assert not [name for name in recipe["data"] if name.startswith(("eval_", "max_eval", "cache_"))]
+
+
+def test_a_folder_of_ones_own_does_not_get_the_split_of_the_preset(tmp_path):
+    own = parse("--train_data", "my_folder", output=tmp_path).data
+    assert (own.train_data, own.train_name, own.train_split) == ("my_folder", None, None)
+    both = parse("--data=my_folder", "--split", "dev", output=tmp_path).data
+    assert (both.train_data, both.train_name, both.train_split) == ("my_folder", None, "dev")
+    same = parse("--train_data", "openslr/librispeech_asr", output=tmp_path).data
+    assert (same.train_name, same.train_split) == ("clean", "train.100")
+
+
+def test_values_of_a_preset_have_types_and_ranges(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    for values, message in (
+        ({"max_steps": None}, "--max_steps must be a whole number, got None"),
+        ({"trainable_layers": 1.5}, "--trainable_layers must be a whole number, got 1.5"),
+        ({"learning_rate": [1]}, "--learning_rate must be a number"),
+        ({"num_train_epochs": 2}, "unknown keys: num_train_epochs"),
+        ([1], "must be a JSON object"),
+    ):
+        path.write_text(json.dumps(values))
+        with pytest.raises(SystemExit):
+            parse("--preset", str(path), output=tmp_path)
+        assert message in capsys.readouterr().err
+    path.write_bytes('{"train_data": "Größe"}'.encode("latin-1"))
+    with pytest.raises(LaserError, match="not valid JSON"):
+        load_preset(str(path), option_names())
+
+
+def test_what_accelerate_is_told_decides_the_precision(tmp_path, monkeypatch, capsys):
+    assert parse(output=tmp_path).training.mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    options = parse(output=tmp_path)
+    assert options.training.bf16
+    assert options.recipe()["training"]["bf16"]
+    for setting in ("fp16", "fp8"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", setting)
+        with pytest.raises(SystemExit):
+            parse(output=tmp_path)
+        assert setting in capsys.readouterr().err
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(SystemExit):
+        parse(output=tmp_path)
+    assert "DDP" in capsys.readouterr().err

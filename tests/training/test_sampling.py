@@ -82,7 +82,7 @@ def arguments(world, rank=0, **options):
 def test_more_processes_than_pairs():
     with pytest.raises(LaserError, match="cannot be shared by 16"):
         micro_batches(arguments(16))
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
         arguments(1, pairs_per_update=0)
 
 

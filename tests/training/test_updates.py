@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
+import transformers
 from conftest import make_model, make_waveform
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,15 @@ from laser_hf.encoders import SpeechEncoder
 from laser_hf.errors import LaserError
 from laser_hf.objectives import LaserLoss, MseIdmLoss
 from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
-from laser_hf.training.batches import add_perturbed_views, cut_by_length, drawn_sides, pack, stack_views, unpack
+from laser_hf.training.batches import (
+    add_perturbed_views,
+    cut_by_length,
+    drawn_sides,
+    memory_named,
+    pack,
+    stack_views,
+    unpack,
+)
 
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout"), 0.0)
 
@@ -98,6 +108,35 @@ def test_perturbing_an_update_gives_what_the_workers_make():
             assert torch.equal(one["perturbed"], SpeedPitch().apply(other["clean"], **other["drawn"]))
     with pytest.raises(LaserError, match="no attribute `perturbation`"):
         add_perturbed_views(later, None)
+
+
+def test_what_does_not_fit_into_memory_is_named(monkeypatch):
+    config = transformers.HubertConfig()  # 512 channels, stride 5
+    lengths = {"clean_lengths": torch.tensor([16000, 1800 * 16000]), "perturbed_lengths": torch.tensor([16000, 17000])}
+    batch = {"ids": ["short", "long"], **lengths}
+    needed = 4 * 2 * 2 * (1800 * 3200 * 512)  # rows, 16 bits, input and output of the first layer
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    memory = memory._replace(available=needed)
+    with memory_named(batch, config, torch.device("cpu")):
+        pass
+    memory = memory._replace(available=needed - 1)
+    with (
+        pytest.raises(
+            LaserError, match=r"utterance long of 1800 s, in a micro-batch of 2, .*: 47.2 GB .*--max_seconds or --crop"
+        ),
+        memory_named(batch, config, torch.device("cpu")),
+    ):
+        pytest.fail("it was begun")
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")):
+        (small,) = cut_by_length([pair(5, 16000, 15000)], 1)
+        with (
+            pytest.raises(LaserError, match=r"utterance u5 of 1 s, .*--crop_seconds"),
+            memory_named(small, config, torch.device("cpu")),
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match="a mistake"), memory_named(small, config, torch.device("cpu")):
+        raise RuntimeError("a mistake")
 
 
 # ---- rows of the model's input ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -11,7 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Utterance:
     id: str
     row: int
     samples: int = 0  # at 16 kHz
+    sha256: str = ""  # of them
+    units: Sequence[str] = ()  # of the transcript, also those without a label
     target: Sequence[int] = ()
     reason: str = ""  # why it is skipped, as `kind: explanation`
     words: Sequence[str] = ()  # those without a pronunciation
@@ -51,6 +53,7 @@ class Split(torch.utils.data.Dataset):
     speech: Any  # data set with `id`, `audio` and `text`
     utterances: list[Utterance]
     skipped: list[Utterance]
+    unknown: Counter[str] = field(default_factory=Counter)  # units without a label
     store: FrameStore | None = None  # hidden states; without it, waveforms are encoded each time
 
     @property
@@ -71,9 +74,9 @@ class Split(torch.utils.data.Dataset):
         return decode_audio(self.speech[self.utterances[index].row]["audio"]).waveform
 
     def digest(self) -> str:
-        """SHA-256 over ids and lengths: changes when the utterances do."""
-        content = json.dumps([[utterance.id, utterance.samples] for utterance in self.utterances])
-        return hashlib.sha256(content.encode()).hexdigest()
+        """Changes when ids, samples or targets of the utterances do."""
+        content = json.dumps([[utterance.id, utterance.sha256, utterance.target] for utterance in self.utterances])
+        return sha256(content.encode()).hexdigest()[:16]
 
     def __getitem__(self, item: tuple[int, float]) -> dict[str, Any]:
         index, weight = item
@@ -93,7 +96,10 @@ class Split(torch.utils.data.Dataset):
         if words:
             skipped |= {"unknown_words": len(words), "unknown_words_listed": dict(words.most_common(LISTED))}
         hours = round(sum(self.samples) / SAMPLE_RATE / 3600, 4)
-        return {"split": self.name, "utterances": len(self), "hours": hours, "skipped": skipped}
+        found: dict[str, Any] = {"split": self.name, "utterances": len(self), "hours": hours, "skipped": skipped}
+        if self.unknown:
+            found["unknown_units"] = {"count": self.unknown.total(), "listed": dict(self.unknown.most_common(LISTED))}
+        return found
 
 
 def read_split(
@@ -109,7 +115,7 @@ def read_split(
         progress: show a bar.
 
     Raises:
-        LaserError: no transcripts at all, or no usable utterance.
+        LaserError: no transcripts at all, no usable utterance, or most of the text has no label.
     """
     if "text" not in speech.column_names:
         raise LaserError(f"split {name} has no transcripts: no SPEAKER-CHAPTER.trans.txt files, or no column `text`")
@@ -117,11 +123,12 @@ def read_split(
 
     def look(row: int) -> Utterance:
         try:
-            target = task.encode(texts[row] or "")
+            text = texts[row] or ""
+            units, target = task.units(text), task.encode(text)
             waveform = decode_audio(speech[row]["audio"], min_seconds=shortest / SAMPLE_RATE).waveform
         except (UnusableText, BadAudio) as error:
             return Utterance(ids[row], row, reason=str(error), words=getattr(error, "words", ()))
-        return Utterance(ids[row], row, len(waveform), target)
+        return Utterance(ids[row], row, len(waveform), sha256(waveform.numpy()).hexdigest(), units, target)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looks = pool.map(look, range(len(speech)))
@@ -139,6 +146,14 @@ def read_split(
     if limit is not None and limit < len(usable):
         # Spread over the split: the first ones would be a few speakers.
         split.utterances = [usable[pick] for pick in torch.linspace(0, len(usable) - 1, limit).long().tolist()]
+    split.unknown = Counter(unit for one in split.utterances for unit in one.units if unit not in task.LABELS)
+    if split.unknown:
+        share = split.unknown.total() / sum(len(one.units) for one in split.utterances)
+        listed = " ".join(unit for unit, _ in split.unknown.most_common(20))
+        what = f"split {name}: {share:.1%} of its text has no label in {task.NAME}: {listed}"
+        if share >= 0.5:
+            raise LaserError(f"{what}. Known are {' '.join(label for label in task.LABELS if label[0] != '<')}")
+        logger.warning("%s. Each counts as an error", what)
     return split
 
 

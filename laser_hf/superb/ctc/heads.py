@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -186,7 +187,7 @@ def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
     """The head of a finished `asr` or `pr` run in evaluation mode, and the record of the run.
 
     Raises:
-        LaserError: the folder holds no such run.
+        LaserError: the folder holds no such run, or its head is damaged.
     """
     folder = Path(folder)
     record = read_record(folder / RESULTS)
@@ -194,5 +195,8 @@ def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
         raise LaserError(f"{folder} holds no {WEIGHTS_NAME}; give the output folder of one asr or pr run")
     task, head = TASKS[record["task"]], record["head"]
     built = task.build_head(SimpleNamespace(**record["recipe"]), head["layers"], head["dim"])
-    built.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    try:
+        built.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except (SafetensorError, RuntimeError) as error:
+        raise LaserError(f"{folder / WEIGHTS_NAME} is damaged, or not the head of {RESULTS}: {error}") from error
     return built.eval(), record

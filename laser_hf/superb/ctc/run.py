@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
+import os
 import shutil
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from transformers import TrainingArguments, set_seed
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...cli import refuse_lonely_launch
 from ...data import load_speech
 from ...encoders import load_encoder
+from ...errors import LaserError
 from ...plugins import Option
-from ...records import RESULTS, plain, read_json, write_json
-from ...runs import RECIPE_NAME, RunFolder
+from ...records import RESULTS, plain, read_json, read_record, write_json
+from ...runs import CONTENT, RECIPE_NAME, WRITING, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
 from .data import Split, read_split
@@ -31,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
 """Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
+WHOLE = {
+    "runs": 1, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1
+}  # fmt: skip
+"""Smallest values of the options that are no values of a recipe."""
 LOG_NAME = "training_log.json"
 OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", LOG_NAME, WEIGHTS_NAME)
 """What a run leaves besides checkpoints, recipe and record."""
@@ -53,7 +62,6 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
         record = summarise(command, records) if command.main else {}
         command.finish(command.folder, record)
     if command.main:
-        shutil.rmtree(command.folder.path / "features", ignore_errors=True)
         logger.info("Everything is in %s", command.folder.path)
         for metric in record["metrics"]:
             spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
@@ -67,6 +75,12 @@ def run_folder(path: Path) -> RunFolder:
     return RunFolder(path, RESULTS, owned=(*OWNED, *(f"seed-*/{name}" for name in below)))
 
 
+def tidy(folder: RunFolder) -> None:
+    """Delete what only an unfinished run needs."""
+    for left in (*folder.path.glob("checkpoint-*"), folder.path / "features", folder.path / WRITING):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 class Command:
     """What all runs of a command share: recipe, encoder, corpus, protocol.
 
@@ -78,20 +92,33 @@ class Command:
 
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        Option("runs", 1, "", flag="--runs", low=1).check(arguments.runs)
+        for name, low in WHOLE.items():
+            Option(name, None, "", int, low=low, flag=f"--{name}").check(getattr(arguments, name))
+        if arguments.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
+            raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
         self.recipe = choose_recipe(arguments, kind.RECIPES)
         self.use_cpu = pick_device(arguments.device).type == "cpu"
         self.folder = run_folder(arguments.output_dir)
         self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
+        if unknown := set(self.args.report_to) - {*INTEGRATION_TO_CALLBACK}:
+            raise LaserError(f"--report_to {unknown.pop()} is none of {', '.join(INTEGRATION_TO_CALLBACK)}")
         self.main = self.args.process_index == 0
         if self.main:
+            if self.folder.finished:  # and killed before it was tidy
+                tidy(self.folder)
             self.folder.check(arguments.overwrite_output_dir)
         self.task = kind.from_arguments(arguments)
         encoder = load_encoder(arguments.model, arguments.revision, do_normalize=arguments.do_normalize)
         self.features = EncoderFeatures(encoder)
         self.model = self.features.describe(arguments.model)
+        config = {name: value for name, value in encoder.base_config.to_dict().items() if name[0] != "_"}
+        encoder = [self.model["weights_sha256"], arguments.do_normalize, config]
+        self.encoder = sha256(json.dumps(encoder, sort_keys=True, default=str).encode()).hexdigest()
         names = (arguments.train_split, arguments.dev_split, *arguments.test_split)
         self.splits = [self.read(name, train=place == 0) for place, name in enumerate(names)]
+        train = self.splits[0]
+        if all(self.features.frame_count(one.samples) < len(one.target) for one in train.utterances):
+            raise LaserError(f"split {train.name}: every target is longer than the frames of its utterance")
 
         self.changed = changes(self.recipe, kind.RECIPES["superb"]) | self.task.changed()
         here = {role: len(split) for role, split in zip(SUPERB_UTTERANCES, self.splits, strict=False)}
@@ -106,11 +133,10 @@ class Command:
             self.store_states()
 
     def finish(self, folder: RunFolder, record: dict[str, Any]) -> None:
-        """Write the record of a run, which completes it, and delete its checkpoints."""
+        """Write the record of a run, which completes it."""
         if self.main:
             folder.finish(record)
-            for left in folder.path.glob("checkpoint-*"):
-                shutil.rmtree(left)
+            tidy(folder)
 
     def training_arguments(self, kind: type[CtcTask], output_dir: Path, seed: int) -> TrainingArguments:
         """The Trainer's options for one run."""
@@ -123,7 +149,7 @@ class Command:
             lr_scheduler_type="constant",
             max_grad_norm=recipe.max_grad_norm,
             seed=seed,
-            bf16=arguments.bf16,
+            bf16=recipe.precision == "bf16",
             per_device_eval_batch_size=arguments.eval_batch_size,
             eval_strategy="steps",
             eval_steps=recipe.eval_steps,
@@ -153,7 +179,7 @@ class Command:
         """Encode every utterance once; the main process encodes, the others read its files."""
         with self.args.main_process_first(local=False, desc="hidden states"):
             for number, split in enumerate(self.splits):
-                key = {"model": self.model, "normalized": self.arguments.do_normalize, "utterances": split.digest()}
+                key = {"encoder": self.encoder, "utterances": split.digest()}
                 place = self.folder.path / "features" / f"{number}-{split.folder_name}"
                 split.store = FrameStore(place, range(self.features.layers), self.features.dim, key)
                 if self.main:
@@ -165,13 +191,13 @@ class Command:
 
     def fingerprint(self, seed: int) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it."""
+        roles, digests = ("train_split", "dev_split"), [split.digest() for split in self.splits]
         return {
             "task": self.task.NAME,
             "recipe": dataclasses.asdict(self.recipe),
             "seed": seed,
-            "weights_sha256": self.model["weights_sha256"],
             "do_normalize": self.arguments.do_normalize,
-            "utterances": [split.digest() for split in self.splits],
+            CONTENT: {"model": self.encoder, **dict(zip(roles, digests, strict=False)), "test_split": digests[2:]},
             **self.task.describe(),
         }
 
@@ -180,7 +206,7 @@ class Command:
         folder = run_folder(self.folder.path / f"seed-{seed}")
         if folder.finished and read_json(folder.path / RECIPE_NAME) == plain(self.fingerprint(seed)):
             logger.info("seed %d is finished: %s", seed, folder.path)
-            return read_json(folder.path / RESULTS)
+            return read_record(folder.path / RESULTS)
         return self.train_and_test(seed, folder, began)
 
     def train_and_test(self, seed: int, folder: RunFolder, began: float) -> dict[str, Any]:
@@ -224,7 +250,7 @@ class Command:
             about["training"] = {
                 "updates": trainer.state.global_step,
                 "seconds": round(trained, 1),
-                "updates_left_out": sum(entry.get("left_out", 0) for entry in history),
+                "updates_left_out": trainer.left_out(),
                 "processes": args.world_size,
             }
             record = make_record(self, seed, before + trainer.trained_seconds(), metrics, **about)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +48,18 @@ def choose_recipe(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) 
         for entry in dataclasses.fields(recipes[arguments.protocol])
         if hasattr(arguments, entry.name)
     }
-    precision = "bf16" if arguments.bf16 else "fp32"
-    return dataclasses.replace(recipes[arguments.protocol], **given, precision=precision)
+    recipe = dataclasses.replace(recipes[arguments.protocol], **given, precision=_precision(arguments.bf16))
+    if recipe.eval_steps > recipe.max_steps:
+        raise LaserError(f"--eval_steps {recipe.eval_steps} exceeds --max_steps {recipe.max_steps}: no head is chosen")
+    return recipe
+
+
+def _precision(bf16: bool) -> str:
+    """What the Trainer will run in: `--bf16`, or else what `accelerate` was told."""
+    mixed = "bf16" if bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed not in ("no", "bf16"):
+        raise LaserError(f"heads train in fp32 or, with --bf16, in bf16; ACCELERATE_MIXED_PRECISION is {mixed}")
+    return "fp32" if mixed == "no" else mixed
 
 
 def changes(recipe: Recipe, superb: Recipe) -> dict[str, dict[str, Any]]:
@@ -70,8 +82,8 @@ class UnusableText(LaserError):
 
 
 def split_words(transcript: str) -> list[str]:
-    """Upper-case words of a transcript; raises `UnusableText` if it has none."""
-    words = transcript.upper().split()
+    """Upper-case words of a transcript, composed (NFC); raises `UnusableText` if it has none."""
+    words = unicodedata.normalize("NFC", transcript.upper()).split()
     if not words:
         raise UnusableText("missing_transcript", "the transcript has no words")
     return words

@@ -62,7 +62,7 @@ class Lexicon:
                 if not phones or not set(phones) <= set(ARPABET):
                     what = "a word and ARPAbet phones with stress, such as `CAT K AE1 T`"
                     raise LaserError(f"{place}: expected {what}, got {line.strip()[:80]!r}")
-                pronunciations.setdefault(word.upper(), phones)
+                pronunciations.setdefault(*split_words(word), phones)
             digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
             files.append({"name": path.name, "sha256": digest})
         return cls(pronunciations, {"files": files})
@@ -99,7 +99,7 @@ class AsrRecipe(Recipe):
     )
     lstm_size: int = value(1024, "units of an LSTM, per direction", low=1)
     lstm_layers: int = value(2, "bidirectional LSTM layers", low=1)
-    dropout: float = value(0.2, "after each LSTM layer", low=0, high=1)
+    dropout: float = value(0.2, "after each LSTM layer", low=0, high=0.95)
     warp_window: int = value(5, "SpecAugment: frames by which time is warped at most", low=0)
     feature_masks: int = value(4, "SpecAugment: masks over dimensions", low=0)
     feature_mask_width: int = value(50, "SpecAugment: their width stays below this", low=1)
@@ -190,8 +190,8 @@ class Asr(CtcTask):
 
     @staticmethod
     def written(units: Sequence[str]) -> str:
-        """Words, separated by single spaces."""
-        return " ".join("".join(units).replace("|", " ").split())
+        """Words, separated by single spaces; `<unk>` is one character."""
+        return " ".join("".join(units).replace("|", " ").replace("<unk>", "\ufffd").split())
 
 
 class Pr(CtcTask):

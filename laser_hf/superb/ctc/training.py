@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...errors import LaserError
-from ...runs import find_fault, seal_checkpoint
+from ...runs import WRITING, find_fault, seal_checkpoint
 from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
 from .heads import CtcHead, ctc_losses
@@ -102,6 +103,10 @@ class CtcTrainer(Trainer):
             model.zero_grad(set_to_none=True)
         return norm
 
+    def left_out(self) -> int:
+        """Updates without a step because their gradient was not finite, over all starts."""
+        return sum(entry.get("left_out", 0) for entry in self.state.log_history)
+
     @torch.no_grad()
     def decode(self, split: Split) -> tuple[list[Decoded], float]:
         """Utterances of a split decoded greedily, and the mean of their losses; alike on all processes."""
@@ -123,13 +128,15 @@ class CtcTrainer(Trainer):
             found += zip(inputs["indices"], map(self.task.decode, paths), losses.tolist(), strict=True)
         found = sorted(gather_object(found))
         utterances = [(split.utterances[index], units) for index, units, _ in found]
-        decoded = [Decoded(one.id, units, self.task.symbols(one.target)) for one, units in utterances]
+        decoded = [Decoded(one.id, units, list(one.units)) for one, units in utterances]
         return decoded, sum(loss for _, _, loss in found) / len(found)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Error rates of the dev split in percent, and its loss, by which the Trainer keeps the best checkpoint."""
         if self.state.best_metric is None:
             self.state.best_metric = self.task.FIRST_BEST
+        if self.left_out() == self.state.global_step:
+            raise LaserError(f"no gradient of {self.left_out()} updates was finite: is the encoder?")
         decoded, loss = self.decode(self.eval_dataset)
         metrics = {f"eval_{name}": value for name, value in {**self.task.metrics(decoded), "loss": loss}.items()}
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
@@ -149,7 +156,7 @@ class CtcTrainer(Trainer):
         if step is None:
             logger.warning("no dev %s was below %s: the head of the last update is tested", name, self.task.FIRST_BEST)
             return {"step": None, "rule": "last update: no dev value was low enough to be kept"}
-        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        checkpoint = self._best()
         if fault := find_fault(checkpoint):
             what = f"{checkpoint} holds the best head and is damaged ({fault})"
             raise LaserError(f"{what}; start over with --overwrite_output_dir")
@@ -163,8 +170,22 @@ class CtcTrainer(Trainer):
         return self._earlier + time.perf_counter() - self._started
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        """Write it aside, so that it appears whole or not at all, and older ones go only then."""
+        folder, limit = self.args.output_dir, self.args.save_total_limit
+        self.args.output_dir, self.args.save_total_limit = str(Path(folder) / WRITING), None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir, self.args.save_total_limit = folder, limit
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
-            seal_checkpoint(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            aside = Path(folder) / WRITING / name
+            self.state.best_model_checkpoint = str(self._best()) if self.state.best_global_step else None
+            self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+            seal_checkpoint(aside, Path(folder) / name)
+            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # load_best reads the seal
+
+    def _best(self) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"

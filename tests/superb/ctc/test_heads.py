@@ -80,3 +80,11 @@ def test_the_head_of_a_run_is_read_back(finished_asr, finished_pr, tmp_path):
         assert head(torch.randn(4, 1, 9, 32), torch.tensor([9])).shape == (1, 9, len(record["head"]["labels"]))
     with pytest.raises(LaserError, match=r"cannot read .*results.json"):
         load_head(tmp_path)
+    (tmp_path / "results.json").write_bytes((finished_pr[0] / "results.json").read_bytes())
+    for damaged in (b"", (finished_pr[0] / "ctc_head.safetensors").read_bytes()[:200]):
+        (tmp_path / "ctc_head.safetensors").write_bytes(damaged)
+        with pytest.raises(LaserError, match=r"ctc_head.safetensors is damaged"):
+            load_head(tmp_path)
+    (tmp_path / "ctc_head.safetensors").write_bytes((finished_asr[0] / "ctc_head.safetensors").read_bytes())
+    with pytest.raises(LaserError, match=r"not the head of results.json"):
+        load_head(tmp_path)

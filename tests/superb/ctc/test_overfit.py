@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import laser_hf
 from laser_hf.superb.__main__ import main
 
 ENCODER = Path(laser_hf.__file__).parent / "demo" / "encoder"
 
 
+@pytest.mark.slow
 def test_twenty_real_utterances_by_heart(shared_speech, tmp_path):
     files = [p for p in (shared_speech / "train-clean-5").rglob("*-*-*.*") if p.suffix in (".flac", ".ogg", ".opus")]
     for path in sorted(files, key=lambda path: (path.stat().st_size, path.name))[:20]:

@@ -106,13 +106,39 @@ def test_shapes_of_the_pr_head():
 
 
 def test_values_given_on_the_command_line():
-    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5", "--dropout", "0"), ASR)
-    assert chosen == dataclasses.replace(ASR["superb"], max_steps=5, dropout=0.0)
+    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5000", "--dropout", "0"), ASR)
+    assert chosen == dataclasses.replace(ASR["superb"], max_steps=5000, dropout=0.0)
     chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), PR)
     assert chosen == dataclasses.replace(PR["quick"], batch_size=3)
     assert recipe.choose_recipe(parse(Pr), PR) == PR["superb"]
     with pytest.raises(LaserError, match="--max_steps must be at least 1, got 0"):
         recipe.choose_recipe(parse(Pr, "--max_steps", "0"), PR)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rate", "nan"], "--learning_rate must be above 0, got nan"),
+        (["--learning_rate", "inf"], "--learning_rate must be above 0, got inf"),
+        (["--max_grad_norm", "-1"], "--max_grad_norm must be above 0"),
+        (["--dropout", "1"], "--dropout must be at least 0, at most 0.95"),
+        (["--warp_window", "-1"], "--warp_window must be at least 0"),
+        (["--max_train_utterances", "-3"], "--max_train_utterances must be at least 2"),
+        (["--max_steps", "100"], "--eval_steps 2000 exceeds --max_steps 100"),
+    ],
+)
+def test_values_out_of_range(words, message):
+    with pytest.raises(LaserError, match=message):
+        recipe.choose_recipe(parse(Asr, *words), ASR)
+
+
+def test_what_accelerate_was_told_decides_the_precision(monkeypatch):
+    for told, words, expected in (("bf16", [], "bf16"), ("no", ["--bf16"], "bf16"), ("no", [], "fp32")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+        assert recipe.choose_recipe(parse(Asr, *words), ASR).precision == expected
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(LaserError, match="ACCELERATE_MIXED_PRECISION is fp16"):
+        recipe.choose_recipe(parse(Asr), ASR)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +150,7 @@ def test_values_given_on_the_command_line():
         (["--learning_rate", "1e-7"], True),
         (["--learning_rate", "1.1e-1"], False),
         (["--learning_rate", "0.9e-7"], False),
-        (["--max_steps", "100"], False),
+        (["--max_steps", "100000"], False),
         (["--time_masks", "0"], False),
         (["--bf16"], False),
         (["--micro_batch_size", "4", "--eval_batch_size", "1", "--cache_features", "yes"], True),

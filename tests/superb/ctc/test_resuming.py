@@ -86,6 +86,7 @@ def test_a_finished_run_is_not_overwritten_by_accident(finished_asr, tiny_encode
     assert record["metrics"] == finished_asr[1]["metrics"]
 
 
+@pytest.mark.slow
 def test_runs_are_repeated_and_resumed(finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
     words = ["--lexicon", str(lexicon), "--runs", "2"]
     with monkeypatch.context() as patch:

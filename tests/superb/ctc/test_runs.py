@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from safetensors.torch import load_file
+from training_runs import fork_two
 
 from laser_hf.errors import LaserError
 from laser_hf.records import read_json
+from laser_hf.superb.__main__ import main
 from laser_hf.superb.ctc.training import CtcTrainer
+from laser_hf.superb.features import EncoderFeatures
 
 from .conftest import command, run, write_chapter
 
@@ -35,7 +35,7 @@ def test_what_an_asr_run_leaves(finished_asr):
     assert len(record["weights_sha256"]) == 64
     for name in ("command", "commit", "hardware", "versions", "wall_seconds"):
         assert name in record
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file()}
     assert names == {
         *("results.json", "recipe.json", "training_log.json", "ctc_head.safetensors"),
         *("plots/layer_weights.png", "plots/training.png"),
@@ -130,6 +130,12 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(tiny_encoder, 
         (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--model", "no/such-encoder"], "cannot load the encoder"),
         (["--max_train_utterances", "1"], "at least 2"),
+        (["--micro_batch_size", "0"], "--micro_batch_size must be at least 1"),
+        (["--seed", "-1"], "--seed must be from 0"),
+        (["--revision", "main"], "--revision is for the Hub; --model .* is not there"),
+        (["--ddp_backend", "gloo"], "--ddp_backend is for several processes"),
+        (["--report_to", "nowhere"], "--report_to nowhere is none of"),
+        (["--output_dir", ""], "--output_dir is empty"),
     ],
 )
 def test_clear_errors(words, message, tiny_encoder, corpus, tmp_path):
@@ -143,32 +149,46 @@ def test_speech_without_transcripts(tiny_encoder, tmp_path):
         run("asr", tiny_encoder, tmp_path / "data", tmp_path / "out")
 
 
+def test_a_run_does_not_go_into_the_folder_of_its_encoder(tiny_encoder, corpus):
+    for folder in (tiny_encoder, tiny_encoder.parent):
+        with pytest.raises(LaserError, match="holds --model"):
+            run("asr", tiny_encoder, corpus, folder, "--overwrite_output_dir")
+    assert (tiny_encoder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--cache_features", "no"]])
+def test_an_encoder_that_gives_nan_is_no_success(words, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+    real = EncoderFeatures.states
+
+    def states(self, *arguments, **keywords):
+        states, frames = real(self, *arguments, **keywords)
+        return states * float("nan"), frames
+
+    monkeypatch.setattr(EncoderFeatures, "states", states)
+    with pytest.raises(LaserError, match="finite"):
+        run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), *words)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_targets_that_fit_into_no_frames(tiny_encoder, corpus, lexicon, tmp_path):
+    write_chapter(tmp_path / "data" / "train", "11", ["HELLO WORLD " * 20] * 3, 0)
+    for split in ("dev", "test"):
+        (tmp_path / "data" / split).symlink_to(corpus / split)
+    with pytest.raises(LaserError, match="split train: every target is longer than the frames"):
+        run("pr", tiny_encoder, tmp_path / "data", tmp_path / "out", "--lexicon", str(lexicon))
+
+
 def test_words_that_must_be_known(tiny_encoder, corpus, lexicon, tmp_path):
     with pytest.raises(LaserError, match="no pronunciation of XYZZYQ"):
         run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), "--oov", "error")
 
 
 def test_two_processes_give_the_result_of_one(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
-    """Through `accelerate launch`, with gloo: shares of updates and of decoding add up."""
-    words = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]
-    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    words += [
-        "-m",
-        "laser_hf.superb",
-        "pr",
-        *command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon)),
-    ]
-    words += ["--ddp_backend", "gloo"]
-    result = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    """With gloo: shares of updates and of decoding add up."""
+    fork_two(
+        command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon)),
+        lambda argv: main(["pr", *argv]),
+    )
     record = read_json(tmp_path / "out" / "results.json")
     assert record["training"]["processes"] == 2
     for name, value in load_file(finished_pr[0] / "ctc_head.safetensors").items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_characters_give_the_words_back(words, blank):
 
 @given(st.text())
 def test_any_transcript_has_a_target_or_is_unusable(transcript):
-    words = transcript.upper().split()
+    words = unicodedata.normalize("NFC", transcript.upper()).split()
     if not words:
         with pytest.raises(UnusableText):
             Asr().encode(transcript)
@@ -161,6 +163,16 @@ def test_error_rates_on_random_edits():
     assert metrics["wer"] == pytest.approx(100 * words[0] / words[1])
     assert metrics["uer"] == pytest.approx(100 * units[0] / units[1])
     assert 0 < metrics["cer"] < metrics["wer"]
+
+
+@pytest.mark.parametrize("transcript", ["café", "cafe\u0301"])  # composed and decomposed
+def test_a_character_without_a_label_is_one_error_of_one_character(transcript):
+    units = Asr().units(transcript)
+    assert units == ["C", "A", "F", "É", "|"]
+    assert Asr().encode(transcript)[3] == CHARACTERS.index("<unk>")
+    for hypothesis in (list("CAFE|"), ["C", "A", "F", "<unk>", "|"]):
+        found = Asr().metrics([Decoded("a", hypothesis, units)])
+        assert found == {"wer": 100, "cer": pytest.approx(25), "uer": pytest.approx(20)}
 
 
 def test_phone_error_rate_with_an_empty_hypothesis():

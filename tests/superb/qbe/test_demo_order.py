@@ -47,6 +47,7 @@ def short_documents(shared_speech, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_order_of_features_comes_out_right(short_documents, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw", lambda *_: None)
     values = {}

@@ -1,0 +1,141 @@
+"""What an option is: its field and range, whether it is taken, and the presets that set it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from ..errors import LaserError
+from ..plugins import Option
+from ..records import located
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+"""Number format of the forward pass by `TrainingArguments.mixed_precision`."""
+_BOUNDS = ("low", "high", "above")
+OWN_METADATA = ("recipe", *_BOUNDS)
+"""Metadata of a field that argparse does not know."""
+
+_LOADER = "the loader makes updates of pairs, whose order --seed decides"
+_EVALUATION = "an evaluation measures loss terms of held-out pairs, --per_device_eval_batch_size at once"
+_HUB = "the finished run is published, not its checkpoints"
+_LOSS = "the loss is that of the --objective"
+DDP = (
+    "the trained layers are small and gain nothing from sharding. Several GPUs share an update by DDP: accelerate "
+    "launch --multi_gpu --num_processes N train.py"
+)
+REFUSED = {
+    "num_train_epochs": "the length of a run is given in updates: --max_steps",
+    "gradient_accumulation_steps": "it follows from --pairs_per_update, --per_device_train_batch_size and the number "
+    "of processes; set those instead",
+    "ignore_data_skip": "a resumed run goes on behind the pairs that it has seen",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), DDP),
+    **dict.fromkeys(
+        (
+            "auto_find_batch_size", "train_sampling_strategy", "length_column_name", "dataloader_drop_last",
+            "dataloader_in_order", "remove_unused_columns", "accelerator_config", "include_num_input_tokens_seen",
+        ),
+        _LOADER,
+    ),
+    **dict.fromkeys(
+        (
+            "do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only",
+            "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
+            "batch_eval_metrics",
+        ),
+        _EVALUATION,
+    ),
+    **dict.fromkeys(
+        (
+            "label_smoothing_factor", "label_names", "average_tokens_across_devices", "neftune_noise_alpha",
+            "use_liger_kernel", "liger_kernel_config", "use_cache",
+        ),
+        _LOSS,
+    ),
+    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), _HUB),
+}  # fmt: skip
+"""Options of `TrainingArguments` that would have no effect here, and why."""
+
+
+def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
+    """A dataclass field that is an option and decides the result of a run.
+
+    Args:
+        default: its value if it is not given.
+        text: for `--help`.
+        recipe: whether it decides the result.
+        metadata: its range, as `low`, `high` and `above` of `plugins.Option`; and `choices`, `aliases`, `metavar` for
+            argparse.
+    """
+    return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
+
+
+def setting(default: Any, text: str, **metadata: Any) -> Any:
+    """An `option` that does not decide the result: paths, logging, evaluation, hardware."""
+    return option(default, text, recipe=False, **metadata)
+
+
+def check_values(options: Any) -> None:
+    """Check types and ranges of a dataclass of options: argparse sees no value of a preset, and knows no range.
+
+    Raises:
+        LaserError: the message names option, value and range.
+    """
+    hints = get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        kinds = set(get_args(hints[field.name]) or (hints[field.name],))
+        value, optional = getattr(options, field.name), type(None) in kinds
+        kinds.discard(type(None))
+        if "recipe" not in field.metadata or len(kinds) != 1 or (value is None and optional):
+            continue  # not ours, or of several types
+        (kind,) = kinds
+        if kind in (bool, int, float, str):
+            bounds = {name: field.metadata[name] for name in _BOUNDS if name in field.metadata}
+            checked = Option(f"--{field.name}", "", "", kind=kind, **bounds).check(value)
+            if kind is int or isinstance(value, str):
+                setattr(options, field.name, checked)
+
+
+def recipe_of(options: Any) -> dict[str, Any]:
+    """The values of a dataclass of options that decide the result, by name."""
+    names = [field.name for field in dataclasses.fields(options) if field.metadata.get("recipe")]
+    values = {name: getattr(options, name) for name in names}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    folder = resources.files("laser_hf") / "presets"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def load_preset(name: str, known: set[str]) -> dict[str, Any]:
+    """Values of a shipped preset, or of a JSON file of one's own, by the names of options.
+
+    `{laser_hf}` in a value stands for the folder of the installed package.
+
+    Args:
+        name: shipped name, or a path ending in `.json`.
+        known: option names that may be set.
+
+    Raises:
+        LaserError: unknown name, unreadable file, or a key outside `known`.
+    """
+    path = Path(name) if name.endswith(".json") else resources.files("laser_hf") / "presets" / f"{name}.json"
+    if not path.is_file():
+        raise LaserError(
+            f"unknown preset {name!r}; shipped are {', '.join(preset_names())}, or give the path of a .json file"
+        )
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:  # also of text in another encoding
+        raise LaserError(f"preset {name!r} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise LaserError(f"preset {name!r} must be a JSON object of options and values, got {type(values).__name__}")
+    unknown = sorted(set(values) - known - {"description", "source"})
+    if unknown:
+        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See train.py --help_all.")
+    return {key: located(value) if isinstance(value, str) else value for key, value in values.items() if key in known}
