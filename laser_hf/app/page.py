@@ -121,8 +121,8 @@ class Page:
                 both = gr.Button("Compare", variant="primary")
                 compared = image()
 
-            def select(known: Any, at: gr.SelectData) -> tuple[Any, Any]:
-                return self.show(known, int(at.target._id == hits[1]._id), at.index[0])  # the target is a copy
+            def select(known: Any, which: int, at: gr.SelectData) -> tuple[Any, Any]:
+                return self.show(known, which, at.index[0])
 
             on = functools.partial(gr.on, concurrency_id="one at a time")
             offer = explained(lambda folder: gr.Dropdown(list(Collection(folder).picks), value=None))
@@ -132,7 +132,8 @@ class Page:
             on([audio.upload, audio.stop_recording, audio.clear], lambda: None, [], [pick])  # it is another word now
             done = on([go.click], explained(self.search), [*given, pick, audio], [*hits, found], show_progress_on=shown)
             done.success(explained(self.show), [found], shown, concurrency_id="one at a time")
-            on([table.select for table in hits], explained(select), [found], shown)
+            for which, table in enumerate(hits):
+                on([table.select], explained(select), [found, gr.State(which)], shown)
             on([both.click], explained(self.compare), [*given, *pair], [compared])
         return blocks
 
