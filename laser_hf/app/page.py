@@ -26,9 +26,8 @@ LAUNCH = {
     "css": "footer {display: none !important} .gradio-container {max-width: 1100px !important}",
     **{"run_history": False, "footer_links": [], "ssr_mode": False, "quiet": True, "prevent_thread_lock": True},
 }
-MAX_SECONDS = 30.0  # of a recording that a visitor gives
+MAX_SECONDS, AROUND = 30.0, 0.3  # of a visitor's recording; played before and behind a hit
 KEPT = (600, 3600)  # seconds between two looks for files to delete, and their age then
-AROUND = 0.3  # seconds played before and behind a hit
 PROGRESS = gr.Progress(track_tqdm=True)
 NAMES = {str(SPEECH_DIR / "heldout"): "shipped speech, six voices", str(ENCODER_DIR): "shipped encoder"}
 HITS = ["", "recording", "seconds", "score", "said"]
