@@ -65,10 +65,10 @@ def train(argv):
     run_training(parse_options(argv))
 
 
-def fork_two(argv, second=None, main=train):
-    """Run `main(argv)` in two forks with gloo, the second perhaps with other arguments; returns their errors.
+def fork_two(argv, main=train, second=None):
+    """Run `main(argv)` in two forked processes with gloo; returns their errors.
 
-    No interpreter has to import everything again.
+    The second may have other arguments. No interpreter has to import everything again.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -39,7 +39,9 @@ class SpeedPitch(Perturbation):
     )
     options = (
         Option("speed_factors", [0.9, 1.0, 1.1], "speed factors, one drawn per pair", many=True, low=0.25, high=4),
-        Option("pitch_steps", [-2.0, 2.0], "semitones of pitch shift, one drawn per pair", many=True, low=-24, high=24),
+        Option(
+            "pitch_steps", [-2.0, 2.0], "pitch shifts in semitones, one drawn per pair", many=True, low=-24, high=24
+        ),
     )
     changes = ("tempo", "speaker's pitch")
     batched = True

@@ -97,7 +97,7 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
                 numbers += [Number(*about, name, value, "hours", "train", path) for name, value in hours.items()]
                 continue
             if record["task"] == "search":
-                raise LaserError(f"{file} is the record of a search, whose table is search.md; give records of its runs")
+                raise LaserError(f"{file} is the record of a search, whose table is search.md; give its runs")
             if not record.get("metrics"):
                 raise LaserError(f"{file} has no metrics: its task is {record['task']}")
             if record["protocol"] not in PROTOCOLS:

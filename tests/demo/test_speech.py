@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from laser_hf.demo import ENCODER_DIR, SPEECH_DIR
-from laser_hf.demo.words import read_words
+from laser_hf.demo.__main__ import read_words
 
 SAMPLE_RATE = 16000
 

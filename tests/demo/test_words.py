@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from laser_hf.demo.words import format_before_after, read_words
+from laser_hf.demo.__main__ import format_before_after, read_words
 from laser_hf.errors import LaserError
 from laser_hf.superb.discrimination import Token, WordReport
 

@@ -182,7 +182,7 @@ def test_the_first_process_decides_what_is_resumed(run, tiny_encoder, small_tree
     """Two folders, as on two machines: where one of them lacks the checkpoint, both stop; else both go on."""
     first, second = interrupted(run, tmp_path / "first"), tmp_path / "second"
     both = [arguments(tiny_encoder, small_tree, folder, *CONSTANT) for folder in (first, second)]
-    assert fork_two(*both) == ["process 1 does not have checkpoint-2" + REST] * 2
+    assert fork_two(both[0], second=both[1]) == ["process 1 does not have checkpoint-2" + REST] * 2
     assert fork_two(both[0]) == ["", ""]
     assert json.loads((first / TRAINING_RECORD).read_text())["updates"] == 4
     assert all("finished run" in error for error in fork_two(both[0]))

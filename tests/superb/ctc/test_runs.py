@@ -185,10 +185,11 @@ def test_words_that_must_be_known(tiny_encoder, corpus, lexicon, tmp_path):
 
 def test_two_processes_give_the_result_of_one(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
     """With gloo: shares of updates and of decoding add up."""
-    fork_two(
+    errors = fork_two(
         command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon)),
         lambda argv: main(["pr", *argv]),
     )
+    assert errors == ["", ""]
     record = read_json(tmp_path / "out" / "results.json")
     assert record["training"]["processes"] == 2
     for name, value in load_file(finished_pr[0] / "ctc_head.safetensors").items():
