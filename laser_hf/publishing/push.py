@@ -13,10 +13,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LaserError
-from ..records import TRAINING_RECORD
+from ..records import TRAINING_RECORD, read_record
 from . import upload
 from .export import Load, load_in_fresh_process
 from .repository import Bundle, prepare
+from .space import publish_space, space_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow_unevaluated", action="store_true", help="publish without any downstream result; the card says so")
     add("--skip_base_check", action="store_true", help="publish although the base model's weights cannot be had")
     add("--facts", type=Path, metavar="FILE", help="JSON facts about base model and method; see model_cards/bases.json")
+    add("--space", action="store_true", help="also publish the page of `laser-hf app` as a Space of the same name")
     add("--show_card", action="store_true", help="print the model card as well")
     add("--token", help="Hub token with write access; it stays in the shell's history, so prefer to log in")
     return parser
@@ -72,6 +74,10 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
         else:
             upload.check_target(request, target, bundle.base_model)
         _show(request, bundle, target)
+        space = space_files(request.repo_id, read_record(request.run_dir / TRAINING_RECORD)) if request.space else {}
+        if space:
+            size = sum(map(len, space.values())) / 1e6
+            print(f"\nSpace: {request.repo_id}, {len(space)} files of {size:.1f} MB: the page and laser_hf itself")
         if not request.yes:
             print("\nNothing was uploaded. Add --yes to publish.")
             return
@@ -79,6 +85,10 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
     state = "Published as" if published.changed else "Nothing has changed since"
     tag = f", tag {published.tag}" if published.tag else ""
     print(f"\n{state} commit {published.commit}{tag}:\n{published.url}")
+    if space:
+        print(f"\nThe page: {publish_space(api, request.repo_id, space, request.private)}")
+        if request.private:
+            print("The model is private: give the Space a token that may read it, as its secret HF_TOKEN.")
 
 
 def _check(request: argparse.Namespace) -> None:
@@ -91,6 +101,8 @@ def _check(request: argparse.Namespace) -> None:
         raise LaserError(f"--tag {request.tag!r} is no tag name; something like v1.0")
     if request.create_pr and request.branch != constants.DEFAULT_REVISION:
         raise LaserError("--create_pr opens a pull request against the main branch; leave --revision out")
+    if request.space and (request.create_pr or request.branch != constants.DEFAULT_REVISION):
+        raise LaserError("--space shows the model of the main branch; leave --revision and --create_pr out")
     if request.create_pr and request.tag:
         raise LaserError("--tag marks what is published, and a pull request is not yet; tag it after merging")
 

@@ -1,0 +1,98 @@
+"""The page of `laser-hf app` as a Space of the Hub beside a published model, with laser_hf itself among its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from ..errors import LaserError
+from .upload import explained
+
+GRADIO = "6.31.0"
+"""The version that the Space runs."""
+MARK = "laser_hf/app/page.py"
+"""A Space with this file is one of ours, which the next push may replace."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SHIPPED = "{laser_hf}/demo/encoder"
+_README = """---
+title: Find a spoken word, {name}
+sdk: gradio
+sdk_version: {gradio}
+python_version: "3.12"
+app_file: app.py
+license: apache-2.0
+models:
+{models}
+---
+A spoken word is found in recordings without any text, by the frames of
+[{repo_id}](https://huggingface.co/{repo_id}) and of the encoder that it was made from.
+Uploads are deleted after an hour.
+"""
+_APP = '''"""Find a spoken word with {repo_id}, beside the encoder that it was made from."""
+
+import os
+
+from laser_hf import cli
+from laser_hf.app import main
+from laser_hf.records import located
+
+models = [located(name) for name in {models!r}]
+cli.run(main, ["--model", *models, "--host", os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")])
+'''
+
+
+def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of the Space by path.
+
+    Args:
+        repo_id: of the model.
+        record: of its training; a base model that is a folder of the trainer's machine is left out.
+
+    Raises:
+        LaserError: laser_hf is not installed, so that its requirements are not known.
+    """
+    base, models = record["base_model"], [repo_id]
+    if record["recipe"]["model"]["model_name_or_path"] == _SHIPPED:
+        models.insert(0, _SHIPPED)
+    elif not base["local"]:
+        models.insert(0, base["name"])
+    try:
+        needed = [one for one in requires("laser-hf") or () if "extra ==" not in one]
+    except PackageNotFoundError as error:
+        raise LaserError("--space needs an installed laser_hf: pip install -e . in the checkout") from error
+    on_hub = "\n".join(f"- {name}" for name in models if name != _SHIPPED)
+    readme = _README.format(name=repo_id.split("/")[1], gradio=GRADIO, models=on_hub, repo_id=repo_id)
+    files = {
+        "README.md": readme.encode(),
+        "app.py": _APP.format(repo_id=repo_id, models=models).encode(),
+        "requirements.txt": "\n".join([*needed, f"gradio=={GRADIO}", ""]).encode(),
+    }
+    for path in sorted(_PACKAGE.rglob("*")):
+        name = path.relative_to(_PACKAGE.parent).as_posix()
+        # The page searches in the held-out voices alone.
+        if path.is_file() and "__pycache__" not in name and not name.startswith("laser_hf/demo/speech/train/"):
+            files[name] = path.read_bytes()
+    return files
+
+
+def publish_space(api: HfApi, repo_id: str, files: Mapping[str, bytes], private: bool = False) -> str:
+    """Create or replace the Space of the model's name in one commit; returns its address.
+
+    Raises:
+        LaserError: the Hub refuses it, or a Space of that name holds something else.
+    """
+    space: dict[str, Any] = {"repo_id": repo_id, "repo_type": "space"}
+    with explained(api.endpoint):
+        api.create_repo(**space, space_sdk="gradio", private=private or None, exist_ok=True)
+        there = set(api.list_repo_files(**space))
+        foreign = sorted(there - {".gitattributes", "README.md"})
+        if foreign and MARK not in there:
+            raise LaserError(f"the Space {repo_id} holds something else ({', '.join(foreign[:5])}); it stays as it is")
+        stale = [CommitOperationDelete(name) for name in foreign if name.startswith("laser_hf/") and name not in files]
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(**space, operations=[*added, *stale], commit_message=f"The page of {repo_id}")
+    return f"{api.endpoint}/spaces/{repo_id}"
