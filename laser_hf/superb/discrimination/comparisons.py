@@ -42,12 +42,9 @@ def dtw_distances(segments: Sequence[Tensor], first: ArrayLike, second: ArrayLik
     """Normalised symmetric DTW distances of many pairs: smallest path costs divided by `n + m` frames; 0 to 2.
 
     Args:
-        segments: stretches of frames `(frames, dim)` whose rows have length one (or zero).
+        segments: stretches of frames `(frames, dim)` whose rows have length one (or zero); `ValueError` for no frames.
         first, second: indices into `segments`, each `(pairs,)` as is the float64 result.
         progress: label of a progress bar; none if empty.
-
-    Raises:
-        ValueError: a stretch without frames.
     """
     first, second = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
     lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
@@ -177,13 +174,10 @@ def word_discrimination(
 def word_pairs(
     tokens: Sequence[Token], max_pairs: int, seed: int, across: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices `first < second` of all or `max_pairs` pairs, and whether the word is the same; each `(pairs,)`.
-
-    Memory grows with the square of the tokens.
-    """
+    """Indices `first < second` of all or `max_pairs` pairs, and whether the word is the same; each `(pairs,)`."""
     word = np.unique([token.label for token in tokens], return_inverse=True)[1]
     speaker = np.unique([token.speaker for token in tokens], return_inverse=True)[1]
-    first, second = np.triu_indices(len(tokens), k=1)
+    first, second = np.triu_indices(len(tokens), k=1)  # memory grows with the square of the tokens
     if across:
         crossing = speaker[first] != speaker[second]
         first, second = first[crossing], second[crossing]
@@ -233,12 +227,9 @@ def abx_error(
     """ABX errors within and across speakers over all triples of `phones`.
 
     Args:
-        frames, frame_rate, first_seconds: as for `token_frames`.
+        frames, frame_rate, first_seconds: as for `token_frames`, with its errors.
         phones: the tokens; choose few per phone and speaker (`balanced`), the cost grows with the square.
         progress: label of a progress bar; none if empty.
-
-    Raises:
-        ValueError: frames that do not fit the tokens.
     """
     tokens = sorted(phones)
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
