@@ -64,12 +64,9 @@ def encode(
 class FrameStore:
     """Frames of utterances on disk: one safetensors file a batch, which is there whole or not at all.
 
-    A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open.
-
-    Args:
-        folder: made if it does not exist.
-        layers, dim: numbers of the layers, dimension of a frame.
-        key: what decides the frames, as JSON values: weights, utterances. A store of another key is emptied.
+    A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open. `layers` are
+    numbers, `dim` is the dimension of a frame, and `key` holds what decides the frames, as JSON values: weights,
+    utterances. A store of another key is emptied.
     """
 
     def __init__(self, folder: str | Path, layers: Sequence[int], dim: int, key: Mapping[str, Any] | None = None):

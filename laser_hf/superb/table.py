@@ -254,11 +254,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Render the tables.
-
-    Raises:
-        LaserError: a record that cannot be read, or two values for one cell; the message names the files.
-    """
+    """Render the tables; `LaserError` names a record that cannot be read, or two with values for one cell."""
     published = published_values()
     places: list[tuple[Path, Row | None]] = [(path, None) for path in arguments.runs]
     for entry in arguments.row:

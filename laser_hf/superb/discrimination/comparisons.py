@@ -91,9 +91,6 @@ def _symmetric_dtw(similarity, sizes):
     return costs
 
 
-# ------------------------------------------------------------------------------------------------- word discrimination
-
-
 class NoComparison(LaserError):
     """Words that allow no comparison: none said twice, or only one word."""
 
@@ -134,13 +131,12 @@ def word_discrimination(
     """Compare same-word and different-word pairs.
 
     Args:
-        frames, frame_rate, first_seconds: as for `token_frames`.
+        frames, frame_rate, first_seconds, progress: as for `token_frames` and `dtw_distances`.
         words: the tokens to compare; their order does not matter.
         max_pairs: when there are more pairs than this, a sample of this size is drawn that keeps the share of
             same-word pairs, so that average precision estimates the one of all pairs.
         seed: seed of that sample.
         across: compare tokens of different speakers only, otherwise any two tokens.
-        progress: label of a progress bar; none if empty.
 
     Raises:
         NoComparison: no word is said twice (`across`: by two speakers), or only one word.
@@ -199,9 +195,6 @@ def word_pairs(
     return first, second, same
 
 
-# ----------------------------------------------------------------------------------------------------------------- ABX
-
-
 @dataclass(frozen=True)
 class AbxReport:
     """Result of `abx_error`; an error is NaN where the tokens allow no triple."""
@@ -227,9 +220,8 @@ def abx_error(
     """ABX errors within and across speakers over all triples of `phones`.
 
     Args:
-        frames, frame_rate, first_seconds: as for `token_frames`, with its errors.
+        frames, frame_rate, first_seconds, progress: as for `token_frames`, with its errors, and `dtw_distances`.
         phones: the tokens; choose few per phone and speaker (`balanced`), the cost grows with the square.
-        progress: label of a progress bar; none if empty.
     """
     tokens = sorted(phones)
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -90,10 +90,8 @@ def load_aligned_speech(
     """Read aligned speech and select from it by `settings`, the same at every call.
 
     `data` is a LibriSpeech tree or any folder of audio, in which a file is found by its name, the utterance's; `splits`
-    are its sub-folders to use, all if not given. `alignments` is as `read_alignments` takes it.
-
-    Raises:
-        LaserError: no such folder or file, no utterance of the alignment has audio there, or none could be used.
+    are its sub-folders to use, all if not given. `alignments` is as `read_alignments` takes it. Raises `LaserError` if
+    there is no such folder or file, no utterance of the alignment has audio there, or none could be used.
     """
     root = Path(data)
     for folder in [root, *(root / split for split in splits or ())]:

@@ -94,9 +94,6 @@ def measure(
     return reports
 
 
-# ------------------------------------------------------------------------------------------------------------- command
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
@@ -111,10 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write `results.json` (and `discrimination.png` for several layers), return the record.
-
-    `LaserError` for options or data that do not fit; the message says how to mend it.
-    """
+    """Measure, write `results.json` (and `discrimination.png` for several layers), return the record."""
     began = time.time()
     settings = DiscriminationSettings(**{f.name: getattr(arguments, f.name) for f in fields(DiscriminationSettings)})
     recipe = {**asdict(settings), "layer": arguments.layer}

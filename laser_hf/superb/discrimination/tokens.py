@@ -77,8 +77,7 @@ def read_alignments(
 ) -> Alignments:
     """Read words (lower-cased) and phones: only of `utterances`, and with `split` in the column `split`, if given.
 
-    Raises:
-        LaserError: a file that cannot be read, a missing column (`split` too, if it is given), or a row cut short.
+    `LaserError` for a file that cannot be read, a missing column (`split` too, if it is given), or a row cut short.
     """
     found = Alignments()
     skipped = found.skipped.names

@@ -46,25 +46,16 @@ SPLITS = ("dev", "eval")  # of QUESST
 
 @dataclass(frozen=True)
 class QbeData:
-    """One evaluation set.
+    """One evaluation set."""
 
-    Attributes:
-        split: what records call it.
-        queries, documents: what is searched for and in what.
-        targets, trials: bool (queries, documents): which pairs match, which pairs count.
-        layout: "tsv" or "quesst2014".
-        collection: the full evaluation that this is a part of, if it is one.
-        gain: factor on the samples.
-    """
-
-    split: str
-    queries: list[Utterance]
-    documents: list[Utterance]
-    targets: np.ndarray
-    trials: np.ndarray
-    layout: str = "tsv"
-    collection: Collection | None = None
-    gain: float = 1.0
+    split: str  # what records call it
+    queries: list[Utterance]  # what is searched for
+    documents: list[Utterance]  # in what
+    targets: np.ndarray  # bool (queries, documents): which pairs match
+    trials: np.ndarray  # likewise: which pairs count
+    layout: str = "tsv"  # or "quesst2014"
+    collection: Collection | None = None  # the full evaluation that this is a part of, if it is one
+    gain: float = 1.0  # factor on the samples
 
     def revision(self) -> str:
         """SHA-256 over the names, times and targets: two runs with the same one were given the same task."""

@@ -27,7 +27,6 @@ from ..frame_store import length_batches
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
 
-# ------------------------------------------------------------------------------------------------------------- kernel
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -87,9 +86,6 @@ def _costs(distance, query_ends, document_ends, first, last, scale, out):
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="qbe")
-
-
-# ---------------------------------------------------------------------------------------------------- distances, costs
 
 
 def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: np.ndarray) -> torch.Tensor:

@@ -112,9 +112,6 @@ def write_skipped(path: Path, sets: Sequence[QbeData], skipped: Skipped) -> None
         logger.warning("%d entries in %s", len(lines), path)
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
-
-
 def plot_detection(curve: DetectionCurve, path: Path, title: str = "") -> None:
     """Miss rate against false-alarm rate on normal deviate scales (after Martin et al., 1997), means over queries.
 

@@ -193,9 +193,6 @@ def average_precision(scores, targets) -> float:
     return float(np.mean(hits / (hits + not_less)))
 
 
-# ------------------------------------------------------------------------------------------------------ of one layer
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of one set at one layer, and their measures.

@@ -48,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate, or go on with an interrupted run, leave the files in `output_dir`, return the record.
-
-    Raises:
-        LaserError: data or options that do not fit; the message says how to mend it.
-    """
+    """Evaluate, or go on with an interrupted run, leave the files in `output_dir`, return the record."""
     began = time.time()
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=report.FILES)
     data, *_ = sets = _read_sets(arguments)
