@@ -26,8 +26,7 @@ __all__ = ["TASKS", "find_task", "mtwv"]
 def find_task(name: str) -> Any:
     """The task called `name`: one of `TASKS`, or a module or class of your own by import path.
 
-    Raises:
-        LaserError: unknown name, a module that cannot be imported, or something that is no task.
+    `LaserError` for an unknown name, a module that cannot be imported, or something that is no task.
     """
     if name in TASKS:
         return _import(TASKS[name][0])
@@ -37,8 +36,7 @@ def find_task(name: str) -> Any:
         task = _import(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise LaserError(f"cannot import the task {name!r}: {error}. Is its folder on PYTHONPATH?") from error
-    missing = [part for part in ("HELP", "add_arguments", "run") if not hasattr(task, part)]
-    if missing:
+    if missing := [part for part in ("HELP", "add_arguments", "run") if not hasattr(task, part)]:
         raise LaserError(f"{name!r} is no task: it lacks {', '.join(missing)}")
     return task
 

@@ -25,11 +25,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> Any:
-    """Run a task and return what it returns; only the module of this task is imported.
-
-    Raises:
-        LaserError: what a user can mend.
-    """
+    """Run a task and return what it returns; only its module is imported. `LaserError` for what a user can mend."""
     width = max(map(len, TASKS))
     parser = argparse.ArgumentParser(
         prog=PROGRAM,

@@ -37,8 +37,7 @@ class Utterance:
 def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) -> torch.Tensor:
     """Samples of an utterance, `(samples,)` float32, mono, 16 kHz, times `gain`.
 
-    Raises:
-        BadAudio: missing, undecodable, empty, shorter than `shortest`, not finite, or silent.
+    `BadAudio` if they are missing, undecodable, empty, fewer than `shortest`, not finite, or silent.
     """
     source = str(utterance.audio) if utterance.duration is None else _read_part(utterance)
     waveform = decode_audio(source, min_seconds=0.0).waveform
@@ -65,6 +64,15 @@ def _read_part(utterance: Utterance) -> dict[str, Any]:
         raise BadAudio("undecodable", f"{utterance.audio}: {error}") from error
 
 
+def read_times(*values: str, scale: float = 1.0) -> tuple[float, float] | None:
+    """Start and duration in seconds, or `None` where they are no valid times; `scale` is their unit's per second."""
+    try:
+        start, duration = (float(value) / scale for value in values)
+    except ValueError:
+        return None
+    return (start, duration) if math.isfinite(start + duration) and start >= 0 and duration > 0 else None
+
+
 def sample_counts(utterances: Sequence[Utterance]) -> list[int]:
     """Samples at 16 kHz by the files' headers; 0 for a file that cannot be opened (reading it raises `BadAudio`)."""
     seconds = {path: audio_seconds(path) or 0.0 for path in {utterance.audio for utterance in utterances}}
@@ -80,9 +88,8 @@ def sample_counts(utterances: Sequence[Utterance]) -> list[int]:
 class EncoderFeatures:
     """Hidden states of an encoder on the device it is on; number 0 is the input of the first Transformer layer.
 
-    The encoder runs in evaluation mode without gradients and without drawing random numbers; its own mode is restored.
-    Every utterance of a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which
-    SUPERB cuts.
+    The encoder runs in evaluation mode without gradients or random draws; its own mode is restored. Every utterance of
+    a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which SUPERB cuts.
 
     Attributes:
         layers: number of hidden states.
@@ -109,13 +116,11 @@ class EncoderFeatures:
     def states(
         self, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of a padded batch; all `layers` by default.
-
-        Args:
-            waveforms: `(batch, samples)`, 16 kHz, of which `lengths` `(batch,)` are in use.
+        """Hidden states of a padded batch `(batch, samples)`, 16 kHz, of which `lengths` `(batch,)` are in use.
 
         Returns:
-            States `(layers, batch, frames, dim)`, zero beyond their utterance's frames, and frames in use `(batch,)`.
+            States `(layers, batch, frames, dim)` of `layers`, all by default, zero beyond their utterance's frames, and
+            frames in use `(batch,)`.
         """
         training = self.encoder.training
         self.encoder.eval()
@@ -195,12 +200,10 @@ def load_features(
     """Features by the name that `--model` takes; an encoder is moved to `device`.
 
     Args:
-        model: `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights).
+        model: `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights);
+            `LaserError` if it cannot be loaded.
         revision: branch, tag or commit on the Hub.
         seed: of fresh weights.
-
-    Raises:
-        LaserError: an encoder that cannot be loaded.
     """
     if model in SPECTRAL:
         return SpectralFeatures(model)
@@ -214,11 +217,7 @@ def load_features(
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` takes a GPU if there is one.
-
-    Raises:
-        LaserError: no such device here.
-    """
+    """The device that `--device` names, `auto` taking a GPU if there is one; `LaserError` if this machine lacks it."""
     try:
         device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         torch.empty(0, device=device)
@@ -230,8 +229,7 @@ def pick_device(name: str) -> torch.device:
 def pick_layers(asked: str, available: int) -> list[int]:
     """Numbers of the layers that `--layer` names: `all`, or numbers with commas, negative ones from the last.
 
-    Raises:
-        LaserError: no such layer, or no number.
+    `LaserError` for no such layer, or no number.
     """
     if asked == "all":
         return list(range(available))
@@ -239,8 +237,7 @@ def pick_layers(asked: str, available: int) -> list[int]:
         layers = [int(layer) for layer in asked.split(",")]
     except ValueError:
         raise LaserError(f"--layer expects all, a number, or numbers with commas; got {asked!r}") from None
-    unknown = [layer for layer in layers if not -available <= layer < available]
-    if unknown:
+    if unknown := [layer for layer in layers if not -available <= layer < available]:
         raise LaserError(f"the model has layers 0 to {available - 1}, not {unknown[0]}")
     return list(dict.fromkeys(layer % available for layer in layers))
 

@@ -49,9 +49,7 @@ def encode(
 ) -> list[dict[str, torch.Tensor]]:
     """Frames `(frames, dim)` of each utterance, for every layer of `layers` (numbers, not negative).
 
-    Args:
-        waveforms: `(samples,)` at 16 kHz by utterance.
-        progress: label of a progress bar; none if empty.
+    `waveforms` are `(samples,)` at 16 kHz by utterance, `progress` is the label of a progress bar; none if empty.
     """
     names = list(waveforms)
     frames: list[dict[str, torch.Tensor]] = [{} for _ in layers]
@@ -66,12 +64,9 @@ def encode(
 class FrameStore:
     """Frames of utterances on disk: one safetensors file a batch, which is there whole or not at all.
 
-    A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open.
-
-    Args:
-        folder: made if it does not exist.
-        layers, dim: numbers of the layers, dimension of a frame.
-        key: what decides the frames, as JSON values: weights, utterances. A store of another key is emptied.
+    A store that is opened again has the batches of the earlier run. It can be pickled: no file stays open. `layers` are
+    numbers, `dim` is the dimension of a frame, and `key` holds what decides the frames, as JSON values: weights,
+    utterances. A store of another key is emptied.
     """
 
     def __init__(self, folder: str | Path, layers: Sequence[int], dim: int, key: Mapping[str, Any] | None = None):
@@ -92,8 +87,7 @@ class FrameStore:
 
     def _read_about(self) -> dict[str, str]:
         """Metadata of the next batch; empty if it is missing or damaged, so that it is encoded again."""
-        path = self._path(self.batches)
-        if not path.exists():
+        if not (path := self._path(self.batches)).exists():
             return {}
         try:
             with safe_open(path, "pt") as file:
@@ -154,27 +148,21 @@ def fill(
     """Encode into `store` what it does not hold yet; utterances that cannot be used are entered as skipped.
 
     Batches depend on `samples` alone, so a run that is resumed computes what it would have computed. The next batch is
-    read while one is encoded.
+    read while one is encoded. Raises `LaserError` if the disk is too small, or the model's frames are not finite.
 
     Args:
-        store: of the layers to encode.
         names: of the utterances, for messages.
         samples: of each utterance, at 16 kHz.
         read: waveform `(samples,)` of an utterance by its index; raises `BadAudio`.
         advice: what a user can do if the disk is too small.
         progress: label of the progress bar; none if empty.
-
-    Raises:
-        LaserError: the disk is too small, or the model gives frames that are not finite.
     """
     done = {*store.places, *store.skipped}
     frames = sum(features.frame_count(count) for index, count in enumerate(samples) if index not in done)
     needed, free = frames * len(store.layers) * store.dim * 4, shutil.disk_usage(store.folder).free
     if needed > free:
-        raise LaserError(
-            f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB, and {store.folder} has "
-            f"{free / 2**30:.1f} GiB free; {advice}"
-        )
+        what = f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB"
+        raise LaserError(f"{what}, and {store.folder} has {free / 2**30:.1f} GiB free; {advice}")
 
     def decode(batch: Sequence[int]) -> tuple[list[int], list[torch.Tensor], list[tuple[int, str, str]]]:
         indices, waveforms, skipped = [], [], []

@@ -95,11 +95,7 @@ class Table:
 
 
 def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[Table]:
-    """Table 1 (cost), 2 (SUPERB), 3 (ablation), and one of the quick numbers if there are any.
-
-    Raises:
-        LaserError: two values for one cell.
-    """
+    """Table 1 (cost), 2 (SUPERB), 3 (ablation), and one of the quick numbers if there are any."""
     known = [(entry["table"], Row(entry["base"], entry["method"]), entry) for entry in published["values"]]
     training = [number for number in numbers if number.task == "training"]
     superb = [number for number in numbers if number.protocol == "superb" and number.task in METRICS]
@@ -211,11 +207,6 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`|<>\[\]*])", r"\\\1", " ".join(text.split()))
 
 
-def _code(path: str) -> str:
-    path = " ".join(path.split()).replace("`", "'")
-    return f"- `{path}`"
-
-
 def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
     """All tables as Markdown, with sources and records below."""
     lines = []
@@ -232,7 +223,8 @@ def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
     lines += [f"- [{s['title']}]({s['url']})" for name, s in published["sources"].items() if name in used]
     records = sorted({cell["record"] for table in tables for cell in table.cells.values() if "record" in cell})
     if records:
-        lines += ["", "Records of measured values:", "", *map(_code, records)]
+        lines += ["", "Records of measured values:", ""]
+        lines += ["- `" + " ".join(record.split()).replace("`", "'") + "`" for record in records]
     return "\n".join(lines) + "\n"
 
 
@@ -262,11 +254,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Render the tables.
-
-    Raises:
-        LaserError: a record that cannot be read, or two values for one cell; the message names the files.
-    """
+    """Render the tables; `LaserError` names a record that cannot be read, or two with values for one cell."""
     published = published_values()
     places: list[tuple[Path, Row | None]] = [(path, None) for path in arguments.runs]
     for entry in arguments.row:

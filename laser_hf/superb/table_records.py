@@ -47,10 +47,7 @@ def find_records(path: Path) -> list[Path]:
     """Record files at or below `path`.
 
     Below a folder with `results.json` only this summary counts. In a folder called `results`, such as that of the demo,
-    every record counts whatever its name.
-
-    Raises:
-        LaserError: nothing there.
+    every record counts whatever its name. `LaserError` if there is none.
     """
     if path.is_file():
         return [path]
@@ -83,8 +80,7 @@ def _is_evaluation(file: Path) -> bool:
 def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
     """All numbers of some record files, each with the row it was assigned to, if any; a file given twice counts once.
 
-    Raises:
-        LaserError: a file that is no record, or a record without numbers.
+    `LaserError` for a file that is no record, or a record without numbers.
     """
     numbers: list[Number] = []
     unique = {file.resolve(): (file, row) for file, row in sorted(files, key=lambda entry: entry[1] is not None)}
@@ -97,7 +93,7 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
                 numbers += [Number(*about, name, value, "hours", "train", path) for name, value in hours.items()]
                 continue
             if record["task"] == "search":
-                raise LaserError(f"{file} is the record of a search, whose table is search.md; give its runs")
+                raise LaserError(f"{file} is the record of a search, whose table is search.md; give its runs' records")
             if not record.get("metrics"):
                 raise LaserError(f"{file} has no metrics: its task is {record['task']}")
             if record["protocol"] not in PROTOCOLS:

@@ -105,17 +105,10 @@ class Split(torch.utils.data.Dataset):
 def read_split(
     speech: Any, name: str, task: CtcTask, shortest: int = 400, limit: int | None = None, progress: bool = True
 ) -> Split:
-    """Decode every utterance of a split once and keep those that can be used.
+    """Decode every utterance of a split, from `laser_hf.data.load_speech`, once and keep those that can be used.
 
-    Args:
-        speech, name: the split, from `laser_hf.data.load_speech`.
-        task: makes targets of transcripts.
-        shortest: samples an utterance needs (one frame).
-        limit: keep so many, spread evenly over the usable ones.
-        progress: show a bar.
-
-    Raises:
-        LaserError: no transcripts at all, no usable utterance, or most of the text has no label.
+    An utterance needs `shortest` samples (one frame). `limit` keeps so many, spread evenly over the usable ones.
+    `LaserError` for no transcripts at all, no usable utterance, or if half of the text has no label.
     """
     if "text" not in speech.column_names:
         raise LaserError(f"split {name} has no transcripts: no SPEAKER-CHAPTER.trans.txt files, or no column `text`")
@@ -160,10 +153,9 @@ def read_split(
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad entries of a `Split` to a batch.
 
-    Returns:
-        `waveforms` (batch, samples) with `lengths` in samples, or stored `states` (layers, batch, frames, dim) with
-        `lengths` in frames; `targets` (batch, labels), `target_lengths` and `weights` (batch,), and a list `indices`.
-        A share without utterances gives only an empty `indices`.
+    It has `waveforms` (batch, samples) with `lengths` in samples, or stored `states` (layers, batch, frames, dim) with
+    `lengths` in frames; `targets` (batch, labels), `target_lengths` and `weights` (batch,), and a list `indices`. A
+    share without utterances gives only an empty `indices`.
     """
     batch: dict[str, Any] = {"indices": [item["index"] for item in items]}
     if not items:
@@ -192,12 +184,9 @@ class UpdateSampler(torch.utils.data.Sampler[list[tuple[int, float]]]):
     accumulation does in S3PRL. To the Trainer the run is one long epoch.
 
     `micro_batches` is how many a process has in one update: the Trainer's `gradient_accumulation_steps`.
-
-    Raises:
-        LaserError: no groups.
     """
 
-    groups: Sequence[Sequence[int]]  # utterances of each
+    groups: Sequence[Sequence[int]]  # utterances of each; `LaserError` for none
     updates: int
     groups_per_update: int = 1  # gradient accumulation of the recipe
     micro_batch_size: int | None = None  # utterances a process holds at once; whole groups by default
@@ -220,8 +209,7 @@ class UpdateSampler(torch.utils.data.Sampler[list[tuple[int, float]]]):
         for number in range(self.updates * self.groups_per_update):
             round_number, position = divmod(number, len(self.groups))
             if position == 0:
-                sequence = np.random.SeedSequence([self.seed, round_number])
-                order = np.random.default_rng(sequence).permutation(len(self.groups)).tolist()
+                order = np.random.default_rng([self.seed, round_number]).permutation(len(self.groups)).tolist()
             group = self.groups[order[position]]
             weight = 1 / (len(group) * self.groups_per_update)
             for split in range(self.splits):

@@ -27,10 +27,8 @@ def ctc_losses(
     """Loss of each utterance divided by the length of its target, (batch,) float32.
 
     Their mean is `torch.nn.CTCLoss(reduction="mean", zero_infinity=True)`: a target that does not fit into its frames
-    counts 0. Class 0 is the blank.
-
-    Log probabilities are (batch, frames, classes), of which `frames` (batch,) are in use; targets are (batch, labels),
-    of which `target_lengths` (batch,) are.
+    counts 0. Class 0 is the blank. Log probabilities are (batch, frames, classes), of which `frames` (batch,) are in
+    use; targets are (batch, labels), of which `target_lengths` (batch,) are.
     """
     log_probs = log_probs.float().transpose(0, 1)
     losses = F.ctc_loss(log_probs, targets, frames, target_lengths, reduction="none", zero_infinity=True)
@@ -71,17 +69,12 @@ class SpecAugment:
 
     Random numbers come from torch's CPU generator on every device: a seed gives the same masks
     everywhere, and a resumed run goes on with the same ones.
-
-    Attributes:
-        warp_window: frames by which a moment moves at most; 0 for no warp.
-        feature_masks, feature_mask_width: runs of dimensions an utterance, each narrower than the width.
-        time_masks, time_mask_width: likewise of frames; placed anywhere in the padded batch, as in S3PRL.
     """
 
-    warp_window: int = 5
-    feature_masks: int = 4
-    feature_mask_width: int = 50
-    time_masks: int = 2
+    warp_window: int = 5  # frames by which a moment moves at most; 0 for no warp
+    feature_masks: int = 4  # runs of dimensions an utterance,
+    feature_mask_width: int = 50  # each narrower than this
+    time_masks: int = 2  # likewise of frames; placed anywhere in the padded batch, as in S3PRL
     time_mask_width: int = 40
 
     def __call__(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -93,12 +86,11 @@ class SpecAugment:
                 for utterance, length in zip(features, lengths.tolist(), strict=True)
             ]
             features = torch.stack(warped)
-        if self.feature_masks:
-            mask = draw_mask(batch, dim, self.feature_masks, self.feature_mask_width).unsqueeze(1)
-            features = features.masked_fill(mask.to(features.device), 0.0)
-        if self.time_masks:
-            mask = draw_mask(batch, frames, self.time_masks, self.time_mask_width).unsqueeze(2)
-            features = features.masked_fill(mask.to(features.device), 0.0)
+        of_features, of_time = (self.feature_masks, self.feature_mask_width), (self.time_masks, self.time_mask_width)
+        for axis, size, (masks, width) in ((1, dim, of_features), (2, frames, of_time)):
+            if masks:
+                mask = draw_mask(batch, size, masks, width).unsqueeze(axis)
+                features = features.masked_fill(mask.to(features.device), 0.0)
         return features
 
 
@@ -111,11 +103,10 @@ def reverse_valid(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor
 
 
 class BiLstm(nn.Module):
-    """One bidirectional LSTM layer over a padded batch, exact for each utterance.
+    """What `nn.LSTM(bidirectional=True)` makes of packed sequences, of a padded batch: exact for each utterance.
 
-    It computes what `nn.LSTM(bidirectional=True)` makes of packed sequences, as two LSTMs of which the second reads
-    each utterance backwards: on CPUs the backward pass of packed sequences takes time quadratic in the frames.
-    `hidden_size` counts the units of one direction.
+    It is two LSTMs of which the second reads each utterance backwards: on CPUs the backward pass of packed sequences
+    takes time quadratic in the frames. `hidden_size` counts the units of one direction.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -131,10 +122,7 @@ class BiLstm(nn.Module):
 
 
 class LstmHead(nn.Module):
-    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR).
-
-    `dim` is that of the features; the rest is as in `AsrRecipe`.
-    """
+    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR)."""
 
     def __init__(
         self, dim: int, classes: int, projection_size: int, lstm_size: int, lstm_layers: int = 2, dropout: float = 0.2
@@ -186,8 +174,7 @@ class CtcHead(nn.Module):
 def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
     """The head of a finished `asr` or `pr` run in evaluation mode, and the record of the run.
 
-    Raises:
-        LaserError: the folder holds no such run, or its head is damaged.
+    `LaserError` if the folder holds no such run, or its head is damaged.
     """
     folder = Path(folder)
     record = read_record(folder / RESULTS)

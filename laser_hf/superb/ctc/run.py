@@ -36,9 +36,7 @@ logger = logging.getLogger(__name__)
 
 SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
 """Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
-WHOLE = {
-    "runs": 1, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1
-}  # fmt: skip
+WHOLE = {"runs": 1, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1}
 """Smallest values of the options that are no values of a recipe."""
 LOG_NAME = "training_log.json"
 OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", LOG_NAME, WEIGHTS_NAME)
@@ -46,11 +44,7 @@ OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", L
 
 
 def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run as the command line says and return the record of `OUT/results.json` (empty on other processes).
-
-    Raises:
-        LaserError: what a user can mend.
-    """
+    """Run as the command line says and return the record of `OUT/results.json` (empty on other processes)."""
     began = time.time()
     refuse_lonely_launch("-m laser_hf.superb ... --device cpu")
     command = Command(kind, arguments)
@@ -84,10 +78,7 @@ def tidy(folder: RunFolder) -> None:
 class Command:
     """What all runs of a command share: recipe, encoder, corpus, protocol.
 
-    Attributes:
-        main: whether this is the process that writes.
-        changed: in what the command differs from SUPERB's task: values, data, lexicon.
-        protocol: the one asked for, or `quick` if the command differs from SUPERB's task.
+    The protocol is the one asked for, or `quick` if the command differs from SUPERB's task: in values, data or lexicon.
     """
 
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
@@ -102,7 +93,7 @@ class Command:
         self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
         if unknown := set(self.args.report_to) - {*INTEGRATION_TO_CALLBACK}:
             raise LaserError(f"--report_to {unknown.pop()} is none of {', '.join(INTEGRATION_TO_CALLBACK)}")
-        self.main = self.args.process_index == 0
+        self.main = self.args.process_index == 0  # the process that writes
         if self.main:
             if self.folder.finished:  # and killed before it was tidy
                 tidy(self.folder)
@@ -185,8 +176,8 @@ class Command:
                 if self.main:
                     self.features.encoder.to(self.args.device)
                     names = [utterance.id for utterance in split.utterances]
-                    how = {"advice": "use --cache_features no", "progress": f"hidden states, {split.name}"}
-                    how["progress"] *= not self.arguments.disable_tqdm
+                    progress = "" if self.arguments.disable_tqdm else f"hidden states, {split.name}"
+                    how = {"advice": "use --cache_features no", "progress": progress}
                     fill(split.store, self.features, names, split.samples, split.waveform, **how)
 
     def fingerprint(self, seed: int) -> dict[str, Any]:
@@ -241,12 +232,8 @@ class Command:
             plot_layer_weights({f"seed {seed}": shares}, folder.path / "plots" / "layer_weights.png", self.title)
             plot_training(history, task.PRIMARY, folder.path / "plots" / "training.png", self.title)
             about: dict[str, Any] = {"selected": selected, "layer_weights": shares}
-            about["head"] = {
-                "layers": self.features.layers,
-                "dim": self.features.dim,
-                "labels": list(task.LABELS),
-                "parameters": sum(p.numel() for p in head.parameters()),
-            }
+            about["head"] = {"layers": self.features.layers, "dim": self.features.dim, "labels": list(task.LABELS)}
+            about["head"]["parameters"] = sum(p.numel() for p in head.parameters())
             about["training"] = {
                 "updates": trainer.state.global_step,
                 "seconds": round(trained, 1),

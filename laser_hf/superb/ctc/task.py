@@ -41,25 +41,20 @@ class Recipe:
 
 def choose_recipe(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) -> Recipe:
     """The protocol's recipe with the values of the command line; raises `LaserError` for one out of range."""
-    given = {
-        entry.name: Option(entry.name, entry.default, flag=f"--{entry.name}", **entry.metadata).check(
-            getattr(arguments, entry.name)
-        )
-        for entry in dataclasses.fields(recipes[arguments.protocol])
-        if hasattr(arguments, entry.name)
-    }
-    recipe = dataclasses.replace(recipes[arguments.protocol], **given, precision=_precision(arguments.bf16))
+    given = {}
+    for entry in dataclasses.fields(recipes[arguments.protocol]):
+        if hasattr(arguments, entry.name):
+            option = Option(entry.name, entry.default, flag=f"--{entry.name}", **entry.metadata)
+            given[entry.name] = option.check(getattr(arguments, entry.name))
+    # As the Trainer does: --bf16, or else what accelerate was told.
+    mixed = "bf16" if arguments.bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed not in ("no", "bf16"):
+        raise LaserError(f"heads train in fp32 or, with --bf16, in bf16; ACCELERATE_MIXED_PRECISION is {mixed}")
+    given["precision"] = "fp32" if mixed == "no" else mixed
+    recipe = dataclasses.replace(recipes[arguments.protocol], **given)
     if recipe.eval_steps > recipe.max_steps:
         raise LaserError(f"--eval_steps {recipe.eval_steps} exceeds --max_steps {recipe.max_steps}: no head is chosen")
     return recipe
-
-
-def _precision(bf16: bool) -> str:
-    """What the Trainer will run in: `--bf16`, or else what `accelerate` was told."""
-    mixed = "bf16" if bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if mixed not in ("no", "bf16"):
-        raise LaserError(f"heads train in fp32 or, with --bf16, in bf16; ACCELERATE_MIXED_PRECISION is {mixed}")
-    return "fp32" if mixed == "no" else mixed
 
 
 def changes(recipe: Recipe, superb: Recipe) -> dict[str, dict[str, Any]]:
@@ -109,28 +104,17 @@ class Decoded:
 
 
 class CtcTask:
-    """A CTC task. A subclass sets the attributes and says what it reads, trains and measures.
+    """A CTC task. A subclass sets the attributes and says what it reads, trains and measures."""
 
-    Attributes:
-        NAME: of the command, and in records.
-        HELP: one line for `--help`.
-        UNIT: what an error is counted in, in words.
-        RECIPES: values by protocol, `superb` and `quick`.
-        LABELS: of the classes; the first one is the CTC blank.
-        END, UNKNOWN: classes of the end of an utterance and of units that `LABELS` lacks.
-        PRIMARY: metric by which the head is chosen and reported.
-        FIRST_BEST: a head is kept only if its dev value is below this; `None` for no limit.
-    """
-
-    NAME: ClassVar[str]
-    HELP: ClassVar[str]
-    UNIT: ClassVar[str]
-    RECIPES: ClassVar[dict[str, Recipe]]
-    LABELS: ClassVar[tuple[str, ...]]
-    END: ClassVar[int]
-    UNKNOWN: ClassVar[int]
-    PRIMARY: ClassVar[str]
-    FIRST_BEST: ClassVar[float | None] = None
+    NAME: ClassVar[str]  # of the command, and in records
+    HELP: ClassVar[str]  # one line for `--help`
+    UNIT: ClassVar[str]  # what an error is counted in, in words
+    RECIPES: ClassVar[dict[str, Recipe]]  # values by protocol, `superb` and `quick`
+    LABELS: ClassVar[tuple[str, ...]]  # of the classes; the first one is the CTC blank
+    END: ClassVar[int]  # class of the end of an utterance
+    UNKNOWN: ClassVar[int]  # class of units that `LABELS` lacks
+    PRIMARY: ClassVar[str]  # metric by which the head is chosen and reported
+    FIRST_BEST: ClassVar[float | None] = None  # a head is kept only if its dev value is below this; `None`: no limit
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -169,9 +153,7 @@ class CtcTask:
         text = "encode every utterance once and keep its hidden states on disk (float32); auto: with protocol quick"
         add("--cache_features", choices=("auto", "yes", "no"), default="auto", help=text)
         add("--dataloader_num_workers", type=int, default=0, help="processes that decode audio")
-        add(
-            "--logging_steps", type=int, help="updates between two lines of the log; by default a quarter of eval_steps"
-        )
+        add("--logging_steps", type=int, help="updates between two log lines; by default a quarter of eval_steps")
         add("--report_to", default="tensorboard", help="where to log: tensorboard, wandb, none")
         add("--ddp_backend", help="gloo for several processes on a CPU")
         add("--disable_tqdm", action="store_true", help="no progress bars")

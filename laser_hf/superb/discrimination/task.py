@@ -94,9 +94,6 @@ def measure(
     return reports
 
 
-# ------------------------------------------------------------------------------------------------------------- command
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
@@ -111,11 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write `results.json` (and `discrimination.png` for several layers), return the record.
-
-    Raises:
-        LaserError: options or data that do not fit; the message says how to mend it.
-    """
+    """Measure, write `results.json` (and `discrimination.png` for several layers), return the record."""
     began = time.time()
     settings = DiscriminationSettings(**{f.name: getattr(arguments, f.name) for f in fields(DiscriminationSettings)})
     recipe = {**asdict(settings), "layer": arguments.layer}
@@ -129,16 +122,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"layer {layer}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.summary().items()))
     last = reports[layers[-1]]
     if last.summary().keys() <= {"frame_cosine", "effective_rank"}:
-        raise LaserError(
-            f"no words and no phones of {arguments.alignments} can be compared ({len(speech.words)} words and "
-            f"{len(speech.phones)} phones are selected); give more speech, or lower --min_letters or --min_seconds"
-        )
+        selected = f"({len(speech.words)} words and {len(speech.phones)} phones are selected)"
+        mend = "give more speech, or lower --min_letters or --min_seconds"
+        raise LaserError(f"no words and no phones of {arguments.alignments} can be compared {selected}; {mend}")
     pairs = last.words_across.same_pairs if last.words_across else 0
     if pairs < FEW_PAIRS:
-        print(
-            f"Note: only {pairs} same-word pairs of different speakers, so word_ap_across is a rough number; more "
-            f"speech or a lower --min_letters or --min_seconds gives more pairs."
-        )
+        rough = f"only {pairs} same-word pairs of different speakers, so word_ap_across is a rough number"
+        print(f"Note: {rough}; more speech or a lower --min_letters or --min_seconds gives more pairs.")
     if len(layers) > 1:
         plot_layers(reports, arguments.output_dir / PLOT, arguments.model)
     split = "+".join(arguments.split) if arguments.split else "all"

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ...data import read_table
 from ...errors import LaserError
+from ..features import read_times
 
 COLUMNS = ("utterance", "word", "start_seconds", "duration_seconds")
 NO_PHONES = ("SIL", "SPN", "NSN")
@@ -74,15 +75,9 @@ class Alignments:
 def read_alignments(
     path: str | Path, split: str | None = None, utterances: Collection[str] | None = None
 ) -> Alignments:
-    """Read words (lower-cased) and phones.
+    """Read words (lower-cased) and phones: only of `utterances`, and with `split` in the column `split`, if given.
 
-    Args:
-        path: the file.
-        split: keep only rows with this value in the column `split`.
-        utterances: keep only these.
-
-    Raises:
-        LaserError: a file that cannot be read, a missing column (`split` too, if it is given), or a row cut short.
+    `LaserError` for a file that cannot be read, a missing column (`split` too, if it is given), or a row cut short.
     """
     found = Alignments()
     skipped = found.skipped.names
@@ -96,7 +91,7 @@ def read_alignments(
             skipped["rows without utterance or word"].append(line)
             continue
         if not word.startswith("<"):
-            times = _times(row["start_seconds"], row["duration_seconds"])
+            times = read_times(row["start_seconds"], row["duration_seconds"])
             if times is None:
                 skipped["words without valid times"].append(f"{utterance} {word}, {line}")
             else:
@@ -104,7 +99,7 @@ def read_alignments(
         phones = next((cell for column, cell in row.items() if column.startswith("phones")), "")
         for entry in phones.split():
             name, _, rest = entry.partition(":")
-            times = _times(*rest.split(":"), scale=100)
+            times = read_times(*rest.split(":"), scale=100)
             if not name or times is None:
                 skipped["phones without name or valid times"].append(f"{utterance} {entry!r}, {line}")
             elif name not in NO_PHONES:
@@ -112,15 +107,6 @@ def read_alignments(
     found.words.sort()
     found.phones.sort()
     return found
-
-
-def _times(*values: str, scale: float = 1.0) -> tuple[float, float] | None:
-    """Start and duration in seconds, or `None` where they are no valid times."""
-    try:
-        start, duration = (float(value) / scale for value in values)
-    except ValueError:
-        return None
-    return (start, duration) if math.isfinite(start + duration) and start >= 0 and duration > 0 else None
 
 
 def long_words(words: Iterable[Token], min_letters: int, min_seconds: float = 0.0) -> list[Token]:
@@ -172,10 +158,8 @@ def token_frames(
             end = begin + 1
         # Encoders drop a frame or so at the end, but the rest of the token must be there.
         if end > len(matrix) + 2 or begin >= len(matrix):
-            raise LaserError(
-                f"the {len(matrix)} frames of {token.utterance!r} and the times do not fit: {token.label!r} ends at "
-                f"frame {end} for a frame rate of {frame_rate:g} Hz"
-            )
+            what = f"the {len(matrix)} frames of {token.utterance!r} and the times do not fit"
+            raise LaserError(f"{what}: {token.label!r} ends at frame {end} for a frame rate of {frame_rate:g} Hz")
         segments.append(matrix[begin:end])
     return segments
 

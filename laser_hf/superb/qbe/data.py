@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import numpy as np
 
 from ...data import read_lines, read_table
 from ...errors import LaserError
-from ..features import Utterance
+from ..features import Utterance, read_times
 from .scoring import Collection, numbered
 
 logger = logging.getLogger(__name__)
@@ -47,25 +46,16 @@ SPLITS = ("dev", "eval")  # of QUESST
 
 @dataclass(frozen=True)
 class QbeData:
-    """One evaluation set.
+    """One evaluation set."""
 
-    Attributes:
-        split: what records call it.
-        queries, documents: what is searched for and in what.
-        targets, trials: bool (queries, documents): which pairs match, which pairs count.
-        layout: "tsv" or "quesst2014".
-        collection: the full evaluation that this is a part of, if it is one.
-        gain: factor on the samples.
-    """
-
-    split: str
-    queries: list[Utterance]
-    documents: list[Utterance]
-    targets: np.ndarray
-    trials: np.ndarray
-    layout: str = "tsv"
-    collection: Collection | None = None
-    gain: float = 1.0
+    split: str  # what records call it
+    queries: list[Utterance]  # what is searched for
+    documents: list[Utterance]  # in what
+    targets: np.ndarray  # bool (queries, documents): which pairs match
+    trials: np.ndarray  # likewise: which pairs count
+    layout: str = "tsv"  # or "quesst2014"
+    collection: Collection | None = None  # the full evaluation that this is a part of, if it is one
+    gain: float = 1.0  # factor on the samples
 
     def revision(self) -> str:
         """SHA-256 over the names, times and targets: two runs with the same one were given the same task."""
@@ -80,10 +70,8 @@ class QbeData:
 def read_data(folder: str | Path, split: str = "eval") -> QbeData:
     """Read a folder of either layout: three tables, or QUESST 2014 (`quesst14Database` or the folder around it).
 
-    `split`, "eval" or "dev", is of QUESST 2014 and has no meaning for tables.
-
-    Raises:
-        LaserError: neither layout, or something in it is missing.
+    `split`, "eval" or "dev", is of QUESST 2014 and has no meaning for tables. `LaserError` for neither layout, or where
+    something in it is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -93,18 +81,15 @@ def read_data(folder: str | Path, split: str = "eval") -> QbeData:
     for root in (folder, folder / "quesst14Database"):
         if (root / "scoring").is_dir():
             return read_quesst(root, split)
-    raise LaserError(
-        f"{folder} is no query-by-example task: expected {', '.join(TABLES)}, or QUESST 2014 with its folders "
-        "Audio, dev_queries, eval_queries and scoring"
-    )
+    quesst = "QUESST 2014 with its folders Audio, dev_queries, eval_queries and scoring"
+    raise LaserError(f"{folder} is no query-by-example task: expected {', '.join(TABLES)}, or {quesst}")
 
 
 def read_tables(folder: Path) -> QbeData:
     """Read the three tables of `folder`, as the split "test".
 
-    Raises:
-        LaserError: a table or a column is missing, a time is no number, a name comes twice, or `targets.tsv` names
-            an unknown query or document.
+    `LaserError` for a missing table or column, an invalid time, a name that comes twice, or an unknown one in
+    `targets.tsv`.
     """
     if missing := [name for name in TABLES if not (folder / name).is_file()]:
         raise LaserError(f"{folder} lacks {', '.join(missing)}")
@@ -135,17 +120,13 @@ def _rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _times(place: str, row: dict[str, str]) -> tuple[float, float]:
-    try:
-        start, duration = float(row["start_seconds"]), float(row["duration_seconds"])
-    except ValueError as error:
-        raise LaserError(f"{place}: {error}") from error
-    if not (math.isfinite(start + duration) and start >= 0 and duration > 0):
-        raise LaserError(f"{place}: expected a start from 0 on and a positive duration, got {start} and {duration}")
-    return start, duration
+    given = row["start_seconds"], row["duration_seconds"]
+    if (times := read_times(*given)) is None:
+        raise LaserError(f"{place}: expected a start from 0 on and a positive duration, got {' and '.join(given)}")
+    return times
 
 
 def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
-    """The utterances, each name being there once."""
     found: dict[str, Utterance] = {}
     for place, utterance in placed:
         if not utterance.name:
@@ -158,10 +139,8 @@ def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
 def read_quesst(root: Path, split: str = "eval") -> QbeData:
     """Read the English queries of `split`, the English documents and the ground truth; every pair is a trial.
 
-    `root` holds `Audio`, `dev_queries`, `eval_queries` and `scoring`. Audio files are not looked at here.
-
-    Raises:
-        LaserError: an unknown split, a list or ground-truth file is missing or unreadable, or nothing English is left.
+    `root` holds `Audio`, `dev_queries`, `eval_queries` and `scoring`. Audio files are not looked at here. `LaserError`
+    for an unknown split, a list or ground-truth file that is missing or unreadable, or if nothing English is left.
     """
     if split not in SPLITS:
         raise LaserError(f"QUESST 2014 has the splits {', '.join(SPLITS)}, not {split!r}")

@@ -5,9 +5,8 @@ and zero, one or two document frames,
 
     g(0, j) = d(0, j),   g(i, j) = d(i, j) + min(g(i-1, j), g(i-1, j-1), g(i-1, j-2)),
 
-and the cost is the least g(n-1, j) divided by n, the frames of the query. It equals `normalizedDistance` of dtw-python
-with `step_pattern="asymmetric", open_begin=True, open_end=True`. A document frame may be used any number of times, so a
-query longer than the document still has an alignment.
+and the cost is the least g(n-1, j) divided by n, the frames of the query: `normalizedDistance` of dtw-python with
+`step_pattern="asymmetric", open_begin=True, open_end=True`. A query longer than the document has an alignment too.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from ..frame_store import length_batches
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
 
-# ------------------------------------------------------------------------------------------------------------- kernel
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -76,7 +74,6 @@ def _costs(distance, query_ends, document_ends, first, last, scale, out):
                     low = np.float64(least)
                     factor = 1.0 / max(np.float64(most) - low, 1e-9)
                 if i == top:
-                    # The first query frame has no predecessor.
                     for j in range(len(row)):
                         new[j + 2] = (row[j] - low) * factor
                 else:
@@ -91,9 +88,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="qbe")
 
 
-# ---------------------------------------------------------------------------------------------------- distances, costs
-
-
 def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: np.ndarray) -> torch.Tensor:
     """Frames (n, dim) normalised by `mean` and `deviation` (dim,), then scaled to unit norm; float32."""
     centred = (torch.as_tensor(frames) - torch.as_tensor(mean).float()) / torch.as_tensor(deviation).float()
@@ -101,18 +95,15 @@ def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: 
 
 
 def frame_distances(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """Distances exp(1 - cosine), (n, m), of unit-norm frames (n, dim) and (m, dim).
-
-    SUPERB subtracts 1 from the exponential; `scale_rows` undoes that, so it is left out.
-    """
+    """exp(1 - cosine), (n, m), of unit-norm frames (n, dim) and (m, dim). `scale_rows` would undo SUPERB's - 1."""
     return (queries @ documents.T).neg_().add_(1).exp_()
 
 
 def scale_rows(distance: torch.Tensor) -> torch.Tensor:
     """Each row of (n, m), the distances of a query frame to one document, mapped to [0, 1].
 
-    The denominator is at least 1e-9, as in SUPERB: a row of equal distances becomes 0, the best value. Every row of a
-    document of one frame is such a row.
+    The denominator is at least 1e-9, as in SUPERB: equal distances, such as that to a document of one frame, become 0,
+    the best value.
     """
     low, high = distance.amin(-1, keepdim=True), distance.amax(-1, keepdim=True)
     return (distance - low) / (high - low).clamp_min(1e-9)
@@ -123,15 +114,13 @@ def alignment_costs(
 ) -> torch.Tensor:
     """Costs (queries, documents), float64 on the CPU, of the best alignment of each query in each document.
 
+    On the CPU a compiled kernel runs, in as many threads as PyTorch uses; on any other device batched operations.
+
     Args:
         distance: (sum(query_lengths), sum(document_lengths)), float32 or float64, queries below each other and
-            documents side by side. On the CPU a compiled kernel runs, in as many threads as PyTorch uses; on any other
-            device batched tensor operations.
-        query_lengths, document_lengths: frames of each, at least 1.
+            documents side by side. `ValueError` if the lengths do not add up to its shape.
+        query_lengths, document_lengths: frames of each, at least 1, or a `ValueError` is raised.
         scale: map each row of each document to [0, 1] first (`scale_rows`).
-
-    Raises:
-        ValueError: lengths that are not positive or do not add up to the shape.
     """
     wanted = sum(query_lengths), sum(document_lengths)
     if tuple(distance.shape) != wanted:

@@ -38,10 +38,7 @@ def print_table(evaluations: Mapping[tuple[str, int], Evaluation], chosen: tuple
 
 
 def describe(data: QbeData, usable: np.ndarray, skipped: Skipped) -> dict[str, Any]:
-    """An evaluation set for the record: sizes, and recordings skipped by kind of reason.
-
-    `usable` is bool (queries, documents), false for skipped audio.
-    """
+    """An evaluation set for the record: sizes, and recordings skipped by kind; `usable` is false for skipped audio."""
     trials = data.trials & usable
     targets = data.targets & trials
     sought = targets.any(1)
@@ -83,19 +80,15 @@ def write_scores(path: Path, scores: np.ndarray, queries: Sequence[str], documen
 
 
 def write_stdlist(path: Path, scores: np.ndarray, queries: Sequence[str], documents: Sequence[str]) -> None:
-    """The list of detected terms that the official scorer of QUESST reads: every trial, YES for scores above 2.
-
-    `scores` are (queries, documents), normalised, NaN for no trial.
-    """
+    """The terms detected as QUESST's official scorer reads them: normalised scores (NaN: no trial), YES above 2."""
     head = {"termlist_filename": STDLIST, "indexing_time": "1.00", "language": "english", "index_size": "1"}
     root = ElementTree.Element("stdlist", head, system_id="benchmark")
     for query, row in zip(queries, scores, strict=True):
-        used = np.flatnonzero(~np.isnan(row))
-        if len(used) == 0:
+        if np.isnan(row).all():
             continue
         about = {"termid": query, "term_search_time": "1.0", "oov_term_count": "1"}
         terms = ElementTree.SubElement(root, "detected_termlist", about)
-        for column in used:
+        for column in np.flatnonzero(~np.isnan(row)):
             entry = {"file": documents[column], "channel": "1", "tbeg": "0.000", "dur": "0.00"}
             decision = "YES" if row[column] > DECISION_THRESHOLD else "NO"
             entry |= {"score": f"{row[column]:.{DIGITS}f}", "decision": decision}
@@ -117,9 +110,6 @@ def write_skipped(path: Path, sets: Sequence[QbeData], skipped: Skipped) -> None
     if lines:
         path.write_text("\n".join(["split\trole\tname\tkind\treason", *lines]) + "\n", encoding="utf-8")
         logger.warning("%d entries in %s", len(lines), path)
-
-
-# ----------------------------------------------------------------------------------------------------------- pictures
 
 
 def plot_detection(curve: DetectionCurve, path: Path, title: str = "") -> None:

@@ -38,14 +38,11 @@ PRIMARY = {"quick": ("mean_average_precision", "subset"), "superb": ("mtwv", "su
 
 @dataclass(frozen=True)
 class Collection:
-    """The full term list and collection of an evaluation, of which only a part may be searched.
-
-    `targets` is bool (queries, documents).
-    """
+    """The full term list and collection of an evaluation, of which only a part may be searched."""
 
     queries: list[str]
     documents: list[str]
-    targets: np.ndarray
+    targets: np.ndarray  # bool (queries, documents)
 
 
 class TermWeightedValue(NamedTuple):
@@ -72,9 +69,8 @@ def _checked(scores, targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, targets among trials, and trials, of the queries that have a target."""
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets).astype(bool)
     if scores.ndim != 2 or scores.shape != targets.shape:
-        raise ValueError(
-            f"expected scores and targets of one shape (queries, documents), got {scores.shape} and {targets.shape}"
-        )
+        got = f"{scores.shape} and {targets.shape}"
+        raise ValueError(f"expected scores and targets of one shape (queries, documents), got {got}")
     if np.isinf(scores).any():
         raise ValueError("scores must be finite, or NaN where there is no trial")
     trials = ~np.isnan(scores)
@@ -104,16 +100,12 @@ def detection_curve(scores, targets) -> DetectionCurve:
 def mtwv(scores, targets, beta: float = BETA) -> TermWeightedValue:
     """Maximum term-weighted value over one threshold for all queries, at least 0 (nothing accepted).
 
+    Of equally good thresholds it is the highest.
+
     Args:
         scores: (queries, documents), NaN where there is no trial.
         targets: bool, same shape.
-        beta: cost of a false-alarm rate of 1 relative to a miss rate of 1.
-
-    Returns:
-        Value and threshold; of equally good thresholds the highest.
-
-    Raises:
-        ValueError: as all measures, or a beta that is not positive.
+        beta: cost of a false-alarm rate of 1 relative to a miss rate of 1; `ValueError` if it is not positive.
     """
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
@@ -162,10 +154,8 @@ def mean_average_precision(scores, targets) -> float:
 def precision_at(scores, targets, n: int | None = None) -> float:
     """Mean over queries of the share of targets among the best `n` trials; equal scores rank targets last.
 
-    `n=None` takes as many as the query has targets (R-precision, the "P@N" of Hazen et al., 2009).
-
-    Raises:
-        ValueError: as all measures, or n < 1.
+    `n=None` takes as many as the query has targets (R-precision, the "P@N" of Hazen et al., 2009); `ValueError` for
+    `n` < 1.
     """
     if n is not None and n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -185,11 +175,8 @@ def average_precision(scores, targets) -> float:
     the value is a lower bound over all orders of ties.
 
     Args:
-        scores: (items,) array or tensor, higher ranks first.
+        scores: (items,) array or tensor, higher ranks first; `ValueError` for NaN or another shape than the targets'.
         targets: (items,) bool; which items are to be found.
-
-    Raises:
-        ValueError: shapes that differ or are not (items,), or a score that is NaN.
     """
     scores, targets = np.asarray(scores), np.asarray(targets).astype(bool)
     if scores.ndim != 1 or scores.shape != targets.shape:
@@ -204,9 +191,6 @@ def average_precision(scores, targets) -> float:
     not_less = len(others) - np.searchsorted(others, found, side="left")
     hits = np.arange(1, len(found) + 1)
     return float(np.mean(hits / (hits + not_less)))
-
-
-# ------------------------------------------------------------------------------------------------------ of one layer
 
 
 @dataclass(frozen=True)
@@ -239,10 +223,8 @@ def evaluate(
     """Measure `scores` (queries, documents) of `data`.
 
     Mean average precision and precision take the scores in full, term-weighted values those that are written to the
-    files. `dev_thresholds` are those of the development set, by definition of the trials.
-
-    Raises:
-        LaserError: no query has a target among its trials.
+    files. `dev_thresholds` are those of the development set, by definition of the trials. Raises `LaserError` if no
+    query has a target among its trials.
     """
     metrics: list[dict[str, Any]] = []
 

@@ -39,13 +39,9 @@ def search_layers(
 ) -> tuple[dict[tuple[str, int], Search], dict[Utterance, tuple[str, str]]]:
     """Encode the recordings of `sets`, all of one gain, once, and search each set at each layer.
 
-    `folder` gets everything that an interrupted run can go on from; memory holds few frames at a time.
-
-    Returns:
-        Searches by split and layer, and kind and reason of each recording that could not be used.
-
-    Raises:
-        LaserError: no query or no document could be used, or the disk is too small for the frames.
+    Returns searches by split and layer, and kind and reason of each recording that could not be used. `folder` gets
+    everything that an interrupted run can go on from; memory holds few frames at a time. Raises `LaserError` if no
+    query or no document could be used, or the disk is too small for the frames.
     """
     utterances = list(dict.fromkeys(u for data in sets for u in (*data.queries, *data.documents)))
     store = FrameStore(folder / "frames", layers, features.dim)
@@ -75,16 +71,12 @@ def search(
     folder: Path,
     device: torch.device | str = "cpu",
 ) -> Search:
-    """Score every query against every document on frames of one layer.
-
-    Frames are normalised by their mean and deviation over all these queries and documents.
+    """Score every query against every document on frames of one layer, normalised over all these recordings.
 
     Args:
-        queries, documents: indices in the store; those that it skipped get NaN.
+        queries, documents: indices in the store; those that it skipped get NaN. `LaserError` if no query or no document
+            is left, or each of them is too short to be aligned.
         folder: of the scores, a file with checksums (npz) for every block of documents, there whole or not at all.
-
-    Raises:
-        LaserError: no query or no document could be used, or each of them is too short to be aligned.
     """
     rows = [row for row, index in enumerate(queries) if index in store.places]
     # In the order of encoding: the documents of a block are of similar length.
@@ -117,15 +109,12 @@ def search(
             scores[np.ix_(rows, block)] = found
             bar.update(len(block))
     if not np.nan_to_num(scores).any():
-        raise LaserError(
-            f"nothing could be aligned: all {len(rows)} queries have fewer than {SHORTEST_QUERY} frames, or all "
-            f"{len(columns)} documents have one"
-        )
+        short = f"all {len(rows)} queries have fewer than {SHORTEST_QUERY} frames"
+        raise LaserError(f"nothing could be aligned: {short}, or all {len(columns)} documents have one")
     return Search(scores, mean, deviation)
 
 
 def _read_block(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The scores of an earlier run; `None` without any, or if the file is damaged."""
     try:
         with np.load(path) as file:
             found = file["arr_0"]
@@ -138,10 +127,8 @@ def _read_block(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased standard deviation (at least 1e-9) of each dimension over all frames of `indices`.
-
-    In float64 and in two passes over the disk; one utterance at a time is in memory.
-    """
+    """Mean and unbiased standard deviation (at least 1e-9) by dimension over all frames of `indices`, in float64."""
+    # Two passes over the disk: one utterance at a time is in memory.
     total, count, squares = np.zeros(store.dim), 0, np.zeros(store.dim)
     for index in indices:
         frames = store.read(layer, index)

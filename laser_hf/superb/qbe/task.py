@@ -48,17 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate, leave the files in `output_dir`, return the record.
-
-    A run that was interrupted goes on where it stopped when it is started again in the same way.
-
-    Raises:
-        LaserError: data or options that do not fit; the message says how to mend it.
-    """
+    """Evaluate, or go on with an interrupted run, leave the files in `output_dir`, return the record."""
     began = time.time()
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=report.FILES)
-    data, dev = _read_sets(arguments)
-    sets = [data] if dev is None else [data, dev]
+    data, *_ = sets = _read_sets(arguments)
     device = pick_device(arguments.device)
     features = load_features(arguments.model, arguments.revision, arguments.seed, device)
     layers = pick_layers(arguments.layer, features.layers)
@@ -81,11 +74,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         thresholds = None
         for one in reversed(sets):
             if not (one.targets & one.trials & ~np.isnan(searches[one.split, layer].scores)).any():
-                kind, reason = next(iter(skipped.values()))
-                raise LaserError(
-                    f"no query of {one.split} has a target left: {len(skipped)} recordings cannot be used, the first "
-                    f"is {kind}: {reason}"
-                )
+                first = ": ".join(next(iter(skipped.values())))
+                lost = f"{len(skipped)} recordings cannot be used, the first is {first}"
+                raise LaserError(f"no query of {one.split} has a target left: {lost}")
             found = evaluate(one, searches[one.split, layer].scores, layer, thresholds)
             thresholds = {which: found.find("mtwv", which)["threshold"] for which in found.measured}
             evaluations[one.split, layer] = found
@@ -126,7 +117,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _read_sets(arguments: argparse.Namespace) -> tuple[QbeData, QbeData | None]:
+def _read_sets(arguments: argparse.Namespace) -> list[QbeData]:
     """The set to report on, and the development set if there is one; their splits have different names."""
     data = read_data(arguments.data, arguments.split)
     dev = None
@@ -137,17 +128,17 @@ def _read_sets(arguments: argparse.Namespace) -> tuple[QbeData, QbeData | None]:
     elif data.layout == "quesst2014" and data.split != "dev" and not arguments.skip_dev:
         dev = read_data(arguments.data, "dev")
     if arguments.select_layer == "dev" and dev is None:
-        raise LaserError(
-            "--select_layer dev needs a development set: --dev_data FOLDER, or QUESST 2014 without --skip_dev"
-        )
-    for one in (data,) if dev is None else (data, dev):
+        mend = "--dev_data FOLDER, or QUESST 2014 without --skip_dev"
+        raise LaserError(f"--select_layer dev needs a development set: {mend}")
+    sets = [data] if dev is None else [data, dev]
+    for one in sets:
         without = int((~(one.targets & one.trials).any(1)).sum())
         if without == len(one.queries):
             raise LaserError(f"no query of {one.split} has a target, a document of another speaker that holds its word")
         if without:
             counts = (without, len(one.queries), one.split)
             logger.warning("%d of %d queries of %s have no target; they count in no measure", *counts)
-    return data, dev
+    return sets
 
 
 def _digest(data: QbeData) -> str:

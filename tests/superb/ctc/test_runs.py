@@ -187,7 +187,7 @@ def test_two_processes_give_the_result_of_one(finished_pr, tiny_encoder, corpus,
     """With gloo: shares of updates and of decoding add up."""
     errors = fork_two(
         command("pr", tiny_encoder, corpus, tmp_path / "out", "--lexicon", str(lexicon)),
-        lambda argv: main(["pr", *argv]),
+        main=lambda argv: main(["pr", *argv]),
     )
     assert errors == ["", ""]
     record = read_json(tmp_path / "out" / "results.json")

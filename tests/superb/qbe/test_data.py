@@ -41,7 +41,7 @@ def test_revision_names_the_task(task_folder):
         (
             "queries.tsv",
             "query\taudio\tstart_seconds\tduration_seconds\tspeaker\nq0\ta.wav\tsoon\t1\t1\n",
-            "line 2: could not convert string to float: 'soon'",
+            "line 2: expected a start from 0 on and a positive duration, got soon and 1",
         ),
     ],
 )
