@@ -104,7 +104,7 @@ def _fairseq(lab: Lab) -> None:
 
 
 # Every command that reads an encoder, on the lab's; they run in its folder.
-_TWO_UPDATES = "--train_split 1 --dev_split 2 --test_split 3 --protocol quick --max_steps 2"
+_TWO_UPDATES = "--train_split 1 --dev_split 2 --test_split 3 --protocol quick --max_steps 2 --eval_steps 2"
 COMMANDS = {
     "train": "train --preset lab.json --output_dir out --use_cpu",
     "asr": f"superb asr --model encoder --data speech --output_dir out {_TWO_UPDATES}",
