@@ -108,7 +108,7 @@ def load_preset(name: str, known: set[str]) -> dict[str, Any]:
     path = Path(name) if name.endswith(".json") else resources.files("laser_hf") / "presets" / f"{name}.json"
     if not path.is_file():
         raise LaserError(
-            f"unknown preset {name!r}; shipped are {', '.join(preset_names())}, or give the path of a .json file"
+            f"unknown preset {name!r}; give the path of a .json file or one of {', '.join(preset_names())}"
         )
     try:
         values = json.loads(path.read_text("utf-8-sig"))
