@@ -99,7 +99,7 @@ class RunFolder:
         return None
 
     def check(self, overwrite: bool = False, reopen: bool = False) -> None:
-        """The first part of `prepare`, without the check of the recipe, for commands that know it after hours of reading."""
+        """`prepare` up to its check of the recipe, for commands that know theirs only after hours of reading."""
         self.make()
         cli.saved = self.saved
         if not reopen:
