@@ -99,11 +99,7 @@ class RunFolder:
         return None
 
     def check(self, overwrite: bool = False, reopen: bool = False) -> None:
-        """The first part of `prepare`, for commands that know their recipe only after hours of reading.
-
-        Raises:
-            LaserError: the folder cannot be written, is finished, is a checkpoint, or another process runs in it.
-        """
+        """`prepare` up to its check of the recipe, for commands that know theirs only after hours of reading."""
         self.make()
         cli.saved = self.saved
         if not reopen:
@@ -147,13 +143,10 @@ class RunFolder:
         _LOCKS[os.getpid(), str(path)] = descriptor
 
     def protect(self, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
-        """Refuse a folder that is, or holds, something that the run reads; call it before `prepare`.
+        """`LaserError` if the folder is, or holds (by real paths), what the run reads; call it before `prepare`.
 
         Args:
             inputs: paths, or names that are no paths, by the options that name them.
-
-        Raises:
-            LaserError: one of them lies in the folder, by real paths.
         """
         own = self.path.resolve()
         for option, given in inputs.items():
@@ -181,10 +174,7 @@ class RunFolder:
         """What a later start goes on from, in words; empty if there is nothing."""
         if self.finished:
             return f"the run in {self.path} is finished"
-        sealed = [
-            one.parent for one in self.path.glob(f"checkpoint-*/{SEAL_NAME}") if _CHECKPOINT.fullmatch(one.parent.name)
-        ]
-        found = sorted(sealed, key=lambda one: int(one.name.partition("-")[2]))[-1:]
+        found = [path for path in self._checkpoints() if (path / SEAL_NAME).exists()][:1]
         found += [one for pattern in self.progress if "checkpoint" not in pattern for one in self.path.glob(pattern)]
         return f"saved: {', '.join(map(str, found))}" if found else ""
 
@@ -192,24 +182,25 @@ class RunFolder:
         """Write the record, which makes the run complete; call it last."""
         write_json(self.path / self.record, dict(record))
 
+    def _checkpoints(self) -> list[Path]:
+        """The newest one first."""
+        numbered = {int(match[1]): path for path in self.path.glob("*") if (match := _CHECKPOINT.fullmatch(path.name))}
+        return [numbered[number] for number in sorted(numbered, reverse=True)]
+
     def last_checkpoint(self) -> Path | None:
         """The newest intact checkpoint; newer ones that are not are renamed `broken-checkpoint-N`, with a warning."""
-        numbered = {int(match[1]): path for path in self.path.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
-        for _, checkpoint in sorted(numbered.items(), reverse=True):
+        for checkpoint in self._checkpoints():
             fault = find_fault(checkpoint)
             if fault is None:
                 return checkpoint
-            aside = self._fresh(f"broken-{checkpoint.name}")
+            aside = self.path / f"broken-{checkpoint.name}"
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = self.path / f"broken-{checkpoint.name}-{number}"
             logger.warning("%s cannot be resumed (%s); it is kept as %s", checkpoint, fault, aside.name)
             os.replace(checkpoint, aside)
         return None
-
-    def _fresh(self, name: str) -> Path:
-        path, number = self.path / name, 1
-        while path.exists():
-            number += 1
-            path = self.path / f"{name}-{number}"
-        return path
 
 
 def seal_checkpoint(folder: str | Path, final: str | Path | None = None) -> None:
@@ -254,8 +245,8 @@ def find_fault(checkpoint: str | Path) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != sealed["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {sealed['bytes']}"
+        if (size := path.stat().st_size) != sealed["bytes"]:
+            return f"{name} has {size} bytes instead of {sealed['bytes']}"
         if _sha256(path) != sealed["sha256"]:
             return f"{name} is damaged"
     return None
@@ -272,8 +263,7 @@ def _sha256(path: Path) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two recipes differ in, as `--name old -> new`; groups are looked into.
 
-    The group `content` holds digests of what options name. Where both recipes have the digest, it is compared, and not
-    the path, which may change.
+    Where both have a digest in the group `content`, it is compared, and not the path, which may change.
     """
     old, new = (recipe.get(CONTENT) or {} for recipe in (before, now))
     known = sorted(old.keys() & new.keys())

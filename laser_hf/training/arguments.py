@@ -1,8 +1,5 @@
 # ruff: noqa: RUF009  (`option` makes a field)
-"""Command-line options of `train.py`, as dataclasses with the paper's HuBERT recipe as defaults.
-
-The options of objectives and perturbations are not here: their classes have them.
-"""
+"""Options of `train.py`, by default the paper's HuBERT recipe; objectives and perturbations have their own."""
 
 from __future__ import annotations
 
@@ -25,22 +22,17 @@ class ModelArguments:
 
     _argument_group_name = "model"
     model_name_or_path: str = option(
-        "facebook/hubert-base-ls960",
-        "encoder: Hub id or folder (HuBERT, WavLM, wav2vec 2.0, data2vec-audio)",
-        aliases=["--model"],
+        "facebook/hubert-base-ls960", "HuBERT, WavLM, wav2vec 2.0, data2vec-audio: Hub id, folder", aliases=["--model"]
     )
     model_revision: str | None = option(None, "branch, tag or commit of the encoder", aliases=["--revision"])
     trainable_layers: int = option(2, "Transformer layers trained, counted from the top", low=1)
     train_encoder_layer_norm: bool = option(
         False,
-        "also train the encoder's own LayerNorm, as the released code does. It stands behind the positional "
-        "convolution, so gradients run through all layers: slower, more memory. In encoders with do_stable_layer_norm "
-        "(most large ones) it stands behind the last layer and costs nothing",
+        "also train the encoder's own LayerNorm, as the released code does. It stands before all layers: slower, more "
+        "memory. With do_stable_layer_norm (most large encoders) it stands behind the last one and costs nothing",
     )
     projection_dim: int = option(256, "dimension of the projection that the loss is computed on", low=1)
-    projection_layers: int = option(
-        1, "linear layers of the projection, with ReLU between two (SCORE's WavLM has 2)", low=1
-    )
+    projection_layers: int = option(1, "its linear layers, with ReLU between two (SCORE's WavLM: 2)", low=1)
     do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (the paper does not)")
     hidden_dropout: float = option(0.1, "dropout of the Transformer while training", low=0, high=1)
     attention_dropout: float = option(0.1, "dropout of the attention weights", low=0, high=1)
@@ -51,8 +43,7 @@ class ModelArguments:
 
     def dropouts(self) -> dict[str, float]:
         """The four dropout rates by their config names."""
-        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name.endswith("dropout")}
 
 
 @dataclass
@@ -61,9 +52,7 @@ class DataArguments:
 
     _argument_group_name = "data"
     train_data: str = option(
-        "openslr/librispeech_asr",
-        "training speech: Hub id, LibriSpeech tree, folder of audio, or saved data set",
-        aliases=["--data"],
+        "openslr/librispeech_asr", "Hub id, LibriSpeech tree, folder of audio, or saved data set", aliases=["--data"]
     )
     train_name: str | None = option(None, "configuration of a Hub data set")
     train_split: str | None = option(None, "split, or sub-folder of a LibriSpeech tree", aliases=["--split"])
@@ -72,12 +61,10 @@ class DataArguments:
     eval_split: str | None = setting(None, "its split or sub-folder")
     eval_alignments: str | None = setting(
         None,
-        "tab-separated word (and phone) times, or demo for those of the shipped speech: every evaluation also "
-        "measures word discrimination and an ABX-like phone error of the last layer",
+        "tab-separated word (and phone) times, or demo for those of the shipped speech: evaluations also measure the "
+        "last layer's word discrimination and an ABX-like phone error",
     )
-    eval_alignments_data: str | None = setting(
-        None, "folder of the speech that --eval_alignments names; default: --eval_data"
-    )
+    eval_alignments_data: str | None = setting(None, "folder of its speech; default: --eval_data")
     eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
     audio_column: str = option("audio", "audio column of a data set")
     streaming: bool | None = option(None, "read while training instead of before; default: only from the Hub")
@@ -85,25 +72,22 @@ class DataArguments:
     max_train_samples: int | None = option(None, "use only so many utterances", low=1)
     max_eval_samples: int | None = setting(64, "held-out utterances used", low=1)
     min_seconds: float = option(0.1, "shorter utterances are skipped and counted", low=0)
-    crop_seconds: float | None = option(
-        None, "of longer utterances a random piece of this length is taken (Spin: 17)", above=0
-    )
+    crop_seconds: float | None = option(None, "a random piece of longer utterances is taken (Spin: 17)", above=0)
     max_seconds: float | None = option(
         None,
-        "longer ones are left out beforehand (of a stream: skipped on the way, so that updates get smaller); default: "
-        "none is too long, as in the paper",
+        "longer ones are left out (of a stream: on the way, so that updates get smaller); default: none, as the paper",
         above=0,
     )
     perturb_on: str = option(
         "worker",
-        "where the perturbed view is made: worker (processes that load the data) or device (where the model is, all "
-        "pairs of an update at once, so that a GPU does not wait for CPU cores); the draws are the same",
+        "where perturbed views are made, with the same draws: worker (processes that load the data) or device (of the "
+        "model, a whole update at once: a GPU does not wait for CPU cores)",
         choices=["worker", "device"],
     )
     cache_decoded: str | None = setting(
         None,
-        "folder that keeps decoded utterances (115 to 230 MB an hour), so that each file is decoded once; 'true' for "
-        "one in the cache of datasets; not for streams",
+        "folder that keeps decoded utterances (115 to 230 MB an hour); 'true': one in the cache of datasets; not for "
+        "streams",
     )
 
     __post_init__ = check_values
@@ -119,18 +103,16 @@ class LaserTrainingArguments(TrainingArguments):
     _argument_group_name = "training"
     output_dir: str | None = setting("outputs/laser", "where checkpoints, encoder, records and plots go")
     overwrite_output_dir: bool = setting(False, "start over: delete what an earlier run left in output_dir")
-    resume_from_checkpoint: str | None = setting(
-        None, "checkpoint to resume; default: the newest one in output_dir, if there is one"
-    )
-    pairs_per_update: int = option(8, "pairs of one update (optimiser step), over all processes", low=1)
+    resume_from_checkpoint: str | None = setting(None, "checkpoint; default: the newest in output_dir, if any")
+    pairs_per_update: int = option(8, "pairs of an update (optimiser step), over all processes", low=1)
     per_device_train_batch_size: int = setting(
-        4, "pairs in memory at once (a micro-batch); changes the result through dropout alone", low=1
+        4, "pairs in memory at once (a micro-batch); changes results through dropout alone", low=1
     )
     per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once", low=1)
     seconds_per_update: float | None = option(
         None,
-        "instead of --pairs_per_update: fill an update with utterances of like length up to so many seconds of source "
-        "speech over all processes (Spin: 256); not for streams",
+        "instead of --pairs_per_update: source speech of an update, in utterances of like length, over all processes "
+        "(Spin: 256); not for streams",
         above=0,
     )
     per_device_train_seconds: float | None = option(
@@ -138,13 +120,9 @@ class LaserTrainingArguments(TrainingArguments):
     )
     max_steps: int = option(3600, "updates", low=1)
     learning_rate: float = option(2e-5, "peak learning rate", above=0)
-    lr_scheduler_type: SchedulerType | str = option(
-        "linear", "schedule of the learning rate; linear decays to 0", metavar="NAME"
-    )
+    lr_scheduler_type: SchedulerType | str = option("linear", "its schedule; linear decays to 0", metavar="NAME")
     lr_scheduler_kwargs: dict | str | None = option(
-        None,
-        "more for the schedule, as JSON. With warmup_stable_decay, num_decay_steps is by default all updates after "
-        "the warm-up",
+        None, "as JSON; num_decay_steps of warmup_stable_decay is by default all updates after the warm-up"
     )
     warmup_steps: float = option(1000, "updates of linear warm-up", low=0)
     optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser", metavar="NAME")
@@ -155,8 +133,8 @@ class LaserTrainingArguments(TrainingArguments):
     coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
     released: bool = option(
         False,
-        "train as the released code does: both views of a pair padded into one batch, S3PRL's AdamW, updates that run "
-        "on over the end of an epoch (all passes then share the draws of the first)",
+        "as the released code: both views of a pair padded into one batch, S3PRL's AdamW, updates that run on over the "
+        "end of an epoch (all passes then share the draws of the first)",
     )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", low=0)
     seed: int = option(1337, "seed of data order, perturbation, dropout and head", low=0, high=2**32 - 1)
@@ -166,9 +144,7 @@ class LaserTrainingArguments(TrainingArguments):
     use_cpu: bool = setting(False, "train on the CPU although there is a GPU")
     logging_steps: float = setting(25, "updates between two lines of the log", above=0)
     logging_first_step: bool = setting(True, "log update 1 too")
-    eval_strategy: IntervalStrategy | str = setting(
-        "steps", "steps: every --eval_steps updates; no: no evaluation at all"
-    )
+    eval_strategy: IntervalStrategy | str = setting("steps", "steps: every --eval_steps updates; no: not at all")
     eval_steps: float | None = setting(200, "updates between two evaluations", above=0)
     eval_on_start: bool = setting(False, "evaluate before the first update too")
     save_steps: float = setting(200, "updates between two checkpoints", above=0)
@@ -177,27 +153,21 @@ class LaserTrainingArguments(TrainingArguments):
     disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
     dataloader_num_workers: int = setting(2, "processes that decode and perturb", low=0)
     collapse_cosine_fraction: float = setting(
-        0.5, "collapse alarm: share of the way to 1 that the mean cosine of frames has covered", low=0, high=1
+        0.5, "collapse alarm: share of the way to 1 that the frames' mean cosine has covered", low=0, high=1
     )
     collapse_rank_fraction: float = setting(
-        0.5, "collapse alarm: effective rank below this share of its start", low=0, high=1
+        0.5, "the same: effective rank below this share of its start", low=0, high=1
     )
     plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
     push_to_hub: bool = setting(
-        False,
-        "publish the finished run on the Hub, with a card that says that it is not evaluated yet (push_to_hub.py adds "
-        "results later)",
+        False, "publish the run at the end, with a card without results (push_to_hub.py adds them later)"
     )
     hub_model_id: str | None = setting(None, "repository to publish to: ORG/NAME")
     hub_private_repo: bool = setting(False, "create that repository as a private one")
-    torch_compile: bool = setting(
-        False, "compile the Transformer layers with torch.compile (a C++ compiler is needed on the CPU)"
-    )
+    torch_compile: bool = setting(False, "compile Transformer layers (on the CPU this needs a C++ compiler)")
     torch_compile_backend: str | None = setting(None, "backend of torch.compile, such as inductor")
     profile_updates: int = setting(
-        0,
-        "profile so many updates (after two of warm-up) with torch.profiler: profile.json and a trace go to output_dir",
-        low=0,
+        0, "after two others, so many are profiled: profile.json and a trace go to output_dir", low=0
     )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,10 +195,7 @@ class LaserTrainingArguments(TrainingArguments):
         self.publish, self.push_to_hub = self.push_to_hub, False
         if self.publish:
             if not self.hub_model_id:
-                raise ValueError(
-                    "--push_to_hub needs --hub_model_id ORG/NAME; a finished run can also be published later, with "
-                    "push_to_hub.py"
-                )
+                raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME; push_to_hub.py can publish later, too")
             validate_repo_id(self.hub_model_id)
         super().__post_init__()
         # What runs decides: the flags, or else what `accelerate launch` or `accelerate config` chose.
@@ -238,9 +205,9 @@ class LaserTrainingArguments(TrainingArguments):
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 needs a GPU; on a CPU train in fp32, or with --bf16")
         if self.torch_compile:
-            # Meant for accelerate, which would compile the model as a whole: LaserTrainer compiles its layers.
-            for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
-                os.environ.pop(name, None)
+            # With these accelerate would compile the model as a whole.
+            os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)
+            os.environ.pop("ACCELERATE_DYNAMO_MODE", None)
         if self.per_device_train_seconds and not self.seconds_per_update:
             raise ValueError("--per_device_train_seconds goes with --seconds_per_update")
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
@@ -248,10 +215,8 @@ class LaserTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"num_decay_steps": after_warm_up} | (self.lr_scheduler_kwargs or {})
         if self.released and (self.seconds_per_update or self.weight_decay or self.coupled_weight_decay):
             raise ValueError("--released has updates of pairs and no weight decay, as the released code")
-        # Every trained parameter takes part in every loss; and those of an objective are used outside the forward
-        # call, where the search for unused ones would not see them.
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False
+        # By default no search for unused parameters: it would not see those of an objective, used outside `forward`.
+        self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         # A pair has no columns of the model's argument names; the loss stops on NaN itself, with the ids.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False

@@ -1,9 +1,8 @@
 """The pairs of an update on one process: moved to the device, completed there, and cut into padded micro-batches.
 
-Sampling and resuming know nothing about lengths: the loader yields the pairs of an update in the order of their draw.
-The trainer sorts them by length, so that a micro-batch needs little padding. The loss of an update is a mean over its
-pairs and padding changes no frame, so the cut changes an update through dropout alone. (Spin is the exception: it
-assigns codes to the frames of a micro-batch together.)
+The loader yields them in the order of their draw. The trainer sorts them by length, so that a micro-batch needs little
+padding. The loss of an update is a mean over its pairs and padding changes no frame, so the cut changes an update
+through dropout alone. (Spin is the exception: it assigns codes to the frames of a micro-batch together.)
 """
 
 from __future__ import annotations
@@ -64,8 +63,7 @@ def unpack(update: Update, device: torch.device | str) -> list[Pair]:
 def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400) -> list[Pair]:
     """The usable pairs with the perturbed views that are missing, see `complete_pairs`; some may be skipped after all.
 
-    Raises:
-        LaserError: there is no perturbation to make them.
+    Raises `LaserError` where there is no perturbation to make them.
     """
     missing = [pair for pair in pairs if pair["perturbed"] is None]
     if not missing:
@@ -92,23 +90,19 @@ def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
 
 @contextlib.contextmanager
 def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -> Iterator[None]:
-    """Compute with a micro-batch; that it does not fit into memory names its longest utterance.
+    """Compute with a micro-batch; the `LaserError` that it does not fit into memory names its longest utterance.
 
     The system may kill a process that takes too much, so that a batch whose first layer alone is too large (its input
     and output, in 16 bits) is refused beforehand.
-
-    Raises:
-        LaserError: it does not fit.
     """
     lengths = [0, *torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist()]
     longest = max(lengths)
     where = f"utterance {batch['ids'][lengths.index(longest) - 1]}" if longest else "an empty batch"
-    what = (
-        f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {len(batch['ids'])}, does not fit into memory"
-    )
+    count = len(batch["ids"])
+    what = f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count}, does not fit into memory"
     mend = "give --max_seconds or --crop_seconds, or a smaller --per_device_train_batch_size"
     if longest > 60 * SAMPLE_RATE:
-        needed = 2 * 2 * 2 * len(batch["ids"]) * longest // config.conv_stride[0] * config.conv_dim[0]
+        needed = 2 * 2 * 2 * count * longest // config.conv_stride[0] * config.conv_dim[0]
         free = psutil.virtual_memory().available
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -125,39 +119,29 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
 def drawn_sides(seed: int, step: int, ids: Sequence[str]) -> torch.Tensor:
     """Whether the trained encoder hears the perturbed view: one bool a pair, drawn as SCORE's released code does.
 
-    By seed, update and utterance alone, like the perturbation's draws: neither resuming nor the cut into
-    micro-batches changes it.
+    Seed, update and utterance alone decide: neither resuming nor the cut into micro-batches changes it.
     """
     return torch.tensor([draw_generator(seed, step, f"{name}\nside").random() < 0.5 for name in ids])
 
 
 def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of both views, the clean ones first.
+    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of both views in one, because DDP wants one call.
 
-    One input, because DDP wants one forward call; padding changes no frame.
-
-    Args:
-        batch: as `pad_pairs` makes it.
-        swap: bool `(pairs,)` on the CPU; where it is set, the perturbed view comes first.
+    The clean ones come first, except where `swap`, bool `(pairs,)` on the CPU, is set. `batch` is as of `pad_pairs`.
     """
     clean, perturbed = batch["clean"], batch["perturbed"]
     longest = max(clean.shape[1], perturbed.shape[1])
     clean, perturbed = (torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
-    lengths = batch["clean_lengths"], batch["perturbed_lengths"]
-    if swap is None:
-        return torch.cat((clean, perturbed)), torch.cat(lengths)
-    on_device = swap.to(clean.device, non_blocking=True).unsqueeze(1)
-    waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
-    swapped = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
-    return torch.cat(waveforms), torch.cat(swapped)
+    waveforms, lengths = (clean, perturbed), (batch["clean_lengths"], batch["perturbed_lengths"])
+    if swap is not None:
+        on_device = swap.to(clean.device, non_blocking=True).unsqueeze(1)
+        waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
+        lengths = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
+    return torch.cat(waveforms), torch.cat(lengths)
 
 
 def check_views(dataset, objective: Objective) -> None:
-    """Refuse training data that `objective`, or perturbing on the device, cannot work with.
-
-    Raises:
-        LaserError: perturbations that change durations where these must be equal, or that have no batched form.
-    """
+    """`LaserError` on perturbations that change durations where `objective` needs equal ones, or cannot be batched."""
     transform, perturbation = getattr(dataset, "transform", None), getattr(dataset, "perturbation", None)
     if objective.equal_lengths and perturbation is not None and not perturbation.keeps_duration:
         raise LaserError(

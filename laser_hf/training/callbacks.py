@@ -31,13 +31,12 @@ PARTS = {
 class CollapseMonitor(TrainerCallback):
     """Warns when the frames become alike, from the `frame_cosine` and `effective_rank` in the lines of the log.
 
-    It fires when the mean pairwise cosine has covered `cosine_fraction` of the way from where the run started to 1
-    (all frames point the same way), or when the effective rank has fallen below `rank_fraction` of its start. Both
-    are relative, because encoders differ in how alike their frames are to begin with. Soft-DTW without its
-    regulariser collapses so (LASER, Table 3). A line that it judges gets a `collapse` of 0 or 1.
+    Soft-DTW without its regulariser collapses so (LASER, Table 3). Limits are relative, because encoders differ in how
+    alike their frames are to begin with. A line that is judged gets a `collapse` of 0 or 1.
 
     Args:
-        cosine_fraction, rank_fraction: limits, see above.
+        cosine_fraction: alarm when the mean pairwise cosine has covered this share of the way from its start to 1.
+        rank_fraction: alarm when the effective rank is below this share of its start.
         prefix: of the statistics to look at: "eval_" for held-out frames, empty for training frames.
         remedy: option to raise against collapse, such as "--alpha".
 
@@ -50,10 +49,8 @@ class CollapseMonitor(TrainerCallback):
     def __init__(
         self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""
     ) -> None:
-        self.cosine_fraction = cosine_fraction
-        self.rank_fraction = rank_fraction
-        self.prefix = prefix
-        self.remedy = remedy
+        self.cosine_fraction, self.rank_fraction = cosine_fraction, rank_fraction
+        self.prefix, self.remedy = prefix, remedy
         self.start: dict[str, float] | None = None
         self.fired_at: int | None = None
         self.reason = ""
@@ -84,25 +81,18 @@ class CollapseMonitor(TrainerCallback):
             line[f"{self.prefix}collapse"] = int(collapsing)
         if collapsing and state.is_world_process_zero:
             remedy = f"raise {self.remedy} or " if self.remedy else ""
-            logger.warning(
-                "Collapse: %s at step %d. The frames are becoming alike; %slower --learning_rate.",
-                self.reason,
-                state.global_step,
-                remedy,
-            )
+            text = "Collapse: %s at step %d. The frames are becoming alike; %slower --learning_rate."
+            logger.warning(text, self.reason, state.global_step, remedy)
 
 
 class UpdateProfiler(TrainerCallback):
-    """Profiles updates with `torch.profiler`, after `WARM_UP` others.
+    """Profiles so many `updates` with `torch.profiler`, after `WARM_UP` others.
 
     It writes `profile.json`, seconds of an update and of its parts, and `profile_trace.json.gz`, a trace for
     https://ui.perfetto.dev. The parts are `wait` (for the loader), `perturb` (on the device), `encode`, `loss`,
     `backward` and `optimizer`; evaluation, checkpoints and logging are in the time of the update that follows them. The
     times are those of the main thread. On a GPU, whose kernels run later, `device_seconds` are those of the kernels
     that this thread starts (autograd starts those of the backward pass in a thread of its own).
-
-    Args:
-        updates: how many to profile.
     """
 
     def __init__(self, updates: int) -> None:
@@ -143,12 +133,11 @@ class UpdateProfiler(TrainerCallback):
             return
         seconds, device_seconds, whole = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0), 0.0
         for event in profiler.key_averages():
-            part = next((part for part, start in PARTS.items() if event.key.startswith(start)), None)
-            if part is not None:
+            if event.key.startswith("ProfilerStep"):
+                whole = event.cpu_time_total / 1e6 / updates
+            for part in [part for part, start in PARTS.items() if event.key.startswith(start)]:
                 seconds[part] += event.cpu_time_total / 1e6 / updates
                 device_seconds[part] += event.device_time_total / 1e6 / updates
-            elif event.key.startswith("ProfilerStep"):
-                whole = event.cpu_time_total / 1e6 / updates
         for times in (seconds, device_seconds):
             times["backward"] -= times["encode"] + times["loss"]  # the rest of a micro-batch
         record = {"updates": updates, "warm_up": WARM_UP, "seconds_per_update": whole, "seconds": seconds}

@@ -18,57 +18,38 @@ _BOUNDS = ("low", "high", "above")
 OWN_METADATA = ("recipe", *_BOUNDS)
 """Metadata of a field that argparse does not know."""
 
-_LOADER = "the loader makes updates of pairs, whose order --seed decides"
-_EVALUATION = "an evaluation measures loss terms of held-out pairs, --per_device_eval_batch_size at once"
-_HUB = "the finished run is published, not its checkpoints"
-_LOSS = "the loss is that of the --objective"
 DDP = (
     "the trained layers are small and gain nothing from sharding. Several GPUs share an update by DDP: accelerate "
     "launch --multi_gpu --num_processes N train.py"
 )
-REFUSED = {
+_REASONS = {
     "num_train_epochs": "the length of a run is given in updates: --max_steps",
     "gradient_accumulation_steps": "it follows from --pairs_per_update, --per_device_train_batch_size and the number "
     "of processes; set those instead",
     "ignore_data_skip": "a resumed run goes on behind the pairs that it has seen",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), DDP),
-    **dict.fromkeys(
-        (
-            "auto_find_batch_size", "train_sampling_strategy", "length_column_name", "dataloader_drop_last",
-            "dataloader_in_order", "remove_unused_columns", "accelerator_config", "include_num_input_tokens_seen",
-        ),
-        _LOADER,
-    ),
-    **dict.fromkeys(
-        (
-            "do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only",
-            "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
-            "batch_eval_metrics",
-        ),
-        _EVALUATION,
-    ),
-    **dict.fromkeys(
-        (
-            "label_smoothing_factor", "label_names", "average_tokens_across_devices", "neftune_noise_alpha",
-            "use_liger_kernel", "liger_kernel_config", "use_cache",
-        ),
-        _LOSS,
-    ),
-    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), _HUB),
-}  # fmt: skip
+    "fsdp fsdp_config deepspeed parallelism_config": DDP,
+    "auto_find_batch_size train_sampling_strategy length_column_name dataloader_drop_last dataloader_in_order "
+    "remove_unused_columns accelerator_config include_num_input_tokens_seen": "the loader makes updates of pairs, "
+    "whose order --seed decides",
+    "do_eval do_predict bf16_full_eval fp16_full_eval prediction_loss_only eval_do_concat_batches "
+    "eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics": "an evaluation measures "
+    "loss terms of held-out pairs, --per_device_eval_batch_size at once",
+    "label_smoothing_factor label_names average_tokens_across_devices neftune_noise_alpha use_liger_kernel "
+    "liger_kernel_config use_cache": "the loss is that of the --objective",
+    "hub_strategy hub_always_push hub_revision": "the finished run is published, not its checkpoints",
+}
+REFUSED = {name: why for names, why in _REASONS.items() for name in names.split()}
 """Options of `TrainingArguments` that would have no effect here, and why."""
 
 
 def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
-    """A dataclass field that is an option and decides the result of a run.
+    """A dataclass field that is an option and, with `recipe`, decides the result of a run.
 
     Args:
         default: its value if it is not given.
         text: for `--help`.
-        recipe: whether it decides the result.
-        metadata: its range, as `low`, `high` and `above` of `plugins.Option`; and `choices`, `aliases`, `metavar` for
-            argparse.
+        metadata: `low`, `high` and `above` as of `plugins.Option`; `choices`, `aliases`, `metavar` as of argparse.
     """
     return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
 
@@ -93,7 +74,7 @@ def check_values(options: Any) -> None:
             continue  # not ours, or of several types
         (kind,) = kinds
         if kind in (bool, int, float, str):
-            bounds = {name: field.metadata[name] for name in _BOUNDS if name in field.metadata}
+            bounds = {name: field.metadata.get(name) for name in _BOUNDS}
             checked = Option(f"--{field.name}", "", "", kind=kind, **bounds).check(value)
             if kind is int or isinstance(value, str):
                 setattr(options, field.name, checked)
@@ -127,7 +108,7 @@ def load_preset(name: str, known: set[str]) -> dict[str, Any]:
     path = Path(name) if name.endswith(".json") else resources.files("laser_hf") / "presets" / f"{name}.json"
     if not path.is_file():
         raise LaserError(
-            f"unknown preset {name!r}; shipped are {', '.join(preset_names())}, or give the path of a .json file"
+            f"unknown preset {name!r}; give the path of a .json file or one of {', '.join(preset_names())}"
         )
     try:
         values = json.loads(path.read_text("utf-8-sig"))

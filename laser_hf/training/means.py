@@ -61,24 +61,17 @@ def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
 class Means:
     """Mean loss terms of the pairs added, and collapse statistics of their frames, over all processes.
 
-    One pass over held-out pairs is counted by it, and the windows of the training log (`TrainingWindow`).
-
     The statistics are of a fixed number of projected frames, drawn evenly from the pairs added since the last `draw`.
-    Fewer frames have a lower effective rank, so the number is fixed by the first draw (at most `MAX_FRAMES` on each
-    process). Where a later draw finds fewer, as in the short last update of an epoch, frames of the draw before fill
-    it up.
+    Fewer frames have a lower effective rank, so the first draw fixes the number (`count`, at most `MAX_FRAMES` on each
+    process). Where a later draw finds fewer, as in the short last update of an epoch, the draw before fills it up.
 
     Args:
         names: of the loss terms.
         device: where processes communicate.
-
-    Attributes:
-        count: frames of a draw of this process, once it is fixed.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = tuple(names)
-        self.device = device
+        self.names, self.device = tuple(names), device
         self.count: int | None = None
         self._sums: torch.Tensor | None = None
         self._units = 0
@@ -116,8 +109,8 @@ class Means:
 
     def terms(self) -> dict[str, float]:
         """The means, "loss" for "total"; empty where no pair was added. Every process has to call it."""
-        sums = self._sums if self._sums is not None else torch.zeros(len(self.names))
-        sums = torch.cat((sums.double().cpu(), torch.tensor([self._units], dtype=torch.float64)))
+        sums = [0.0] * len(self.names) if self._sums is None else self._sums.tolist()
+        sums = torch.tensor([*sums, self._units], dtype=torch.float64)
         *sums, units = sum_over_processes(sums, self.device).tolist()
         if not units:
             return {}
@@ -168,9 +161,8 @@ class TrainingWindow(Means):
         logs = self.terms()
         elapsed = time.perf_counter() - self._began
         frames = float(sum_over_processes(torch.tensor(self._frames), self.device))
-        state = self.state()
+        self.load_state(self.state())
         self.restart()
-        self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
         speed = {"processed_hours": self._processed_seconds / 3600, "frames_per_second": frames / max(elapsed, 1e-9)}
         return {**logs, **speed, **self.statistics()}
 

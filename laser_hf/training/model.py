@@ -18,13 +18,12 @@ from .batches import Batch, stack_views
 class AlignmentModel(nn.Module):
     """Encoder and projection head; both views of all pairs go through one forward call.
 
+    The Trainer sets `objective`, the loss.
+
     Args:
         encoder: as loaded and frozen.
         projection_dim: dimension of the projected frames (256 in the paper).
         projection_layers: linear layers of the projection.
-
-    Attributes:
-        objective: the loss, set by the Trainer.
     """
 
     objective: Objective
@@ -40,8 +39,7 @@ class AlignmentModel(nn.Module):
     def add_twin(self, dropout: bool = True) -> None:
         """Encode second views by a frozen copy of the encoder as it is now (SCORE).
 
-        Args:
-            dropout: whether the copy has dropout while the encoder trains, as in SCORE's released code.
+        With `dropout` the copy has dropout while the encoder trains, as in SCORE's released code.
         """
         self._twin = (copy.deepcopy(self.encoder).requires_grad_(False),)
         self._twin_dropout = dropout
@@ -94,10 +92,9 @@ class AlignmentModel(nn.Module):
             own = self.encoder(waveforms[:half], lengths[:half])
             with torch.no_grad():
                 other = self.twin(waveforms[half:], lengths[half:])
-            longest = max(own.frames.shape[1], other.frames.shape[1])
-            frames = torch.cat(
-                [nn.functional.pad(f, (0, 0, 0, longest - f.shape[1])) for f in (own.frames, other.frames)]
-            )
+            both = own.frames, other.frames
+            longest = max(part.shape[1] for part in both)
+            frames = torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in both])
             frame_lengths = torch.cat((own.lengths, other.lengths))
         return {"projected": self.head(frames), "frames": frames.detach(), "lengths": frame_lengths}
 
@@ -108,12 +105,9 @@ class AlignmentModel(nn.Module):
     def compile_layers(self, backend: str, mode: str | None = None) -> None:
         """`torch.compile` each Transformer layer in place, for batches and frames of any size.
 
-        The layers share their code, which is compiled a few times (trained or frozen, with and without padding) and
-        not once per layer or length: lengths are symbols from the start. What depends on each utterance's length (the
-        convolutions and their exact normalisation) is not compiled. Names of parameters do not change.
-
-        Args:
-            backend, mode: as for `torch.compile`; on the CPU "inductor" needs a C++ compiler.
+        The layers share their code, which is compiled a few times (trained or frozen, with and without padding), not
+        once per layer or length. What depends on each utterance's length (the convolutions and their exact
+        normalisation) is not compiled. Names of parameters do not change. On the CPU "inductor" needs a C++ compiler.
         """
         for layer in self.encoder.model.encoder.layers:
             layer.compile(backend=backend, mode=mode, dynamic=True)
@@ -136,7 +130,7 @@ def pair_terms(
     """
     count = len(batch["ids"])
     if count == 0:
-        return *_terms_of_nothing(model, core, next(core.parameters()).device), []
+        return *_terms_of_nothing(model, core), []
     waveforms, lengths = stack_views(batch, swap)
     about = "" if torch.is_grad_enabled() else "held-out "
     with record_function(f"{about}encode"):
@@ -150,14 +144,9 @@ def pair_terms(
     return terms, x, frames.tolist()
 
 
-def _terms_of_nothing(
-    model: nn.Module, core: AlignmentModel, device: torch.device
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Terms where all pairs were skipped.
-
-    The other processes wait for this one's gradients, and for its part of a loss that all compute together.
-    """
-    silence = torch.zeros(2, SAMPLE_RATE // 10, device=device)
+def _terms_of_nothing(model: nn.Module, core: AlignmentModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Terms of no pairs: others wait for this process's gradients, and its part of a loss that all compute together."""
+    silence = torch.zeros(2, SAMPLE_RATE // 10, device=next(core.parameters()).device)
     output = model(silence, [silence.shape[1]] * 2)
     x, y = output["projected"].split(1)
     none = output["lengths"][:0]

@@ -54,12 +54,9 @@ _BELONGING = {
 
 @dataclass(frozen=True)
 class Choice:
-    """An objective or a perturbation, and the values of its options.
+    """An objective or a perturbation: its name as given (shipped, or `package.module:Class`), and its class.
 
-    Attributes:
-        name: as given: a shipped name or `package.module:Class`.
-        plugin: the class.
-        values: of all its options, by `Option.dest`.
+    `values` are those of all its options, by `Option.dest`.
     """
 
     name: str
@@ -80,25 +77,19 @@ class Options:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result, in groups: the options besides paths of results, logging and hardware."""
-        perturbations: dict[str, Any] = {"name": [choice.name for choice in self.perturbations]}
-        for choice in self.perturbations:
-            perturbations |= choice.values
+        values = {dest: value for choice in self.perturbations for dest, value in choice.values.items()}
         return portable(
             {
                 "model": recipe_of(self.model),
                 "objective": {"name": self.objective.name, **self.objective.values},
-                "perturbations": perturbations,
+                "perturbations": {"name": [choice.name for choice in self.perturbations], **values},
                 "data": recipe_of(self.data),
                 "training": recipe_of(self.training),
             }
         )
 
     def value(self, name: str) -> Any:
-        """The value of an option by its name; that of an enumeration as text.
-
-        Raises:
-            KeyError: no such option, or one of an objective or a perturbation that is not in use.
-        """
+        """The value of an option by its name, as text of an enumeration; `KeyError` if none in use has that name."""
         values = {"objective": self.objective.name, "perturbations": [choice.name for choice in self.perturbations]}
         for group in (self.model, self.data, self.training):
             values |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
@@ -145,52 +136,36 @@ class _Device(argparse.Action):
 
 
 def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None) -> HfArgumentParser:
-    """The parser of `train.py`.
-
-    Args:
-        show_all: list inherited options too.
-        preset: values of a preset; those of objectives and perturbations are shown as defaults.
-    """
+    """The parser of `train.py`; its help lists inherited options with `show_all`, and plug-in values of the preset."""
     parser = _Parser(
         _GROUPS, description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=_HelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--preset",
-        default=DEFAULT_PRESET,
-        help=f"recipe: {', '.join(preset_names())}, or a .json file of your own",
-    )
+    presets = f"recipe: {', '.join(preset_names())}, or a .json file of your own"
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help=presets)
     parser.add_argument("--help_all", action="store_true", help="list every option, also those of the Trainer")
     parser.add_argument(
         "--device", action=_Device, choices=["auto", "cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu"
     )
-    about = {name: f"{name}: {plugin.summary}" for name, plugin in (OBJECTIVES | PERTURBATIONS).items()}
     group = parser.add_argument_group("objective", "The loss. Its options are read by the objectives named.")
-    group.add_argument(
-        "--objective",
-        default="laser",
-        help=_escaped(f"{' '.join(about[name] for name in OBJECTIVES)} Or your own, as package.module:Class"),
-    )
+    group.add_argument("--objective", default="laser", help=_about(OBJECTIVES))
     _add_plugin_options(group, "--objective_options", OBJECTIVES, preset or {})
     group = parser.add_argument_group("perturbations", "What makes the perturbed view of an utterance.")
-    group.add_argument(
-        "--perturbations",
-        nargs="+",
-        default=["speed_pitch"],
-        help=_escaped(
-            f"one after the other. {' '.join(about[name] for name in PERTURBATIONS)} Or your own, as "
-            "package.module:Class"
-        ),
-    )
+    text = f"one after the other. {_about(PERTURBATIONS)}"
+    group.add_argument("--perturbations", nargs="+", default=["speed_pitch"], help=text)
     _add_plugin_options(group, "--perturbation_options", PERTURBATIONS, preset or {})
-    hidden = {field.name for field in dataclasses.fields(TrainingArguments)} - set(
-        LaserTrainingArguments.__annotations__
-    )
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    hidden = inherited - set(LaserTrainingArguments.__annotations__)
     for action in parser._actions:
         if action.dest in REFUSED or (action.dest in hidden and not show_all):
             action.help = argparse.SUPPRESS
         if action.dest in REFUSED:  # an empty text goes through `type`, too
             action.const, action.type = "", _refuse(action.default, REFUSED[action.dest])
     return parser
+
+
+def _about(shipped: Mapping[str, type[Plugin]]) -> str:
+    summaries = " ".join(f"{name}: {plugin.summary}" for name, plugin in shipped.items())
+    return _escaped(f"{summaries} Or your own, as package.module:Class")
 
 
 def _refuse(default: Any, why: str) -> Callable[[str], Any]:
@@ -202,9 +177,7 @@ def _refuse(default: Any, why: str) -> Callable[[str], Any]:
     return refuse
 
 
-def _add_plugin_options(
-    group, assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]
-) -> None:
+def _add_plugin_options(group, assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]):
     """A flag for each option of the shipped classes, and one for assignments to any class."""
     for dest, owners in _owners(shipped).items():
         texts: dict[str, list[str]] = {}
@@ -219,9 +192,8 @@ def _add_plugin_options(
             how["nargs"] = "+"
         text = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
         group.add_argument(f"--{dest}", default=argparse.SUPPRESS, help=_escaped(text), **how)
-    group.add_argument(
-        assignments, nargs="+", default=[], metavar="NAME=VALUE", help="options of a class of your own; lists as a=1,2"
-    )
+    text = "options of a class of your own; lists as a=1,2"
+    group.add_argument(assignments, nargs="+", default=[], metavar="NAME=VALUE", help=text)
 
 
 def _escaped(text: str) -> str:
@@ -231,17 +203,12 @@ def _escaped(text: str) -> str:
 def _choose(
     names: Sequence[str], find: Callable[[str], type[Plugin]], flags: Mapping[str, Any], assignments: Sequence[str]
 ) -> list[Choice]:
-    """The classes of these names with the values of their options, checked.
-
-    Raises:
-        LaserError: an unknown name, an assignment that none of them takes, or a value out of its range.
-    """
+    """The classes of these names with their options; `LaserError` on what is unknown, not taken or out of range."""
     found = [find(name) for name in names]
     assigned = parse_assignments(assignments)
     known = [{option.dest for option in plugin.options} for plugin in found]
-    for dest in assigned:
-        if not any(dest in dests for dests in known):
-            found[0].checked({dest: assigned[dest]})  # its error says which options there are
+    for dest in assigned.keys() - set().union(*known):
+        found[0].checked({dest: assigned[dest]})  # its error says which options there are
     choices = []
     for name, plugin, dests in zip(names, found, known, strict=True):
         values = {dest: value for dest, value in {**flags, **assigned}.items() if dest in dests}

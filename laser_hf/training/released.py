@@ -60,17 +60,11 @@ class ReleasedAdamW(torch.optim.Optimizer):
 
         p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
 
-    Args:
-        params: to train.
-        lr, betas, eps: as for `torch.optim.AdamW`.
+    The arguments are as for `torch.optim.AdamW`.
     """
 
     def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-7,
+        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-7
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 

@@ -70,16 +70,9 @@ def run_training(options: Options) -> dict[str, Any]:
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
     with args.main_process_first(desc="reading speech"):
         train, held_out = load_pairs(options)
-    trainer = LaserTrainer(
-        (ReleasedModel if args.released else AlignmentModel)(
-            encoder, options.model.projection_dim, options.model.projection_layers
-        ),
-        args,
-        train,
-        held_out,
-        objective,
-        load_evaluator(options.data),
-    )
+    kind = ReleasedModel if args.released else AlignmentModel
+    model = kind(encoder, options.model.projection_dim, options.model.projection_layers)
+    trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
     recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, train)))
     checkpoint = start and str(output_dir / start)
     logger.info(
@@ -120,11 +113,7 @@ def run_training(options: Options) -> dict[str, Any]:
 
 
 def check_folder(folder: RunFolder, options: Options) -> None:
-    """Refuse a folder that cannot be used, before anything is read or deleted.
-
-    Raises:
-        LaserError: see `RunFolder.protect` and `RunFolder.check`.
-    """
+    """Refuse a folder that cannot be used before anything is read, see `RunFolder.protect` and `RunFolder.check`."""
     args, data = options.training, options.data
     noise = next((c.values["noise_dir"] for c in options.perturbations if "noise_dir" in c.values), None)
     inputs = {"--model": options.model.model_name_or_path, "--train_data": data.train_data, "--noise_dir": noise}
@@ -142,12 +131,10 @@ def content_of(encoder: SpeechEncoder, train: Any) -> dict[str, str]:
 
 
 def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
-    """Prepare the output folder for the run's recipe; and the checkpoint to resume from, `None` to begin.
+    """The run's recipe, for which the folder is prepared; and the checkpoint to resume from, `None` to begin.
 
     Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
-
-    Raises:
-        LaserError: a folder or a checkpoint that cannot be used; see `RunFolder.prepare`.
+    `LaserError` if one of the two cannot be used, see `RunFolder.prepare`.
     """
     args, recipe = options.training, plain({**options.recipe(), CONTENT: content})
     asked = args.resume_from_checkpoint
@@ -163,9 +150,7 @@ def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) 
     if args.save_only_model:
         logger.warning("--save_only_model: nothing to resume is kept; an interrupted run starts over")
     if found and not (found / "optimizer.pt").is_file():
-        logger.warning(
-            "%s holds weights alone (--save_only_model), so there is nothing to resume: starting over", found
-        )
+        logger.warning("%s holds weights alone (--save_only_model): starting over", found)
         found = None
     if asked and found is None:
         raise LaserError(f"nothing to resume: there is no complete checkpoint in {folder.path}")
@@ -194,7 +179,6 @@ def _make_record(
 ) -> dict[str, Any]:
     """The record of the finished run; it sums over the processes, so every one of them has to call it."""
     args, model, data = options.training, options.model, options.data
-    skipped, held_out_skipped = trainer.skipped_summary(), trainer.skipped_summary(held_out=True)
     own_state, history, train = trainer.own_state(), trainer.state.log_history, trainer.train_dataset
     local = Path(model.model_name_or_path).exists()
     return new_record(
@@ -207,11 +191,11 @@ def _make_record(
             "split": data.train_split,
             "utterances": len(train) if hasattr(train, "__len__") else None,
             "left_out": getattr(train, "left_out", {}),
-            "skipped": skipped,
+            "skipped": trainer.skipped_summary(),
             "held_out": portable(data.eval_data),
             "held_out_name": data.eval_name,
             "held_out_split": data.eval_split,
-            "held_out_skipped": held_out_skipped,
+            "held_out_skipped": trainer.skipped_summary(held_out=True),
         },
         seed=args.seed,
         wall_seconds=own_state["trained_seconds"],
@@ -249,7 +233,7 @@ def _summary(history) -> dict[str, Any]:
 
 
 def _publish(options: Options, output_dir: Path) -> None:
-    """Upload the finished run; where that fails the run is complete all the same, and the error says how to go on."""
+    """Upload the finished run; an error says that it is complete all the same, and how to go on."""
     from ..publishing.push import main as push
 
     args = options.training

@@ -15,6 +15,8 @@ from .arguments import LaserTrainingArguments
 from .batches import pack
 from .released import running_updates
 
+Plan = Callable[[np.random.Generator], list[list[int]]]
+
 
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
     """For each update of an epoch the indices that one process takes: every `world_size`-th pair.
@@ -27,13 +29,8 @@ class UpdateSampler(torch.utils.data.Sampler[list[int]]):
         seed: of the order.
     """
 
-    def __init__(
-        self, plan: Callable[[np.random.Generator], list[list[int]]], world_size: int = 1, rank: int = 0, seed: int = 0
-    ):
-        self.plan = plan
-        self.world_size = world_size
-        self.rank = rank
-        self.seed = seed
+    def __init__(self, plan: Plan, world_size: int = 1, rank: int = 0, seed: int = 0):
+        self.plan, self.world_size, self.rank, self.seed = plan, world_size, rank, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,12 +56,11 @@ def updates_of_pairs(order: Sequence[int], pairs_per_update: int) -> list[list[i
 def updates_of_seconds(seconds: Sequence[float], limit: float) -> list[list[int]]:
     """Updates filled with speech instead of with a number of pairs, as Spin's released code has it.
 
-    Utterances are sorted by descending length and cut into updates of at most `limit` seconds (at least one
-    utterance); what is left at the end makes no update.
+    Utterances are sorted by descending length and cut into updates of at most `limit` seconds over all processes (at
+    least one utterance); what is left at the end makes no update.
 
     Args:
         seconds: of each utterance, as it is trained on (cropped). 0 where it is not known.
-        limit: source speech of an update, over all processes.
 
     Raises:
         LaserError: all the speech is not enough for one update.
@@ -86,11 +82,7 @@ def updates_of_seconds(seconds: Sequence[float], limit: float) -> list[list[int]
 
 
 def micro_batches(args: LaserTrainingArguments) -> int:
-    """Micro-batches of a full update on each process.
-
-    Raises:
-        LaserError: an update has fewer pairs than there are processes.
-    """
+    """Micro-batches of a full update on each process; `LaserError` if it has fewer pairs than there are processes."""
     if args.seconds_per_update is not None:
         here = args.seconds_per_update / args.world_size
         return math.ceil(here / (args.per_device_train_seconds or here))
@@ -107,42 +99,37 @@ def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[
 
     Args:
         dataset: pairs, map-style or a stream of this process's share. With `seconds_per_update` it needs `seconds`,
-            the length of each utterance (`PairDataset`).
+            the length of each utterance (`PairDataset`); without them this is a `LaserError`.
         args: sizes, processes and seeds.
         done: updates made before a resume: the items of a stream for them are empty, so that they cost no decoding.
-
-    Raises:
-        LaserError: updates are to be filled by length, and the lengths are not known.
     """
     world, rank = args.world_size, args.process_index
     if isinstance(dataset, IterableDataset):
         if args.seconds_per_update is not None:
             raise LaserError(
-                "--seconds_per_update fills updates with utterances of like length, and a stream does not know lengths "
-                "beforehand. Give --streaming false to download the data first, or leave it out"
+                "--seconds_per_update needs lengths, which a stream does not know beforehand. Give --streaming false "
+                "to download the data first, or leave it out"
             )
         share = args.pairs_per_update // world + (rank < args.pairs_per_update % world)
         if done and hasattr(dataset, "skip"):
             dataset = dataset.skip(done * share, share)
         return _loader(dataset, args, batch_size=share), None
-    seed = args.seed if args.data_seed is None else args.data_seed
-    if args.seconds_per_update is None:
-
-        def plan(generator: np.random.Generator) -> list[list[int]]:
-            if args.released:
-                passes = math.ceil(args.max_steps * args.pairs_per_update / len(dataset))
-                orders = [generator.permutation(len(dataset)).tolist() for _ in range(passes)]
-                return running_updates(orders, args.pairs_per_update, args.max_steps)
-            return updates_of_pairs(generator.permutation(len(dataset)).tolist(), args.pairs_per_update)
-    else:
+    filled: list[list[int]] = []
+    if args.seconds_per_update is not None:
         if not hasattr(dataset, "seconds"):
             raise LaserError("--seconds_per_update needs a training set with `seconds`, such as PairDataset")
         filled = updates_of_seconds(dataset.seconds, args.seconds_per_update)
 
-        def plan(generator: np.random.Generator) -> list[list[int]]:
+    def plan(generator: np.random.Generator) -> list[list[int]]:
+        if filled:
             return [filled[index] for index in generator.permutation(len(filled))]
+        passes = math.ceil(args.max_steps * args.pairs_per_update / len(dataset)) if args.released else 1
+        orders = [generator.permutation(len(dataset)).tolist() for _ in range(passes)]
+        if args.released:
+            return running_updates(orders, args.pairs_per_update, args.max_steps)
+        return updates_of_pairs(orders[0], args.pairs_per_update)
 
-    sampler = UpdateSampler(plan, world, rank, seed)
+    sampler = UpdateSampler(plan, world, rank, args.seed if args.data_seed is None else args.data_seed)
     return _loader(dataset, args, batch_sampler=sampler), sampler
 
 

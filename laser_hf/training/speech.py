@@ -32,11 +32,7 @@ LOGGED = ("word_ap_across", "abx_across", "abx_within")
 
 
 def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset | None]:
-    """Training pairs and held-out pairs, if there are any.
-
-    Raises:
-        LaserError: options that contradict each other, or speech that is not there.
-    """
+    """Training pairs and held-out pairs, if any; `LaserError` on contradicting options or missing speech."""
     data, args = options.data, options.training
     streaming = data.streaming if data.streaming is not None else not Path(data.train_data).exists()
     if data.cache_decoded and streaming:
@@ -47,24 +43,13 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     values = {dest: value for choice in options.perturbations for dest, value in choice.values.items()}
     perturbation = build_perturbation([choice.name for choice in options.perturbations], values)
 
-    def transform() -> PairTransform:
-        return PairTransform(
-            perturbation,
-            args.seed,
-            min_seconds=data.min_seconds,
-            max_seconds=data.max_seconds,
-            crop_seconds=data.crop_seconds,
-            perturb=data.perturb_on == "worker",
-        )
+    limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
 
-    speech = load_speech(
-        data.train_data,
-        data.train_split,
-        name=data.train_name,
-        streaming=streaming,
-        audio_column=data.audio_column,
-        token=args.hub_token,
-    )
+    def transform() -> PairTransform:
+        return PairTransform(perturbation, args.seed, perturb=data.perturb_on == "worker", **limits)
+
+    how = {"audio_column": data.audio_column, "token": args.hub_token}
+    speech = load_speech(data.train_data, data.train_split, name=data.train_name, streaming=streaming, **how)
     train: PairDataset | PairStream
     if streaming:
         if data.max_train_samples is not None:
@@ -79,7 +64,13 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     held_out = None
     if data.eval_data and args.eval_strategy != "no":
         # A transform of its own: its epoch stays 0, so that held-out pairs look the same at every step.
-        held_out = PairDataset(_kept(_load_held_out(options), data), transform())
+        # From a Hub set only the first `max_eval_samples`: a map-style load would fetch every split.
+        some = not Path(data.eval_data).exists() and data.max_eval_samples is not None
+        speech = load_speech(data.eval_data, data.eval_split, name=data.eval_name, streaming=some, **how)
+        if some:
+            taken = speech.take(data.max_eval_samples)
+            speech = datasets.Dataset.from_list([{key: item[key] for key in ("id", "audio")} for item in taken])
+        held_out = PairDataset(_kept(speech, data), transform())
         if data.max_eval_samples is not None and data.max_eval_samples < len(held_out):
             # Spread over the set: the first ones would be one speaker.
             picks = torch.linspace(0, len(held_out) - 1, data.max_eval_samples).long().tolist()
@@ -94,30 +85,12 @@ def _kept(speech: datasets.Dataset, data: DataArguments) -> datasets.Dataset:
     return keep_decoded(speech, data.cache_decoded if data.cache_decoded.lower() != "true" else None)
 
 
-def _load_held_out(options: Options) -> datasets.Dataset:
-    """Held-out speech: all of a local set, the first `max_eval_samples` utterances of a Hub set."""
-    data = options.data
-    speech = load_speech(
-        data.eval_data,
-        data.eval_split,
-        name=data.eval_name,
-        # From the Hub only what is used: a map-style load would fetch every split of the configuration.
-        streaming=not Path(data.eval_data).exists() and data.max_eval_samples is not None,
-        audio_column=data.audio_column,
-        token=options.training.hub_token,
-    )
-    if isinstance(speech, datasets.IterableDataset):
-        taken = speech.take(data.max_eval_samples)
-        return datasets.Dataset.from_list([{key: item[key] for key in ("id", "audio")} for item in taken])
-    return speech
-
-
 class DiscriminationEvaluator:
     """Word discrimination and phone error of an encoder's last layer; the same weights give the same numbers.
 
     The loss cannot tell a better representation from a collapsing one, and its terms change scale with sigma, alpha and
-    margin; these numbers do not, so runs with different values can be compared by them. No random number is drawn from
-    the generators that training uses, and the encoder's mode is restored: a run makes the same weights without it.
+    margin; these numbers can be compared between runs. Training's generators and the encoder's mode stay as they are: a
+    run makes the same weights without it.
 
     Args:
         speech: with word times, phone times or both; see `laser_hf.superb.discrimination.load_aligned_speech`.
@@ -135,11 +108,7 @@ class DiscriminationEvaluator:
 
 
 def load_evaluator(data: DataArguments) -> DiscriminationEvaluator | None:
-    """The evaluator that `--eval_alignments` asks for, or `None`.
-
-    Raises:
-        LaserError: no held-out speech, files that are missing, or nothing in them that can be measured.
-    """
+    """The evaluator that `--eval_alignments` asks for, or `None`; `LaserError` where there is nothing to measure."""
     if not data.eval_alignments:
         return None
     if not data.eval_data:

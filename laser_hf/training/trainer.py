@@ -36,17 +36,15 @@ STATE_NAME = "laser_state.json"
 class LaserTrainer(UpdateTrainer):
     """Trains an `AlignmentModel` on pairs of views.
 
-    An item of the data loader is this process's share of one update. `training_step` cuts it into micro-batches. The
-    loss of an update is the mean over its pairs (over its frames, where the objective says so), whatever the size of
-    the micro-batches and the number of processes. Named loss terms, speech processed, frames per second and collapse
+    The loss of an update is the mean over its pairs (over its frames, where the objective says so), whatever the size
+    of the micro-batches and the number of processes. Loss terms, speech processed, frames per second and collapse
     statistics go through the usual `log`, to whatever `report_to` names.
 
     Args:
         model: encoder and head; the objective becomes a part of it. An objective that needs a twin adds one.
         args: options.
-        train_dataset, eval_dataset: `PairDataset`, `PairStream` (for training), or any data set of such pairs. The
-            Trainer calls `set_epoch` of the training set if there is one; its `perturbation` makes the perturbed views
-            on the device where pairs come without.
+        train_dataset, eval_dataset: `PairDataset`, `PairStream` (for training), or any data set of such pairs.
+            `set_epoch` of the first, if any, is called; `perturbation` makes missing perturbed views on the device.
         objective: the loss, `LaserLoss()` by default. Its parameters are trained and kept in checkpoints.
         evaluator: `evaluator(encoder) -> {name: value}`, such as `DiscriminationEvaluator`; called at every evaluation
             on the first process, logged as `eval_name`.
@@ -100,19 +98,13 @@ class LaserTrainer(UpdateTrainer):
             model.add_twin(getattr(objective, "twin_dropout", True))
         # Part of the model: its parameters go to the device, the optimiser, the checkpoints and DDP.
         model.objective = objective
-        super().__init__(
-            model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks
-        )
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks)
         if args.torch_compile:
             model.compile_layers(args.torch_compile_backend, args.torch_compile_mode)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs (or frames) of the whole update
         self.evaluator = evaluator
-        self.monitor = CollapseMonitor(
-            args.collapse_cosine_fraction,
-            args.collapse_rank_fraction,
-            prefix="" if eval_dataset is None else "eval_",
-            remedy=objective.anti_collapse,
-        )
+        limits = args.collapse_cosine_fraction, args.collapse_rank_fraction
+        self.monitor = CollapseMonitor(*limits, "" if eval_dataset is None else "eval_", objective.anti_collapse)
         # First, so that other callbacks see what it adds to the log.
         self.callback_handler.callbacks.insert(0, self.monitor)
         if args.profile_updates:
@@ -135,11 +127,7 @@ class LaserTrainer(UpdateTrainer):
         self._check_used()
 
     def check_end(self) -> None:
-        """Make sure that a run did what was asked for; every process has to call it.
-
-        Raises:
-            LaserError: no utterance could be used, fewer updates than `max_steps`, or weights that are not finite.
-        """
+        """`LaserError` on no usable utterance, too few updates or weights not finite; every process has to call it."""
         self._check_used()
         if self.state.global_step < self.args.max_steps:
             raise LaserError(f"training ended after {self.state.global_step} of --max_steps {self.args.max_steps}")
@@ -166,13 +154,9 @@ class LaserTrainer(UpdateTrainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Mean loss terms and collapse statistics of held-out pairs, and what the evaluator measures.
-
-        Raises:
-            LaserError: no held-out utterance can be used.
-        """
+        """Loss terms and collapse statistics of held-out pairs (`LaserError` if none is usable); the evaluator's."""
         began = time.perf_counter()
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         was_training = self.model.training
         self.model.eval()
         means = Means(self.objective.term_names, self.args.device)
@@ -192,10 +176,8 @@ class LaserTrainer(UpdateTrainer):
         if "loss" not in values:
             raise LaserError("none of the held-out utterances could be used; the log has the reasons")
         if self.evaluator is not None:
-            measured: dict[str, float] = {}
-            if self.is_world_process_zero():
-                with self._eager():
-                    measured = self.evaluator(self.model.encoder)
+            with self._eager():
+                measured = self.evaluator(self.model.encoder) if self.is_world_process_zero() else {}
             values |= from_all_processes(measured)[0]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)

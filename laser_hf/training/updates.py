@@ -33,24 +33,15 @@ Losses = Sequence[tuple[list[str], torch.Tensor]]
 
 
 class UpdateTrainer(Trainer):
-    """The part of `LaserTrainer` that makes updates; it sets the attributes.
-
-    Attributes:
-        window: counts what is logged.
-        skip_log: utterances left out of training.
-        micro_batches: of a full update, on each process.
-        losses: of the update that is made.
-        units: pairs (or frames) of it, over all processes.
-        resumed_at: updates made before this start.
-    """
+    """The part of `LaserTrainer` that makes updates; that class sets the attributes."""
 
     model: AlignmentModel
     window: TrainingWindow
     skip_log: SkipLog
-    micro_batches: int
-    losses: list[tuple[list[str], torch.Tensor]]
-    units: int | torch.Tensor
-    resumed_at: int = 0
+    micro_batches: int  # of a full update, on each process
+    losses: list[tuple[list[str], torch.Tensor]]  # of the update that is made
+    units: int | torch.Tensor  # pairs (or frames) of it, over all processes
+    resumed_at: int = 0  # updates made before this start
     _sampler: UpdateSampler | None = None
 
     @property
@@ -143,10 +134,8 @@ class UpdateTrainer(Trainer):
         return (loss, {"projected": projected}) if return_outputs else loss
 
     def _pair_terms(self, model, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
-        swap = None
-        if self.model.twin is not None:
-            # Held-out pairs always look the same.
-            swap = drawn_sides(self.args.seed, self.state.global_step if self.model.training else 0, batch["ids"])
+        step = self.state.global_step if self.model.training else 0  # held-out pairs always look the same
+        swap = drawn_sides(self.args.seed, step, batch["ids"]) if self.model.twin is not None else None
         return pair_terms(model, self.model, batch, swap)
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -158,11 +147,7 @@ class UpdateTrainer(Trainer):
         return norm
 
     def _check_finite(self, gradient_norm: torch.Tensor | float) -> None:
-        """Check losses and gradient norm before the optimiser steps; one host sync per update.
-
-        Raises:
-            NonFiniteLossError: the optimiser has not stepped yet; the state before this update is saved, if finite.
-        """
+        """Stop before the optimiser steps, once the state before this update is saved; one host sync per update."""
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
         found = find_non_finite(self.losses, norm, self.args.device)
@@ -174,12 +159,9 @@ class UpdateTrainer(Trainer):
         if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
             self._save_checkpoint(self.model, trial=None)
         bad = {name: repr(value) for name, value in losses.items()}
+        text = f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)"
         format = f", without --{self.args.mixed_precision}" if self.args.bf16 or self.args.fp16 else ""
-        self._stop(
-            f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)",
-            {"step": step + 1, "what": what, "utterances": ids, "losses": bad},
-            format,
-        )
+        self._stop(text, {"step": step + 1, "what": what, "utterances": ids, "losses": bad}, format)
 
     def _check_weights(self) -> None:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -210,10 +192,7 @@ class NonFiniteLossError(LaserError):
 def find_non_finite(
     losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device
 ) -> tuple[str, list[str], dict[str, float]] | None:
-    """What is not finite in an update on any process, or `None`; one host sync if all is well.
-
-    A gradient can be bad where every loss is fine: then all pairs of the update are named. Every process has to call
-    it.
+    """What is not finite in an update on any process, each of which calls it, or `None`; one host sync if all is well.
 
     Args:
         losses: of the micro-batches of this process.
@@ -221,19 +200,15 @@ def find_non_finite(
         device: where processes communicate.
 
     Returns:
-        "loss" or "gradient", the utterances to name, and the losses that are not finite by utterance.
+        "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses that are not
+        finite by utterance.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:
         found.append(torch.isfinite(gradient_norm))
     if sum_over_processes((~torch.stack(found).all()).to(torch.int64), device).item() == 0:
         return None
-    everywhere = from_all_processes([(ids, total.tolist()) for ids, total in losses])
-    values = {
-        name: value
-        for process in everywhere
-        for ids, totals in process
-        for name, value in zip(ids, totals, strict=True)
-    }
+    everywhere = from_all_processes([pair for ids, total in losses for pair in zip(ids, total.tolist(), strict=True)])
+    values = dict(pair for process in everywhere for pair in process)
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     return ("loss", list(bad), bad) if bad else ("gradient", list(values), bad)
