@@ -84,7 +84,7 @@ FAULTS = [
     _refused("--ddp_backend", "gloo", says="--ddp_backend gloo is for several processes"),
     _refused("--coupled_weight_decay", "--optim", "adafactor", says="--optim"),
     Fault(
-        7, "train --output_dir ''", lambda lab: lab.run("train", "--preset", "lab.json", "--output_dir", ""), 2,
+        7, "train --output_dir ''", lambda lab: lab.run("train", "--preset", "lab.json", "--output_dir", ""), 1,
         ("--output_dir is empty",),
     ),
     _preset("null", b'{"max_steps": null}', "--max_steps must be a whole number, got None"),
