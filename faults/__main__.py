@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="faults and kill plans whose name contains this; writes nothing")
     parser.add_argument("--kind", type=int, choices=KINDS, help="faults of this kind only; writes nothing")
     parser.add_argument("--kills", type=int, help="at most so many kills a plan; writes nothing")
-    parser.add_argument("--quick", action="store_true", help="quick faults and one kill a plan; fails if one is wrong")
+    parser.add_argument("--quick", action="store_true", help="quick faults, one kill of each quick plan")
     parser.add_argument("--render", action="store_true", help="only render the page from the record")
     arguments = parser.parse_args(argv)
     if not arguments.render:
@@ -141,12 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = [f for f in faults if arguments.only in f.name and arguments.kind in (None, f.kind)]
         plans = [plan for plan in plans if arguments.only in plan.name and arguments.kind is None]
         if arguments.quick:
+            chosen, plans = [fault for fault in chosen if fault.quick], [plan for plan in plans if plan.quick]
             arguments.kills = 1
         if arguments.kills is not None:
-            plans = [KillPlan(p.name, p.argv, p.result, min(p.kills, arguments.kills)) for p in plans]
-            plans = [plan for plan in plans if plan.kills]
-        if arguments.quick:
-            chosen = [fault for fault in chosen if fault.quick]
+            plans = [replace(plan, kills=min(plan.kills, arguments.kills)) for plan in plans if arguments.kills]
         verdicts, kills = run_all(chosen, plans)
         wrong = sum(not verdict.fine for verdict in verdicts) + sum(bool(k.failed or k.differs) for k in kills)
         if wrong:

@@ -22,12 +22,14 @@ class KillPlan:
         argv: the command.
         result: everything that must come out as without kills.
         kills: how many runs are killed.
+        quick: one of them is part of the test-suite.
     """
 
     name: str
     argv: Callable[[Lab], list[str]]
     result: Callable[[Lab], dict[str, Any]]
     kills: int
+    quick: bool = False
 
 
 def training_result(lab: Lab, out: Path | None = None) -> dict[str, Any]:

@@ -301,7 +301,9 @@ FAULTS = [
 
 
 def _kills(name: str, kills: int, *more: str) -> KillPlan:
-    return KillPlan(f"training, {name}", lambda lab: ["train", *lab.training(), *more], training_result, kills)
+    return KillPlan(
+        f"training, {name}", lambda lab: ["train", *lab.training(), *more], training_result, kills, quick=not more
+    )
 
 
 KILLS = [
