@@ -39,6 +39,7 @@ SHOWN = {
     "plots": "--utterance",
     "search": "--over",
     "eval-ctc": "--metric",
+    "app": "--host",
 }
 """What the help of each command must name."""
 

@@ -240,7 +240,7 @@ def test_codes_are_unit_vectors_at_every_update(tiny_encoder, small_tree, tmp_pa
     ("options", "message"),
     [
         (("--perturbations", "speed_pitch"), "keep the duration"),
-        (("--perturbations", "equalizer", "--streaming", "true"), "does not know lengths"),
+        (("--perturbations", "equalizer", "--streaming", "true"), "does not know"),
         (("--perturbations", "equalizer", "--seconds_per_update", "500"), "do not fill one update"),
     ],
 )
