@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import tqdm
 import transformers
 
 KINDS = {
@@ -37,6 +38,8 @@ KINDS = {
 }
 LIMIT = 180.0
 """Seconds after which a command counts as hanging."""
+SILENT = 45.0
+"""The same for a command that has printed nothing."""
 
 
 @dataclass
@@ -92,6 +95,14 @@ class Lab:
             kill_when: asked every few milliseconds; a SIGKILL follows once it is true.
             limit: seconds until it counts as hanging.
         """
+        for _ in range(3):
+            outcome = self._fork(argv, environment, kill_after, kill_when, limit)
+            # A lock that a thread of this process held at the fork is never released in the child: try again.
+            if not outcome.hung or outcome.output:
+                break
+        return outcome
+
+    def _fork(self, argv, environment, kill_after, kill_when, limit) -> Outcome:
         log = self.path / ".log"
         log.write_bytes(b"")
         sys.stdout.flush()
@@ -108,7 +119,7 @@ class Lab:
             if ended:
                 break
             elapsed = time.monotonic() - began
-            hung = elapsed > limit
+            hung = elapsed > limit or (elapsed > SILENT and not log.stat().st_size)
             if hung or (kill_after is not None and elapsed >= kill_after) or (kill_when is not None and kill_when()):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child, signal.SIGKILL)
@@ -290,6 +301,7 @@ def digest(path: Path) -> str:
 def warm_up() -> None:
     """Import what the commands need, once; no thread may have started when the first command forks."""
     torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0  # its thread may hold a lock when a command forks
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import laser_hf.demo.__main__
     import laser_hf.publishing.convert
