@@ -109,7 +109,7 @@ class Objective(Plugin, nn.Module):
             x, y: frames `(batch, frames, dim)` of the two views, both float32 or both float64, autocast off.
             m, n: frames in use, `(batch,)` int64, on the same device; what lies behind them must have no effect.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define terms(x, m, y, n)")
 
     def _check_equal_lengths(self, x, lengths_x, y, lengths_y) -> None:
         m, n = (

@@ -44,7 +44,7 @@ QUICK_TITLES = {
     "abx_within": "ABX-like error, within speakers",
 }
 _QUICK_NOTE = "Comparable down a column at most: the same task, metric and split. Layer: the one of the record."
-_NOTE = "Empty: not published in a source at hand, or not measured. † quoted as the paper's, its table was not at hand."
+_NOTE = "Empty: no published value found, or not measured. † quoted as the paper's, not checked in its table."
 
 
 def row_name(row: Row) -> str:
