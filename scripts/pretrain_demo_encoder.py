@@ -88,6 +88,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="share of crops that are resampled; see the description",
     )
     add(
+        "--dropout",
+        type=float,
+        default=0.0,
+        help="of hidden states and attention; any but 0 also skips layers with probability 0.05 (HuBERT: 0.1)",
+    )
+    add(
         "--clusters_round1",
         type=int,
         nargs="+",
@@ -319,12 +325,13 @@ def train_round(
     heads = nn.ModuleList(nn.Linear(model.config.hidden_size, k) for k in clusters)
     model.feature_extractor.conv_layers[0].requires_grad_(False)
     model.feature_extractor._requires_grad = False  # else Transformers asks for gradients of the waveform
-    for module in model.modules():  # dropout costs a tenth of the time and few hours of speech need none
+    for module in model.modules():  # dropout costs a tenth of the time
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    model.config.attention_dropout = model.config.layerdrop = 0.0
+            module.p = args.dropout
+    model.config.attention_dropout = args.dropout
+    model.config.layerdrop = 0.05 if args.dropout else 0.0
     for layer in model.encoder.layers:
-        layer.attention.dropout = 0.0
+        layer.attention.dropout = args.dropout
     parameters = [p for m in (model, heads) for p in m.parameters() if p.requires_grad]
     peak = args.learning_rate if round_ == 1 else args.learning_rate_round2
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -336,6 +343,7 @@ def train_round(
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         sampler.random.bit_generator.state = state["random"]
+        torch.set_rng_state(state["torch_random"])
         first = state["step"]
 
     model.train()
@@ -386,6 +394,7 @@ def train_round(
                 "heads": heads.state_dict(),
             }
             state |= {"optimizer": optimizer.state_dict(), "random": sampler.random.bit_generator.state}
+            state["torch_random"] = torch.get_rng_state()
             save_checkpoint(state | {"record": record}, path)
         if last:
             break
