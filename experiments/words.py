@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,49 @@ def difference(
     draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
     low, high = np.quantile(totals[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
     return [float(totals.sum() / counts.sum()), float(low), float(high)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A mean difference with its 95 % interval and two-sided bootstrap p value."""
+
+    effect: float
+    low: float
+    high: float
+    p: float
+
+
+def compare(differences: np.ndarray, *groups: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+    """Bootstrap the mean of differences over seeds and crossed groups (pigeonhole bootstrap; Owen, 2007).
+
+    Every resample draws seeds, and the members of each grouping, with replacement and on their own. An entry counts as
+    often as its seed and all its members were drawn together.
+
+    Args:
+        differences: `(seeds, items)`, one recipe minus another; items are queries or utterances.
+        groups: for each grouping (speakers, words), the member that each item belongs to.
+        resamples: number of resamples; the smallest p value is `2 / resamples`.
+        seed: of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    runs, items = differences.shape
+    weights = np.ones((resamples, items))
+    for group in groups:
+        names, member = np.unique(np.asarray(group), return_inverse=True)
+        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        weights *= drawn[:, member]
+    seeds = random.multinomial(runs, np.full(runs, 1 / runs), size=resamples)
+    totals, counts = ((seeds @ differences) * weights).sum(1), runs * weights.sum(1)
+    means = totals[counts > 0] / counts[counts > 0]  # no item may be left when there are few members
+    low, high = np.quantile(means, [0.025, 0.975])
+    beyond = min(np.mean(means <= 0), np.mean(means >= 0))
+    return Comparison(float(differences.mean()), float(low), float(high), float(max(2 * beyond, 2 / resamples)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P values corrected for their number (Holm, 1979), in the given order."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = largest
+    return corrected

@@ -59,3 +59,36 @@ def test_words_of_a_table(tmp_path):
     table.write_text("query\taudio\nq1\ta.wav\n")
     with pytest.raises(LaserError, match="no column word in the first line"):
         words.words_of(table)
+
+
+def test_comparison_of_one_seed_and_one_grouping_is_that_of_scipy():
+    sample = np.random.default_rng(3).normal(0.1, 0.3, 30)
+    found = words.compare(sample[None, :], [f"w{i}" for i in range(30)])
+    witness = stats.bootstrap(
+        (sample,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert found.effect == pytest.approx(sample.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(witness), abs=0.01)
+
+
+def test_comparison_doubts_an_effect_of_one_speaker():
+    """40 queries of four speakers; all of the effect is one speaker's."""
+    speakers = [f"s{i % 4}" for i in range(40)]
+    names = [f"w{i}" for i in range(40)]
+    differences = np.tile(np.where(np.arange(40) % 4 == 0, 0.4, 0.0), (3, 1))
+    assert words.compare(differences, names).p < 0.01
+    assert words.compare(differences, speakers, names).p > 0.3
+    same = words.compare(np.full((3, 40), 0.1), speakers, names)
+    assert (same.effect, same.low, same.high, same.p) == pytest.approx((0.1, 0.1, 0.1, 2e-4))
+
+
+def test_comparison_doubts_an_effect_of_one_seed():
+    differences = np.zeros((3, 40))
+    differences[1] = 0.4
+    assert words.compare(differences, [f"w{i}" for i in range(40)]).p > 0.3
+
+
+def test_holm():
+    # By hand: 0.01 x 4; 0.02 x 3 = 0.06; 0.03 x 2 = 0.06; 0.5 x 1.
+    assert words.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert words.holm([0.9, 0.8]) == [1.0, 1.0]
