@@ -33,11 +33,14 @@ class Point:
     Attributes:
         name: of its folder.
         label: in tables.
-        tables: those that show it: "methods" (like the paper's Tables 1 and 2), "collapse" (Table 3), "sensitivity".
+        tables: those that show it: "methods" (like the paper's Tables 1 and 2), "collapse" (Table 3), "sensitivity";
+            "design" and "rates" of the second round (`PLAN.md`).
         options: of train.py, on top of `COMMON`; `None` for the encoder as it is.
         preset: of train.py.
         group: what is varied, for the sensitivity table.
         method: its name in the table of methods, if that is not `label`.
+        encoder: that training starts from: "shipped" or "plain" (pre-trained without perturbation).
+        seeds: of its runs.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Point:
     preset: str = "demo"
     group: str = ""
     method: str = ""
+    encoder: str = "shipped"
+    seeds: tuple[int, ...] = SEEDS
 
     @property
     def trained(self) -> bool:
@@ -57,7 +62,8 @@ class Point:
     def stages(self) -> tuple[str, ...]:
         """What is run for it, in order."""
         heads = ("pr", "asr") if "methods" in self.tables else ()
-        return (("train",) if self.trained else ()) + ("qbe", *heads)
+        more = ("words", "sid") if "design" in self.tables else ()
+        return (("train",) if self.trained else ()) + ("qbe", *more, *heads)
 
 
 def _varied(group: str, name: str, label: str, **options: Any) -> Point:
@@ -106,13 +112,65 @@ POINTS = (
 )  # fmt: skip
 
 
+WHOLE_HELD_OUT = {"max_eval_samples": 64, "eval_steps": 60}
+"""Held-out utterances are whole in the second round. Only ten are at most `MAX_SECONDS` long."""
+EQUAL_VIEWS = {"perturbations": ["speed_pitch"], "speed_factors": [1.0], "pitch_steps": [0.0]}
+"""Both views are the same waveform."""
+IDM_ALONE = {"objective": "experiments.objectives:IdmOnly"}
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "laser-1": ("LASER, alpha 1", "demo", {"alpha": 1.0}),
+    "laser": ("LASER, preset", "demo", {}),
+    "idm-1": ("IDM alone, alpha 1", "demo", {**IDM_ALONE, "alpha": 1.0}),
+    "idm": ("IDM alone, preset", "demo", IDM_ALONE),
+    "soft-dtw": ("soft-DTW alone", "demo", {"objective": "soft_dtw"}),
+    # Views of this objective must be equally long.
+    "mse-idm": ("MSE + IDM", "demo", {"objective": "mse_idm", "alpha": 1.0, "speed_factors": [1.0]}),
+    "score": ("SCORE", "demo-score", {}),
+    "spin": ("Spin", "demo-spin", {"seconds_per_update": 44.0}),
+}
+"""Methods of the second round: label, preset, options."""
+WITH_HEADS = {"laser-1-perturbed", "laser-1-equal", "idm-1-perturbed", "score-perturbed", "spin-perturbed"}
+
+
+def _design(encoder: str) -> list[Point]:
+    """Every method with perturbed and with equal views, on one encoder."""
+    found = [Point(encoder, "the encoder as it is", ("design", "methods"), None, encoder=encoder)]
+    for method, (label, preset, options) in METHODS.items():
+        for views, more in (("perturbed", {}), ("equal", EQUAL_VIEWS)):
+            shown = ("design", "methods") if f"{method}-{views}" in WITH_HEADS else ("design",)
+            name = f"{encoder}-{method}-{views}"
+            more = {**WHOLE_HELD_OUT, **more}
+            found.append(Point(name, label, shown, {**options, **more}, preset, views, encoder=encoder))
+    return found
+
+
+def _rates() -> list[Point]:
+    """LASER at alpha 1 on the plain encoder: learning rate and number of updates, one seed."""
+    return [
+        Point(
+            f"plain-rate-{rate:g}-{updates}", f"{rate:g}", ("rates",),
+            {
+                "alpha": 1.0, "learning_rate": rate, "max_steps": updates, "warmup_steps": updates // 4,
+                **WHOLE_HELD_OUT, "eval_steps": updates, "save_steps": updates // 2,
+            },
+            group=str(updates), encoder="plain", seeds=SEEDS[:1],
+        )
+        for rate in (5e-5, 2e-4, 8e-4)
+        for updates in (30, 60, 180)
+    ]  # fmt: skip
+
+
+SECOND = (*_design("plain"), *_design("shipped"), *_rates())
+"""Points of the second round, as `PLAN.md` has them."""
+
+
 def point(name: str) -> Point:
     """The point of that name.
 
     Raises:
         ValueError: there is none.
     """
-    for found in POINTS:
+    for found in (*POINTS, *SECOND):
         if found.name == name:
             return found
-    raise ValueError(f"unknown point {name!r}; there are {', '.join(found.name for found in POINTS)}")
+    raise ValueError(f"unknown point {name!r}; there are {', '.join(found.name for found in (*POINTS, *SECOND))}")

@@ -1,6 +1,7 @@
 """Run the experiments, several side by side; stages that have finished are skipped.
 
 python -m experiments.run --speech LibriSpeech --qbe qbe
+python -m experiments.run --round 2 --plain outputs/plain_encoder/encoder --speech LibriSpeech --qbe qbe
 """
 
 from __future__ import annotations
@@ -14,25 +15,59 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .plan import COMMON, DEV_SPLIT, ENCODER, MAX_SECONDS, POINTS, SEEDS, TEST_SPLIT, TRAIN_SPLIT, Point, point
+from laser_hf.data import audio_seconds
+
+from .plan import (
+    COMMON,
+    DEV_SPLIT,
+    ENCODER,
+    MAX_SECONDS,
+    POINTS,
+    SECOND,
+    SEEDS,
+    TEST_SPLIT,
+    TRAIN_SPLIT,
+    Point,
+    point,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = "short"
 DONE = {
     "train": "encoder/laser_config.json",
     "qbe": "qbe/results.json",
+    "words": "words/results.json",
+    "sid": "sid/results.json",
     "pr": "pr/results.json",
     "asr": "asr/results.json",
 }
 
 
 def seeds_of(one: Point, stage: str, seeds: list[int]) -> list[int]:
-    """Seeds of a stage; one for QbE of an untrained encoder, where nothing is random."""
-    return seeds[:1] if stage == "qbe" and not one.trained else seeds
+    """Those of `seeds` that a stage runs with; one where an untrained encoder is measured and nothing is random."""
+    seeds = [seed for seed in seeds if seed in one.seeds]
+    return seeds[:1] if stage in ("qbe", "words") and not one.trained else seeds
 
 
 def folder(output_dir: Path, one: Point, seed: int) -> Path:
     """The folder of a point and a seed."""
     return output_dir / one.name / f"seed-{seed}"
+
+
+def link_short(speech: Path, where: Path) -> None:
+    """Link the training utterances of at most `MAX_SECONDS` below `where`, so that held-out ones may be longer."""
+    for path in sorted((speech / TRAIN_SPLIT).rglob("*")):
+        seconds = audio_seconds(path) if path.is_file() else None
+        if seconds is not None and seconds <= MAX_SECONDS:
+            link = where / path.relative_to(speech)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(path.resolve())
+
+
+def start_of(one: Point, arguments: argparse.Namespace) -> str:
+    """The encoder that a point starts from."""
+    return ENCODER if one.encoder == "shipped" else str(arguments.plain)
 
 
 def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) -> list[str]:
@@ -41,11 +76,14 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
     speech = str(arguments.speech)
     if stage == "train":
         options = {
-            "train_data": speech,
             "train_split": TRAIN_SPLIT,
             "eval_data": speech,
             "eval_split": DEV_SPLIT,
-            "max_seconds": MAX_SECONDS,
+            **(
+                {"train_data": str(arguments.output_dir / SHORT), "model_name_or_path": start_of(one, arguments)}
+                if one in SECOND
+                else {"train_data": speech, "max_seconds": MAX_SECONDS}
+            ),
             **COMMON,
             **(one.options or {}),
             "seed": seed,
@@ -61,11 +99,15 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
         for name, value in options.items():
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         return ["train.py", "--preset", one.preset, *words]
-    model = str(where / "encoder") if one.trained else ENCODER
+    model = str(where / "encoder") if one.trained else start_of(one, arguments)
     device = ["--device", "cpu"] if arguments.use_cpu else []
     if stage == "qbe":
         return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe), *device,
                 "--output_dir", str(where / "qbe")]  # fmt: skip
+    if stage == "words":
+        return ["-m", "laser_hf.superb", "discrimination", "--model", model, "--data", speech, *device,
+                "--alignments", str(arguments.speech.parent / "alignments.tsv"), "--split", TEST_SPLIT,
+                "--output_dir", str(where / stage)]  # fmt: skip
     return ["-m", "laser_hf.superb", stage, "--protocol", "quick", "--model", model, "--data", speech,
             "--train_split", TRAIN_SPLIT, "--dev_split", DEV_SPLIT, "--test_split", TEST_SPLIT, "--seed", str(seed),
             "--disable_tqdm", "--output_dir", str(where / stage), *device]  # fmt: skip
@@ -99,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--qbe", type=Path, required=True, help="folder with queries, documents and targets (.tsv)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/experiments"), help="default: %(default)s")
+    parser.add_argument("--round", type=int, choices=(1, 2), default=1, help="which plan (default: %(default)s)")
+    parser.add_argument("--plain", type=Path, help="encoder pre-trained without perturbation, for round 2")
     parser.add_argument("--points", nargs="+", metavar="NAME", help="only these (default: all of the plan)")
     parser.add_argument("--stages", nargs="+", choices=list(DONE), default=list(DONE), help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: %(default)s")
@@ -107,12 +151,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--use_cpu", action="store_true", help="leave a GPU alone")
     arguments = parser.parse_args(argv)
     try:
-        points = [point(name) for name in arguments.points] if arguments.points else list(POINTS)
+        every = SECOND if arguments.round == 2 else POINTS
+        points = [point(name) for name in arguments.points] if arguments.points else list(every)
     except ValueError as error:
         parser.error(str(error))
     for path in (arguments.speech / TRAIN_SPLIT, arguments.qbe / "queries.tsv"):
         if not (ROOT / path).exists():
             parser.error(f"there is no {path}")
+    if any(one.encoder == "plain" for one in points) and not arguments.plain:
+        parser.error(
+            "round 2 needs --plain ENCODER; scripts/pretrain_demo_encoder.py makes it, see experiments/PLAN.md"
+        )
+    if any(one in SECOND for one in points):
+        link_short(ROOT / arguments.speech, ROOT / arguments.output_dir / SHORT)
 
     chains = []
     for one in points:
