@@ -1,6 +1,7 @@
 """The page in a real browser: Debian's chromium, driven by playwright, against `laser-hf app` in an empty folder.
 
-`APP_PICTURES=docs/figures` as environment variable renews the pictures of the documentation.
+`APP_PICTURES=docs/figures` as environment variable renews the pictures of the documentation, with the encoder that
+`APP_TUNED=outputs/demo` names.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
+from safetensors.torch import load_file, save_file
 
 from laser_hf.app.search import Collection
 from laser_hf.demo import ENCODER_DIR, SPEECH_DIR
@@ -47,18 +50,25 @@ def address_of(process: subprocess.Popen) -> str:
     raise AssertionError(f"the program ended: {process.wait()}")
 
 
+def changed_copy(where: Path) -> None:
+    """Leave an encoder where the demo leaves its own: the shipped one, the last layer's weights a little changed."""
+    made = os.environ.get("APP_TUNED")  # the demo's own, for the pictures
+    shutil.copytree(made or ENCODER_DIR, where)
+    if not made:
+        weights, generator = load_file(where / "model.safetensors"), torch.Generator().manual_seed(0)
+        for name in [name for name in weights if name.startswith("encoder.layers.3.") and weights[name].ndim == 2]:
+            noise = torch.randn(weights[name].shape, generator=generator)
+            weights[name] += (0.3 * weights[name].float().std() * noise).to(weights[name].dtype)
+        save_file(weights, where / "model.safetensors", {"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """Address, process and uploads' folder of a page that shows the shipped encoder beside one that the demo left."""
+    """Address, process and uploads' folder of a page that shows the shipped encoder beside a changed copy of it."""
     folder = tmp_path_factory.mktemp("empty")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
     start = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "text": True}
-    few = ["--max_steps", "30", "--eval_on_start", "false", "--max_eval_samples", "4"]
-    made = os.environ.get("APP_TUNED")
-    if made:
-        shutil.copytree(made, folder / "outputs" / "demo")
-    else:
-        subprocess.run([sys.executable, "-m", "laser_hf", "demo", *few], check=True, **start)
+    changed_copy(folder / "outputs" / "demo")
     command = [sys.executable, "-m", "laser_hf", "app", "--cache_dir", "cache"]
     with subprocess.Popen(command, **start) as process:
         address = address_of(process)
@@ -134,10 +144,13 @@ def picture(page, name: str, **how) -> None:
         page.screenshot(path=PICTURES / name, **how)
 
 
-def test_ten_words(open_page, app):
-    """The first hit holds the word, the lists of the two encoders differ, and a hit can be heard and seen."""
+def test_words_are_found(open_page, app):
+    """The first hit holds the word, the lists of the two encoders differ, and a hit can be heard and seen.
+
+    `test_search.py` searches ten words without a browser.
+    """
     collection = Collection(HELDOUT)
-    words = [pick for pick in collection.picks if len(pick.split()[0]) >= 6 and pick.endswith("(voice v17)")][:10]
+    words = [pick for pick in collection.picks if len(pick.split()[0]) >= 6 and pick.endswith("(voice v17)")][:3]
     page, differ = open_page(), 0
     for pick in words:
         first, second = search(page, pick)
@@ -147,7 +160,7 @@ def test_ten_words(open_page, app):
         assert len(first) == len(second) == 10
         assert not any(row[1].startswith("v17") for row in first + second)
         differ += first != second
-    assert differ == 10
+    assert differ == len(words) == 3
 
     page.get_by_role("grid").nth(1).get_by_text(second[3][1]).first.click()
     heard = page.get_by_text(f"{second[3][1]}, ")
