@@ -79,6 +79,12 @@ def _cut(fraction: float, **how: Any) -> bytes:
     return data[: int(len(data) * fraction)]
 
 
+def _headerless(fraction: float = 1.0) -> bytes:
+    """An MP3 without the frame of its encoder that tells the length: 64 kbit/s at 16 kHz."""
+    data = encode(2.0, format="MP3")[288:]
+    return data[: int(len(data) * fraction)]
+
+
 def _without_length() -> bytes:
     data = bytearray(encode(0.9, format="FLAC"))
     data[21] &= 0xF0
@@ -182,6 +188,15 @@ FAULTS = [
             ("MP3", "cut.mp3", {"format": "MP3"}),
         )
     ),
+    Fault(
+        6,
+        "an MP3 file without its length that is cut off",
+        with_file("cut.mp3", _headerless(0.6)),
+        status=0,
+        says=("damaged: ", "its last frame is cut off"),
+        judge=skipped(damaged=1),
+    ),
+    Fault(6, "an MP3 file without its length", with_file("x.mp3", _headerless()), status=0, judge=skipped()),
     Fault(6, "FLAC that does not know its length", with_file("x.flac", _without_length()), status=0, judge=skipped()),
     Fault(
         6,

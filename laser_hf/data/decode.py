@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import numpy as np
@@ -19,6 +19,7 @@ import soundfile
 import torch
 
 from ..errors import LaserError
+from .mp3 import add_length
 from .resampling import resample, resampled_length
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,8 @@ def audio_seconds(audio: Audio) -> float | None:
         if isinstance(audio, Mapping) and audio.get("array") is not None:
             frames, rate = np.shape(audio["array"])[-1], audio["sampling_rate"]
         else:
-            found = soundfile.info(_source(audio))
-            frames, rate = found.frames, found.samplerate
+            with _open(_source(audio), audio) as file:
+                frames, rate = file.frames, file.samplerate
     except (BadAudio, soundfile.SoundFileError, IndexError, KeyError, TypeError, ValueError):
         return None
     known = 0 <= frames < _MAX_FRAMES and rate
@@ -118,7 +119,7 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
     """Samples `(frames,)` float32, averaged over the channels; rate and number of channels of a stored file."""
     source = _source(audio)
     try:
-        with soundfile.SoundFile(source) as file:
+        with _open(source, audio) as file:
             announced, rate = _announced(file), file.samplerate
             _check(announced or 1, rate, 0.0, max_seconds)
             blocks: list[np.ndarray] = []
@@ -134,7 +135,7 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
                 _check(found or 1, rate, 0.0, max_seconds)
             # Behind the end of a FLAC file that does not know its length, seeking fails.
             cut = failure is not None and failure.code != _BAD_SEEK
-            if cut or announced - found > 0.1 * rate or (file.format == "OGG" and not _ogg_ends(source)):
+            if cut or announced - found > 0.1 * rate or (file.format == "OGG" and not _ogg_ends(_bytes_of(source))):
                 length = f"{announced / rate:.2f} s are announced, " if announced else ""
                 raise BadAudio("damaged", f"{_name(audio)}: {length}{found / rate:.2f} s are there")
             return np.concatenate(blocks), rate, file.channels
@@ -152,9 +153,27 @@ def _announced(file: soundfile.SoundFile) -> int:
     return file.frames if 0 < file.frames < _MAX_FRAMES else 0
 
 
-def _ogg_ends(source: str | io.BytesIO) -> bool:
+def _open(source: str | io.BytesIO, audio: Any) -> soundfile.SoundFile:
+    """The file for reading, with the right length; `BadAudio` if it is an MP3 file that has none and is cut off."""
+    file = soundfile.SoundFile(source)
+    if file.subtype == "MPEG_LAYER_III":
+        try:
+            with _bytes_of(source) as stream:
+                data = add_length(stream)
+        except EOFError as error:
+            raise BadAudio("damaged", f"{_name(audio)}: its last frame is cut off") from error
+        if data is not None:
+            file = soundfile.SoundFile(io.BytesIO(data))
+    return file
+
+
+def _bytes_of(source: str | io.BytesIO) -> BinaryIO:
+    return open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue())
+
+
+def _ogg_ends(stream: BinaryIO) -> bool:
     """Whether an Ogg stream has its last page, whole."""
-    with open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue()) as file:
+    with stream as file:
         file.seek(-min(_OGG_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_END)
         data = file.read()
     page = data[data.rfind(b"OggS\0") :]
