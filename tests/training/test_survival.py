@@ -88,6 +88,29 @@ def test_speech_and_base_model_are_known_by_content(run, tiny_encoder, small_tre
         start(tiny_encoder, speech, folder, *CONSTANT)
 
 
+@pytest.mark.parametrize("changed", ["noise_dir", "train_data"])
+def test_noise_and_streams_are_known_by_content(tiny_encoder, small_tree, tmp_path, monkeypatch, changed):
+    speech, noise = tmp_path / "speech", tmp_path / "noise"
+    shutil.copytree(small_tree, speech)
+    noise.mkdir()
+    soundfile.write(noise / "hum.wav", make_waveform(1.0, seed=3), 16000)
+    how = ("--streaming", "true", "--perturbations", "noise", "--noise_dir", str(noise))
+    with monkeypatch.context() as patch:
+        kill_in_step_4(patch)
+        with pytest.raises(KeyboardInterrupt):
+            start(tiny_encoder, speech, tmp_path / "run", *how)
+    file = noise / "hum.wav" if changed == "noise_dir" else next(iter(sorted(speech.rglob("*.flac"))))
+    whole = file.read_bytes()
+    soundfile.write(file, make_waveform(1.0, seed=4), 16000)
+    with pytest.raises(LaserError, match=f"the content of --{changed} is another"):
+        start(tiny_encoder, speech, tmp_path / "run", *how)
+    file.write_bytes(whole)
+    speech.rename(tmp_path / "mount")
+    noise.rename(tmp_path / "hums")
+    how = ("--streaming", "true", "--perturbations", "noise", "--noise_dir", str(tmp_path / "hums"))
+    assert start(tiny_encoder, tmp_path / "mount", tmp_path / "run", *how)[0]["updates"] == 4
+
+
 def test_a_base_model_is_never_the_output(tiny_encoder, small_tree, tmp_path):
     base = tmp_path / "models" / "base"
     shutil.copytree(tiny_encoder, base)
