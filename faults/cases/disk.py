@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kills import training_result
 from ..lab import Fault, Lab, Outcome
-from . import superb_qbe
+from . import search, superb_qbe
 
 Command = Callable[[Lab], list[str]]
 
@@ -104,12 +104,19 @@ def _small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _full(command: Command, size: str) -> Callable[[Lab], Outcome]:
+def _full(
+    command: Command, size: str, judge: Callable[[Lab, Outcome], str | None] = lambda lab, outcome: None
+) -> Callable[[Lab], Outcome]:
+    """The command on a disk of `size`, then on a larger one; `judge` looks at what it left before that one is gone."""
+
     def provoke(lab: Lab) -> Outcome:
         with _small_disk(lab.out, size):
             first = lab.run(*command(lab))
             subprocess.run(["mount", "-o", "remount,size=64m", str(lab.out)], check=True)
-            return _again(lab, command, first)
+            again = _again(lab, command, first)
+            if not again.traceback and (wrong := judge(lab, again)):
+                again.output += f"\n{wrong}\nTraceback (most recent call last)"
+            return again
 
     return provoke
 
@@ -160,5 +167,15 @@ if os.geteuid() == 0:
             8, "a full disk at a later checkpoint", _full(_train(), "560k"), 1, ("disk is full", "checkpoint-", GO_ON)
         ),
         Fault(8, "a full disk in superb asr", _full(_asr("--cache_features", "no"), "20k"), 1, ("disk is full",)),
+        *(
+            Fault(
+                8,
+                f"a full disk in the {which} point of a search",
+                _full(lambda lab: [str(one) for one in search.argv(lab)], size, search.two_points),
+                1,
+                ("error: the disk is full; saved: ", "out/study.db", GO_ON),
+            )
+            for which, size in (("first", "400k"), ("second", "900k"))
+        ),
         Fault(8, "a full disk in query by example", _full(_qbe, "40k"), 1, ("disk",)),
     ]
