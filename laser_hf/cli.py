@@ -37,7 +37,7 @@ def refuse_lonely_launch(command: str) -> None:
     """Raise `LaserError` where `accelerate launch --cpu` started one process of several: without MPI it says nothing.
 
     Args:
-        command: what to start instead, such as `train.py ... --use_cpu`.
+        command: what to start instead, such as `laser-hf train ... --use_cpu`.
     """
     env = os.environ
     alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))

@@ -376,7 +376,7 @@ FAULTS = [
         "train: weights refused with 403",
         _refused_upload("PUT /lfs/", 403, True),
         1,
-        ("the run is complete", "To publish it later: python push_to_hub.py"),
+        ("the run is complete", "To publish it later: laser-hf push"),
         _one_line,
     ),
     Fault(
@@ -384,7 +384,7 @@ FAULTS = [
         "train: weights cut off",
         _refused_upload("PUT /lfs/", 0, True),
         1,
-        ("the run is complete", "To publish it later: python push_to_hub.py"),
+        ("the run is complete", "To publish it later: laser-hf push"),
         _one_line,
     ),
     Fault(
@@ -456,7 +456,14 @@ FAULTS = [
         _nothing_published,
     ),
     Fault(1, "push: an unfinished run", _unfinished, 1, ("has not finished",), _nothing_published),
-    Fault(3, "push: the folder of the base model", _input_folder, 1, ("it is no run of train.py",), _nothing_published),
+    Fault(
+        3,
+        "push: the folder of the base model",
+        _input_folder,
+        1,
+        ("it is no run of laser-hf train",),
+        _nothing_published,
+    ),
     Fault(
         1,
         "convert: a checkpoint cut in half",

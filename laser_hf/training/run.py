@@ -40,7 +40,7 @@ _CONTINUED = {"learning_rate", "bf16", "fp16"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command `train.py`."""
+    """The command `laser-hf train`."""
     run_training(parse_options(argv))
 
 
@@ -248,5 +248,5 @@ def _publish(options: Options, output_dir: Path) -> None:
         reason = str(error) or "interrupted"
         raise LaserError(
             f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
-            f"{shlex.join(['python', 'push_to_hub.py', *command])}"
+            f"{shlex.join(['laser-hf', 'push', *command])}"
         ) from error
