@@ -25,7 +25,7 @@ def children(process: int | None = None) -> list[int]:
     return []
 
 
-def _once(ready: Callable[[], bool], act: Callable[[], bool]) -> Callable[[], bool]:
+def once(ready: Callable[[], bool], act: Callable[[], bool]) -> Callable[[], bool]:
     """For `kill_when`: `act` as soon as `ready`, until it has done something; never a kill."""
     done: list[bool] = []
 
@@ -37,9 +37,10 @@ def _once(ready: Callable[[], bool], act: Callable[[], bool]) -> Callable[[], bo
     return asked
 
 
-def _interrupt() -> bool:
+def tell(number: int = signal.SIGINT) -> bool:
+    """Send a signal to the command."""
     for process in children():
-        os.killpg(process, signal.SIGINT)
+        os.killpg(process, number)
     return True
 
 
@@ -79,7 +80,7 @@ def _again(lab: Lab, command: Command, first: Outcome) -> Outcome:
 def _interrupted(command: Command, stage: str) -> Callable[[Lab], Outcome]:
     def provoke(lab: Lab) -> Outcome:
         argv = command(lab)
-        first = lab.run(*argv, kill_when=_once(lambda: bool(list(lab.out.glob(stage))), _interrupt))
+        first = lab.run(*argv, kill_when=once(lambda: bool(list(lab.out.glob(stage))), tell))
         return _again(lab, command, first)
 
     return provoke
@@ -87,7 +88,7 @@ def _interrupted(command: Command, stage: str) -> Callable[[Lab], Outcome]:
 
 def _worker_killed(command: Command, stage: str) -> Callable[[Lab], Outcome]:
     def provoke(lab: Lab) -> Outcome:
-        first = lab.run(*command(lab), kill_when=_once(lambda: bool(list(lab.out.glob(stage))), _kill_worker))
+        first = lab.run(*command(lab), kill_when=once(lambda: bool(list(lab.out.glob(stage))), _kill_worker))
         return _again(lab, command, first)
 
     return provoke

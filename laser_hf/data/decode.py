@@ -11,7 +11,8 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -107,9 +108,9 @@ def audio_seconds(audio: Audio) -> float | None:
         if isinstance(audio, Mapping) and audio.get("array") is not None:
             frames, rate = np.shape(audio["array"])[-1], audio["sampling_rate"]
         else:
-            with _open(_source(audio), audio) as file:
+            with _open(_source(audio)) as file:
                 frames, rate = file.frames, file.samplerate
-    except (BadAudio, soundfile.SoundFileError, IndexError, KeyError, TypeError, ValueError):
+    except (BadAudio, soundfile.SoundFileError, EOFError, IndexError, KeyError, TypeError, ValueError):
         return None
     known = 0 <= frames < _MAX_FRAMES and rate
     return resampled_length(frames, rate, SAMPLE_RATE) / SAMPLE_RATE if known else None
@@ -119,7 +120,7 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
     """Samples `(frames,)` float32, averaged over the channels; rate and number of channels of a stored file."""
     source = _source(audio)
     try:
-        with _open(source, audio) as file:
+        with _open(source) as file:
             announced, rate = _announced(file), file.samplerate
             _check(announced or 1, rate, 0.0, max_seconds)
             blocks: list[np.ndarray] = []
@@ -135,12 +136,14 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
                 _check(found or 1, rate, 0.0, max_seconds)
             # Behind the end of a FLAC file that does not know its length, seeking fails.
             cut = failure is not None and failure.code != _BAD_SEEK
-            if cut or announced - found > 0.1 * rate or (file.format == "OGG" and not _ogg_ends(_bytes_of(source))):
+            if cut or announced - found > 0.1 * rate or (file.format == "OGG" and not _ogg_ends(source)):
                 length = f"{announced / rate:.2f} s are announced, " if announced else ""
                 raise BadAudio("damaged", f"{_name(audio)}: {length}{found / rate:.2f} s are there")
             return np.concatenate(blocks), rate, file.channels
     except BadAudio:
         raise
+    except EOFError as error:
+        raise BadAudio("damaged", f"{_name(audio)}: {error}") from error
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
         raise BadAudio("undecodable", f"{_name(audio)}: {getattr(error, 'error_string', error)}") from error
 
@@ -153,27 +156,18 @@ def _announced(file: soundfile.SoundFile) -> int:
     return file.frames if 0 < file.frames < _MAX_FRAMES else 0
 
 
-def _open(source: str | io.BytesIO, audio: Any) -> soundfile.SoundFile:
-    """The file for reading, with the right length; `BadAudio` if it is an MP3 file that has none and is cut off."""
+def _open(source: str | io.BytesIO) -> soundfile.SoundFile:
+    """The file for reading, with its right length; `EOFError` if it is an MP3 file that has none and is cut off."""
     file = soundfile.SoundFile(source)
-    if file.subtype == "MPEG_LAYER_III":
-        try:
-            with _bytes_of(source) as stream:
-                data = add_length(stream)
-        except EOFError as error:
-            raise BadAudio("damaged", f"{_name(audio)}: its last frame is cut off") from error
-        if data is not None:
-            file = soundfile.SoundFile(io.BytesIO(data))
-    return file
+    if file.subtype != "MPEG_LAYER_III":
+        return file
+    data = Path(source).read_bytes() if isinstance(source, str) else source.getvalue()
+    return soundfile.SoundFile(io.BytesIO(add_length(data)))
 
 
-def _bytes_of(source: str | io.BytesIO) -> BinaryIO:
-    return open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue())
-
-
-def _ogg_ends(stream: BinaryIO) -> bool:
+def _ogg_ends(source: str | io.BytesIO) -> bool:
     """Whether an Ogg stream has its last page, whole."""
-    with stream as file:
+    with open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue()) as file:
         file.seek(-min(_OGG_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_END)
         data = file.read()
     page = data[data.rfind(b"OggS\0") :]

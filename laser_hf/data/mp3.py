@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import BinaryIO
+import struct
 
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz; MPEG-1, 2 and 2.5
 _KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -13,28 +13,24 @@ _FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][" + _KNOWN + b"].", re.DOT
 _TAGS = (b"TAG", b"APE", b"LYR")  # behind the last frame
 
 
-def add_length(file: BinaryIO) -> bytes | None:
-    """The content of an MP3 file, led by a frame that tells the number of frames; `None` if it has one already.
+def add_length(data: bytes) -> bytes:
+    """The content of an MP3 file, led by a frame that tells the number of frames, if it has none already.
 
-    Raises:
-        EOFError: the last frame is cut off. (A file that is cut between two frames looks like a whole one.)
+    `EOFError`: the last frame is cut off. (A file that is cut between two frames looks like a whole one.)
     """
-    tag = file.read(10)
-    file.seek(10 + sum((byte & 127) << 7 * (3 - at) for at, byte in enumerate(tag[6:])) if tag[:3] == b"ID3" else 0)
-    data = file.read(4096)
-    first = _FRAME.search(data)
+    at = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(data[6:10])) if data[:3] == b"ID3" else 0
+    first = _FRAME.search(data, at)
     if first is None or any(name in data[first.start() :][:200] for name in (b"Xing", b"Info", b"VBRI")):
-        return None
-    data = data[first.start() :] + file.read()
-    at, count = 0, 0
+        return data
+    at, count = first.start(), 0
     while data[at : at + 3] not in _TAGS and (found := _FRAME.search(data, at)):
         at, count = found.start() + _size(found[0]), count + 1
     if at > len(data):
-        raise EOFError
+        raise EOFError("its last frame is cut off")
     header = bytes((255, first[0][1] | 1, 9 << 4 | first[0][2] & 12, first[0][3]))  # without checksum
-    mono, longer = header[3] >> 6 == 3, header[1] >> 3 & 3 == 3
-    silence = bytes((9, 17, 32)[(not mono) + longer])
-    return (header + silence + b"Info\0\0\0\1" + count.to_bytes(4, "big")).ljust(_size(header), b"\0") + data
+    silence = bytes((9, 17, 32)[(header[3] >> 6 != 3) + (header[1] >> 3 & 3 == 3)])
+    frame = header + silence + b"Info" + struct.pack(">II", 1, count)
+    return frame.ljust(_size(header), b"\0") + data[first.start() :]
 
 
 def _size(header: bytes) -> int:

@@ -172,11 +172,8 @@ def _find_pull_request(api: HfApi, repo_id: str, added: Sequence[CommitOperation
     for one in api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open"):
         stored = api.get_paths_info(repo_id, [file.path_in_repo for file in added], revision=one.git_reference)
         theirs = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in stored}
-        ours = {}
-        for file in added:
-            path, sha256 = file.path_in_repo, file.upload_info.sha256.hex()
-            ours[path] = sha256 if theirs.get(path) == sha256 else git_hash(Path(file.path_or_fileobj).read_bytes())
-        if ours == theirs:
+        hashes = [(f.upload_info.sha256.hex(), git_hash(Path(f.path_or_fileobj).read_bytes())) for f in added]
+        if all(theirs.get(file.path_in_repo) in ours for file, ours in zip(added, hashes, strict=True)):
             return Published(str(api.model_info(repo_id, revision=one.git_reference).sha), one.url, changed=False)
     return None
 
