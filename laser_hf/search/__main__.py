@@ -53,9 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of laser-hf train]",
     )
     add = parser.add_argument_group("search").add_argument
-    values = (
-        "options of laser-hf train and their values (sigma=1,2,5) or, for tpe, range (alpha=0.01:1, alpha=0.01:1:log)"
-    )
+    values = "options of laser-hf train with values (sigma=1,2,5) or, for tpe, a range (alpha=0.01:1, alpha=0.01:1:log)"
     add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=values)
     add("--output_dir", default="outputs/search", help="study, runs and tables (%(default)s)")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
