@@ -51,7 +51,7 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     if "auto_map" in config:
         raise LaserError("config.json has an auto_map, so that loading would run code of the repository")
     if record["task"] != "training" or not (record.get("base_model") or {}).get("name"):
-        raise LaserError(f"{TRAINING_RECORD} does not name its base model; it is no record of laser-hf train")
+        raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned; it is no training record")
     facts = find_facts(record, read_json(request.facts, dict) if request.facts else None)
     base_name, base, notes = record["base_model"]["name"], None, []
     local = located(record["recipe"]["model"]["model_name_or_path"]) if record["base_model"]["local"] else None
