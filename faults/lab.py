@@ -148,6 +148,7 @@ def _become(folder: Path, log: Path, argv: list[str], environment: Mapping[str, 
         os.setpgid(0, 0)
         os.chdir(folder)
         os.environ.update(environment)
+        sys.path.insert(0, str(folder))  # as PYTHONPATH=. does: some faults bring a module of their own
         torch.set_num_threads(1)  # the fork's pool is made anew here, and not by several threads at once
         file = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1)

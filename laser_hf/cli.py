@@ -37,7 +37,7 @@ def refuse_lonely_launch(command: str) -> None:
     """Raise `LaserError` where `accelerate launch --cpu` started one process of several: without MPI it says nothing.
 
     Args:
-        command: what to start instead, such as `train.py ... --use_cpu`.
+        command: what to start instead, such as `laser-hf train ... --use_cpu`.
     """
     env = os.environ
     alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
@@ -78,10 +78,9 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
         if stopped or isinstance(error, KeyboardInterrupt):
             print(f"interrupted; {_how_to_go_on(given)}", file=sys.stderr)
             sys.exit(INTERRUPTED)
-        said = _messages(error)
-        if any(text in said for text in _FULL):
+        if disk_is_full(error):
             sys.exit(f"error: the disk is full; {_how_to_go_on(given)}, after making room")
-        if any(text in said for text in _KILLED):
+        if any(text in _messages(error) for text in _KILLED):
             go_on = _how_to_go_on(given)
             sys.exit(
                 f"error: a process that reads data was killed, for its memory perhaps; {go_on}, with fewer of them"
@@ -90,6 +89,11 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
             raise  # a bug; or of sockets and the like, which are for their callers to explain
         sys.exit(f"error: {error}")
     sys.exit(0)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether this is what made a library fail."""
+    return any(text in _messages(error) for text in _FULL)
 
 
 def _messages(error: BaseException | None) -> str:

@@ -354,6 +354,13 @@ class _Handler(BaseHTTPRequestHandler):
         heads = {name: commits[-1] for name, commits in branches.items()}
         self._json({"branches": listed("heads", heads), "tags": listed("tags", repository.tags), "converts": []})
 
+    def discussions(self, _, repo_id: str) -> None:
+        pulls = [name for name in self._repository(repo_id).branches if name.startswith("refs/pr/")]
+        about = {"author": {"name": "tester"}, "createdAt": "2026-01-01T00:00:00.000Z", "status": "open"}
+        about |= {"repo": {"name": repo_id, "type": "model"}, "isPullRequest": True}
+        found = [{**about, "num": int(name.rpartition("/")[2]), "title": "a pull request"} for name in pulls]
+        self._json({"discussions": found, "count": len(found), "start": 0})
+
     def create_branch(self, body: bytes, repo_id: str, branch: str) -> None:
         self._user(needed=True)
         repository = self._repository(repo_id)
@@ -510,6 +517,7 @@ _ROUTES = [
     ("GET", rf"{_API}", _Handler.info),
     ("GET", rf"{_API}/revision/([^/]+)", _Handler.info),
     ("GET", rf"{_API}/refs", _Handler.refs),
+    ("GET", rf"{_API}/discussions", _Handler.discussions),
     ("POST", rf"{_API}/branch/([^/]+)", _Handler.create_branch),
     ("POST", rf"{_API}/tag/([^/]+)", _Handler.create_tag),
     ("POST", rf"{_API}/preupload/([^/]+)", _Handler.preupload),

@@ -40,7 +40,7 @@ def test_pictures_and_links_exist(page):
 
 def test_options_in_commands_exist():
     known = {flag for action in build_parser(show_all=True)._actions for flag in action.option_strings}
-    commands = re.findall(r"train\.py((?:[^\n`]|\\\n)*)", README)
+    commands = re.findall(r"(?:laser-hf|laser_hf) train((?:[^\n`]|\\\n)*)", README)
     used = {flag for command in commands for flag in re.findall(r"(?<!\S)--\w+", command)}
     assert used
     assert used <= known, used - known

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import resource
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import soundfile
 
 from laser_hf.records import read_json
@@ -76,6 +78,12 @@ def with_file(name: str, data: bytes, *more: str) -> Callable[[Lab], Outcome]:
 
 def _cut(fraction: float, **how: Any) -> bytes:
     data = encode(2.0, **how)
+    return data[: int(len(data) * fraction)]
+
+
+def _headerless(fraction: float = 1.0) -> bytes:
+    """An MP3 without the frame of its encoder that tells the length: 64 kbit/s at 16 kHz."""
+    data = encode(2.0, format="MP3")[288:]
     return data[: int(len(data) * fraction)]
 
 
@@ -163,7 +171,44 @@ def _two_updates_made(lab: Lab, outcome: Outcome) -> str | None:
     return None if made == 8 else f"{made} views were made for the 8 pairs of the last two updates"
 
 
+def _half_an_hour(*more: str) -> Callable[[Lab], Outcome]:
+    """An utterance of 30 minutes where 3 GB more are all the memory there is."""
+
+    def provoke(lab: Lab) -> Outcome:
+        wave = np.random.default_rng(0).standard_normal(16_000 * 1800).astype(np.float32)
+        soundfile.write(lab.speech / "long.flac", 0.1 * wave, 16_000)
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 3_000_000_000, limits[1]))
+        try:
+            return lab.train("--pairs_per_update", "13", *more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+
+    return provoke
+
+
 FAULTS = [
+    Fault(
+        6,
+        "an utterance of 30 minutes that is too long to perturb",
+        _half_an_hour(),
+        1,
+        ("error: utterance long does not fit into memory; give --max_seconds or --crop_seconds",),
+    ),
+    Fault(
+        6,
+        "an utterance of 30 minutes that is too long to train on",
+        _half_an_hour("--speed_factors", "1", "--pitch_steps", "0"),
+        1,
+        ("error: utterance long of 1800 s, in a micro-batch of 1, does not fit", "--max_seconds or --crop_seconds"),
+    ),
+    Fault(
+        6,
+        "an utterance of 30 minutes with --crop_seconds",
+        _half_an_hour("--crop_seconds", "5"),
+        0,
+        judge=skipped(),
+    ),
     *(
         Fault(
             6,
@@ -182,6 +227,15 @@ FAULTS = [
             ("MP3", "cut.mp3", {"format": "MP3"}),
         )
     ),
+    Fault(
+        6,
+        "an MP3 file without its length that is cut off",
+        with_file("cut.mp3", _headerless(0.6)),
+        status=0,
+        says=("damaged: ", "its last frame is cut off"),
+        judge=skipped(damaged=1),
+    ),
+    Fault(6, "an MP3 file without its length", with_file("x.mp3", _headerless()), status=0, judge=skipped()),
     Fault(6, "FLAC that does not know its length", with_file("x.flac", _without_length()), status=0, judge=skipped()),
     Fault(
         6,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -14,7 +15,7 @@ from laser_hf.records import TRAINING_RECORD, read_json
 from laser_hf.runs import RunFolder
 
 from ..kills import KillPlan, training_result
-from ..lab import Fault, Lab, Outcome, digest
+from ..lab import Fault, Lab, Outcome, digest, tones
 
 
 def _interrupted(lab: Lab, *more: str, step: int = 4) -> Path:
@@ -147,6 +148,22 @@ def _edit_speech(how: Callable[[list[Path]], object]) -> Callable[[Lab], Outcome
         _interrupted(lab)
         how(sorted(lab.speech.rglob("*.flac")))
         return lab.train()
+
+    return provoke
+
+
+def _edit_input(changed: str) -> Callable[[Lab], Outcome]:
+    """Exchange a noise recording, or an utterance of a stream, for another one of the same length."""
+
+    def provoke(lab: Lab) -> Outcome:
+        noise = lab.path / "noise" / "hum.wav"
+        noise.parent.mkdir()
+        soundfile.write(noise, tones(1.0, 1), 16_000)
+        soundfile.write(lab.speech / "more.wav", tones(1.0, 2), 16_000)
+        how = ("--streaming", "true", "--perturbations", "noise", "--noise_dir", "noise")
+        _interrupted(lab, *how)
+        soundfile.write(noise if changed == "noise" else lab.speech / "more.wav", tones(1.0, 3), 16_000)
+        return lab.train(*how)
 
     return provoke
 
@@ -288,6 +305,10 @@ FAULTS = [
     ),
     Fault(
         3, "two speech files swapped", _edit_speech(_swap), 1, ("the content of --train_data is another",), quick=True
+    ),
+    Fault(3, "noise exchanged between kill and resume", _edit_input("noise"), 1, ("the content of --noise_dir",)),
+    Fault(
+        3, "streamed speech exchanged between kill and resume", _edit_input("speech"), 1, ("content of --train_data",)
     ),
     Fault(3, "the base model edited between kill and resume", _edit_base, 1, ("the content of --model_name_or_path",)),
     Fault(3, "speech and base model under another path", _moved, 0, (), _moved_is_the_same),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kills import training_result
 from ..lab import Fault, Lab, Outcome
-from . import superb_qbe
+from . import search, superb_qbe
 
 Command = Callable[[Lab], list[str]]
 
@@ -25,7 +25,7 @@ def children(process: int | None = None) -> list[int]:
     return []
 
 
-def _once(ready: Callable[[], bool], act: Callable[[], bool]) -> Callable[[], bool]:
+def once(ready: Callable[[], bool], act: Callable[[], bool]) -> Callable[[], bool]:
     """For `kill_when`: `act` as soon as `ready`, until it has done something; never a kill."""
     done: list[bool] = []
 
@@ -37,9 +37,10 @@ def _once(ready: Callable[[], bool], act: Callable[[], bool]) -> Callable[[], bo
     return asked
 
 
-def _interrupt() -> bool:
+def tell(number: int = signal.SIGINT) -> bool:
+    """Send a signal to the command."""
     for process in children():
-        os.killpg(process, signal.SIGINT)
+        os.killpg(process, number)
     return True
 
 
@@ -79,7 +80,7 @@ def _again(lab: Lab, command: Command, first: Outcome) -> Outcome:
 def _interrupted(command: Command, stage: str) -> Callable[[Lab], Outcome]:
     def provoke(lab: Lab) -> Outcome:
         argv = command(lab)
-        first = lab.run(*argv, kill_when=_once(lambda: bool(list(lab.out.glob(stage))), _interrupt))
+        first = lab.run(*argv, kill_when=once(lambda: bool(list(lab.out.glob(stage))), tell))
         return _again(lab, command, first)
 
     return provoke
@@ -87,7 +88,7 @@ def _interrupted(command: Command, stage: str) -> Callable[[Lab], Outcome]:
 
 def _worker_killed(command: Command, stage: str) -> Callable[[Lab], Outcome]:
     def provoke(lab: Lab) -> Outcome:
-        first = lab.run(*command(lab), kill_when=_once(lambda: bool(list(lab.out.glob(stage))), _kill_worker))
+        first = lab.run(*command(lab), kill_when=once(lambda: bool(list(lab.out.glob(stage))), _kill_worker))
         return _again(lab, command, first)
 
     return provoke
@@ -104,12 +105,19 @@ def _small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _full(command: Command, size: str) -> Callable[[Lab], Outcome]:
+def _full(
+    command: Command, size: str, judge: Callable[[Lab, Outcome], str | None] = lambda lab, outcome: None
+) -> Callable[[Lab], Outcome]:
+    """The command on a disk of `size`, then on a larger one; `judge` looks at what it left before that one is gone."""
+
     def provoke(lab: Lab) -> Outcome:
         with _small_disk(lab.out, size):
             first = lab.run(*command(lab))
             subprocess.run(["mount", "-o", "remount,size=64m", str(lab.out)], check=True)
-            return _again(lab, command, first)
+            again = _again(lab, command, first)
+            if not again.traceback and (wrong := judge(lab, again)):
+                again.output += f"\n{wrong}\nTraceback (most recent call last)"
+            return again
 
     return provoke
 
@@ -160,5 +168,15 @@ if os.geteuid() == 0:
             8, "a full disk at a later checkpoint", _full(_train(), "560k"), 1, ("disk is full", "checkpoint-", GO_ON)
         ),
         Fault(8, "a full disk in superb asr", _full(_asr("--cache_features", "no"), "20k"), 1, ("disk is full",)),
+        *(
+            Fault(
+                8,
+                f"a full disk in the {which} point of a search",
+                _full(lambda lab: [str(one) for one in search.argv(lab)], size, search.two_points),
+                1,
+                ("error: the disk is full; saved: ", "out/study.db", GO_ON),
+            )
+            for which, size in (("first", "400k"), ("second", "900k"))
+        ),
         Fault(8, "a full disk in query by example", _full(_qbe, "40k"), 1, ("disk",)),
     ]

@@ -149,24 +149,33 @@ def _no_token(lab: Lab, outcome: Outcome) -> str | None:
     return f"the token is in {found}" if found else None
 
 
-def _lost_answer(lab: Lab) -> Outcome:
+def _lost_answer(*more: str) -> Callable[[Lab], Outcome]:
     """The commit is made, its answer lost; the same command again."""
-    _finished(lab)
-    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
-        hub.attach(patch, lab.path / "hub-home")
-        command = ["push", lab.out, "--repo_id", REPO, "--allow_unevaluated", "--yes"]
-        hub.failures = [Answer("POST .*/commit/main", 0, times=1, after=True)]
-        if not lab.run(*command).status:
-            raise RuntimeError("the lost answer was not noticed")
-        outcome = lab.run(*command)
-        commits, tags = len(hub.repositories[REPO].branches["main"]), list(hub.repositories[REPO].tags)
-    (lab.path / "hub.json").write_text(json.dumps([commits, tags]))
-    return outcome
+
+    def provoke(lab: Lab) -> Outcome:
+        _finished(lab)
+        with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+            hub.attach(patch, lab.path / "hub-home")
+            hub.create(REPO)
+            command = ["push", lab.out, "--repo_id", REPO, "--allow_unevaluated", "--yes", *more]
+            hub.failures = [Answer("POST .*/commit/main", 0, times=1, after=True)]
+            if not lab.run(*command).status:
+                raise RuntimeError("the lost answer was not noticed")
+            outcome = lab.run(*command)
+            repository = hub.repositories[REPO]
+            found = {name: len(commits) for name, commits in repository.branches.items()}, list(repository.tags)
+        (lab.path / "hub.json").write_text(json.dumps(found))
+        return outcome
+
+    return provoke
 
 
-def _committed_once(lab: Lab, outcome: Outcome) -> str | None:
-    found = json.loads((lab.path / "hub.json").read_text())
-    return None if found == [2, ["v1.0"]] else f"commits and tags are {found}"
+def _commits(*expected) -> Callable[[Lab, Outcome], str | None]:
+    def judge(lab: Lab, outcome: Outcome) -> str | None:
+        found = json.loads((lab.path / "hub.json").read_text())
+        return None if found == [*expected] else f"commits and tags are {found}"
+
+    return judge
 
 
 def _fairseq(lab: Lab) -> Path:
@@ -367,7 +376,7 @@ FAULTS = [
         "train: weights refused with 403",
         _refused_upload("PUT /lfs/", 403, True),
         1,
-        ("the run is complete", "To publish it later: python push_to_hub.py"),
+        ("the run is complete", "To publish it later: laser-hf push"),
         _one_line,
     ),
     Fault(
@@ -375,11 +384,24 @@ FAULTS = [
         "train: weights cut off",
         _refused_upload("PUT /lfs/", 0, True),
         1,
-        ("the run is complete", "To publish it later: python push_to_hub.py"),
+        ("the run is complete", "To publish it later: laser-hf push"),
         _one_line,
     ),
     Fault(
-        8, "upload: the answer to the commit is lost", _lost_answer, 0, ("Nothing has changed since",), _committed_once
+        8,
+        "upload: the answer to the commit is lost",
+        _lost_answer(),
+        0,
+        ("Nothing has changed since",),
+        _commits({"main": 2}, ["v1.0"]),
+    ),
+    Fault(
+        8,
+        "upload: the answer to the pull request is lost",
+        _lost_answer("--create_pr"),
+        0,
+        ("Nothing has changed since", "/discussions/1"),
+        _commits({"main": 1, "refs/pr/1": 2}, []),
     ),
     Fault(8, "the Hub's token in a run's files", _token_on_disk, 0, judge=_no_token, quick=True),
     Fault(8, "markup in the name of the speech's folder", _hostile_name, 0, ("onerror",), _card_is_harmless),
@@ -434,7 +456,14 @@ FAULTS = [
         _nothing_published,
     ),
     Fault(1, "push: an unfinished run", _unfinished, 1, ("has not finished",), _nothing_published),
-    Fault(3, "push: the folder of the base model", _input_folder, 1, ("it is no run of train.py",), _nothing_published),
+    Fault(
+        3,
+        "push: the folder of the base model",
+        _input_folder,
+        1,
+        ("it is no run of laser-hf train",),
+        _nothing_published,
+    ),
     Fault(
         1,
         "convert: a checkpoint cut in half",

@@ -64,7 +64,7 @@ def _cut(name: str, keep: float) -> Callable[[Lab], Any]:
     return change
 
 
-def _two_points(lab: Lab, outcome: Outcome) -> str | None:
+def two_points(lab: Lab, outcome: Outcome) -> str | None:
     states = [point["state"] for point in read_json(lab.out / "search.json")["points"]]
     return None if states == ["complete"] * 2 else f"points are {states}"
 
@@ -87,7 +87,7 @@ def _both_at_once(lab: Lab) -> Outcome:
 def _each_trained_once(lab: Lab, outcome: Outcome) -> str | None:
     logs = [path.read_text() for path in sorted(lab.out.glob("runs/*.log"))]
     trained = [text.count("plots are in") for text in logs]
-    return _two_points(lab, outcome) or (None if trained == [1, 1] else f"points were trained {trained} times")
+    return two_points(lab, outcome) or (None if trained == [1, 1] else f"points were trained {trained} times")
 
 
 def _other_base(lab: Lab) -> None:
@@ -105,7 +105,7 @@ def _untouched(lab: Lab, outcome: Outcome) -> str | None:
 
 FAULTS = [
     *(
-        Fault(1, f"search: {what}", _again(change), status=0, says=says, judge=_two_points, quick=quick)
+        Fault(1, f"search: {what}", _again(change), status=0, says=says, judge=two_points, quick=quick)
         for what, change, says, quick in (
             ("study.db cut in half", _cut("study.db", 0.5), ("study.db is damaged",), False),
             ("study.db of 0 bytes", _cut("study.db", 0), (), False),

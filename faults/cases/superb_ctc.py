@@ -230,7 +230,11 @@ def _untouched(lab: Lab, outcome: Outcome) -> str | None:
 
 
 def _no_train_options(lab: Lab, outcome: Outcome) -> str | None:
-    named = [word for word in ("--train_data", "--preset", "--max_seconds", "train.py") if word in outcome.output]
+    named = [
+        word
+        for word in ("--train_data", "--preset", "--max_seconds", "train.py", "laser-hf train")
+        if word in outcome.output
+    ]
     return f"it advises {', '.join(named)}" if named else None
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 
+import datasets
 import numpy as np
 import soundfile
 
 from laser_hf.records import TRAINING_RECORD, read_json
 
 from ..lab import Fault, Lab, Outcome, digest
+from .disk import once, tell
 
 
 def _bad_files(count: int | None, *more: str):
@@ -89,7 +92,36 @@ def _sharded(name: str) -> Fault:
     return Fault(5, f"{name} with a checkpoint to resume", provoke, 2, ("DDP",), kept)
 
 
+def _no_rows(*more: str):
+    """A data set without a row."""
+
+    def provoke(lab: Lab) -> Outcome:
+        (lab.path / "set").mkdir()
+        audio = datasets.Features({"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+        datasets.Dataset.from_dict({"audio": []}, features=audio).to_parquet(lab.path / "set" / "train.parquet")
+        return lab.train("--train_data", "set", *more)
+
+    return provoke
+
+
+def _stopped_early(lab: Lab) -> Outcome:
+    """SIGTERM, as a cluster sends it before it takes a node back: a checkpoint, and an end before --max_steps."""
+    argv = [*lab.training(), "--enable_jit_checkpoint", "true", "--max_steps", "40"]
+    first = lab.run(
+        "train", *argv, kill_when=once((lab.out / "checkpoint-4" / "files.json").is_file, lambda: tell(signal.SIGTERM))
+    )
+    again = lab.run("train", *argv)
+    if again.status or read_json(lab.out / TRAINING_RECORD)["updates"] != 40:
+        first.output += f"\nagain: {again.output}\nTraceback (most recent call last)"
+    return first
+
+
 FAULTS = [
+    Fault(
+        4, "a run that is stopped early by SIGTERM", _stopped_early, 1, ("training ended after", "of --max_steps 40")
+    ),
+    Fault(4, "a stream without a row", _no_rows("--streaming", "true"), 1, ("ended after 0 of --max_steps 6",)),
+    Fault(4, "a data set without a row", _no_rows(), 1, ("corresponds to no data",)),
     Fault(
         4,
         "no file is audio",

@@ -16,7 +16,7 @@ from .pairs import PairTransform, SkipLog, complete_pairs, pad_pairs
 from .perturbation import Compose, Perturbation, draw_generator
 from .resampling import resample
 from .speaker import Equalizer, Voice
-from .speech import load_speech
+from .speech import load_speech, source_digest
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
     "build_perturbation", "complete_pairs", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation",
     "keep_decoded", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table",
-    "resample", "speed", "speed_batch",
+    "resample", "source_digest", "speed", "speed_batch",
 ]  # fmt: skip
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}

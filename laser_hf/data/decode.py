@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -19,6 +20,7 @@ import soundfile
 import torch
 
 from ..errors import LaserError
+from .mp3 import add_length
 from .resampling import resample, resampled_length
 
 logger = logging.getLogger(__name__)
@@ -106,9 +108,9 @@ def audio_seconds(audio: Audio) -> float | None:
         if isinstance(audio, Mapping) and audio.get("array") is not None:
             frames, rate = np.shape(audio["array"])[-1], audio["sampling_rate"]
         else:
-            found = soundfile.info(_source(audio))
-            frames, rate = found.frames, found.samplerate
-    except (BadAudio, soundfile.SoundFileError, IndexError, KeyError, TypeError, ValueError):
+            with _open(_source(audio)) as file:
+                frames, rate = file.frames, file.samplerate
+    except (BadAudio, soundfile.SoundFileError, EOFError, IndexError, KeyError, TypeError, ValueError):
         return None
     known = 0 <= frames < _MAX_FRAMES and rate
     return resampled_length(frames, rate, SAMPLE_RATE) / SAMPLE_RATE if known else None
@@ -118,7 +120,7 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
     """Samples `(frames,)` float32, averaged over the channels; rate and number of channels of a stored file."""
     source = _source(audio)
     try:
-        with soundfile.SoundFile(source) as file:
+        with _open(source) as file:
             announced, rate = _announced(file), file.samplerate
             _check(announced or 1, rate, 0.0, max_seconds)
             blocks: list[np.ndarray] = []
@@ -140,6 +142,8 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
             return np.concatenate(blocks), rate, file.channels
     except BadAudio:
         raise
+    except EOFError as error:
+        raise BadAudio("damaged", f"{_name(audio)}: {error}") from error
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
         raise BadAudio("undecodable", f"{_name(audio)}: {getattr(error, 'error_string', error)}") from error
 
@@ -150,6 +154,15 @@ def _announced(file: soundfile.SoundFile) -> int:
         announced, there = map(int, found.groups())
         return file.frames * announced // max(there, 1) if announced < _STREAMED else 0
     return file.frames if 0 < file.frames < _MAX_FRAMES else 0
+
+
+def _open(source: str | io.BytesIO) -> soundfile.SoundFile:
+    """The file for reading, with its right length; `EOFError` if it is an MP3 file that has none and is cut off."""
+    file = soundfile.SoundFile(source)
+    if file.subtype != "MPEG_LAYER_III":
+        return file
+    data = Path(source).read_bytes() if isinstance(source, str) else source.getvalue()
+    return soundfile.SoundFile(io.BytesIO(add_length(data)))
 
 
 def _ogg_ends(source: str | io.BytesIO) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 """File names taken for audio, upper or lower case."""
 
 
-def find_audio_files(folder: Path) -> list[Path]:
+def find_audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[Path]:
     """All audio files below `folder`, sorted by path. Hidden ones are left out; a folder that is linked counts once.
 
     Raises:
@@ -29,13 +31,33 @@ def find_audio_files(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES) and name[0] != "."]
+        found += [Path(root, name) for name in names if name.lower().endswith(suffixes) and name[0] != "."]
     if unread:
         raise LaserError(f"cannot list {unread[0].filename}: {unread[0].strerror}") from unread[0]
     for path in found:
         if not str(path).isascii() and "\ufffd" in os.fsencode(path).decode(errors="replace"):
             raise LaserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file or its folder")
     return sorted(found, key=lambda path: path.parts)
+
+
+def files_digest(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> str:
+    """SHA-256 over path below `folder` and `content_mark` of its audio files; it does not depend on their place."""
+    found = [(path.relative_to(folder).as_posix(), content_mark(path)) for path in find_audio_files(folder, suffixes)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def content_mark(path: str | os.PathLike[str] | None, data: bytes | None = None) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of 4 kB from the middle of a local file, or else of `data`.
+
+    Recordings often have one length; reading all of them would take hours.
+    """
+    if path is None or not os.path.isfile(path):
+        data = data or b""
+        return len(data), zlib.crc32(data[len(data) // 2 :][:4096])
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        return size, zlib.crc32(file.read(4096))
 
 
 def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:

@@ -12,7 +12,7 @@ import torch
 from ..errors import LaserError
 from ..plugins import Option
 from .decode import BadAudio, decode_audio
-from .files import find_audio_files
+from .files import files_digest, find_audio_files
 from .perturbation import Perturbation
 
 
@@ -53,6 +53,10 @@ class Noise(Perturbation):
         if not self.files:
             raise LaserError(f"no audio files in {self.folder}; put noise recordings there, at any depth")
         self._kept: dict[str, torch.Tensor] = {}
+
+    def content(self) -> dict[str, str]:
+        """Digest of the folder, see `files_digest`."""
+        return {"noise_dir": files_digest(self.folder)}
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """`{"file": path, "start": fraction, "snr": dB}`, drawn in this order."""

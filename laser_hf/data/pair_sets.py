@@ -22,6 +22,7 @@ from datasets.fingerprint import Hasher
 
 from ..errors import LaserError
 from .decode import SAMPLE_RATE, BadAudio, audio_seconds, decode_audio, is_remote
+from .files import content_mark
 from .pairs import Pair, PairTransform
 from .perturbation import Perturbation
 
@@ -66,22 +67,22 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
         self.left_out: dict[str, int] = {}
         if check_lengths or (check_lengths is None and transform.max_seconds is not None):
             shortest, longest = transform.min_seconds, transform.max_seconds or float("inf")
-            seconds, sizes = self._headers
+            seconds, marks = self._headers
             short, long = seconds < shortest, seconds > longest
             self.left_out = {"too_short": int(short.sum()), "too_long": int(long.sum())}
             keep = np.flatnonzero(~(short | long))  # also those without a readable header: decoding reports them
             if not len(keep):
                 limits = f"at least min_seconds {shortest:g} and at most max_seconds {longest:g} long"
                 raise LaserError(f"no utterance is {limits}; left out: {self.left_out}")
-            self.speech, self._headers = speech.select(keep), (seconds[keep], sizes[keep])
+            self.speech, self._headers = speech.select(keep), (seconds[keep], marks[keep])
             logger.info("%d utterances, %.1f hours; left out: %s", len(keep), sum(self.seconds) / 3600, self.left_out)
 
     @cached_property
     def _headers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds (NaN where they cannot be read) and bytes of each utterance, read in parallel and cached."""
-        features = {"seconds": datasets.Value("float64"), "size": datasets.Value("int64")}
+        """Seconds (NaN where unreadable) and `content_mark` of each utterance, read in parallel and cached."""
+        features = {"seconds": datasets.Value("float64"), "mark": datasets.Sequence(datasets.Value("int64"))}
         found = _cached_map(self.speech, _headers, None, features)
-        return np.array(found["seconds"][:], dtype=float), np.array(found["size"][:])
+        return np.array(found["seconds"][:], dtype=float), np.array(found["mark"][:])
 
     @cached_property
     def seconds(self) -> list[float]:
@@ -89,10 +90,10 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
         return np.fmin(np.nan_to_num(self._headers[0]), self.transform.crop_seconds or np.inf).tolist()
 
     def fingerprint(self) -> str:
-        """SHA-256 over id, size in bytes and duration of every utterance, in order. It does not depend on any path."""
+        """SHA-256 over id, duration and `content_mark` of every utterance, in order. It does not depend on any path."""
         digest = hashlib.sha256()
-        for name, seconds, size in zip(self.speech["id"], *self._headers, strict=True):
-            digest.update(f"{name}\t{size}\t{seconds:.6f}\n".encode())
+        for name, seconds, mark in zip(self.speech["id"], *self._headers, strict=True):
+            digest.update(f"{name}\t{seconds:.6f}\t{mark}\n".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -174,8 +175,8 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
 def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     stored = [audio or {} for audio in batch["audio"]]
-    sizes = [(_state(one.get("path")) or (len(one.get("bytes") or b""), 0))[0] for one in stored]
-    return {"seconds": [audio_seconds(one) for one in stored], "size": sizes}
+    marks = [content_mark(one.get("path"), one.get("bytes")) for one in stored]
+    return {"seconds": [audio_seconds(one) for one in stored], "mark": marks}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
@@ -205,7 +206,7 @@ def _cached_map(
     stored = speech.flatten()
     paths = [path for path in stored["audio.path"] if path] if "audio.path" in stored.column_names else []
     name = function.__name__.strip("_")
-    key = Hasher.hash((1, name, speech._fingerprint, [_state(path) for path in paths]))
+    key = Hasher.hash((2, name, speech._fingerprint, [_state(path) for path in paths]))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -18,6 +19,17 @@ from .perturbation import Perturbation, draw_generator
 logger = logging.getLogger(__name__)
 
 Pair = dict[str, Any]
+
+
+@contextlib.contextmanager
+def in_memory(what: str, mend: str = "give --max_seconds or --crop_seconds") -> Iterator[None]:
+    """Compute something; the `LaserError` that there is not enough memory names `what` needs it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise LaserError(f"{what} does not fit into memory; {mend}") from error
 
 
 @dataclass(eq=False)
@@ -81,7 +93,10 @@ class PairTransform:
         Raises:
             RuntimeError: the perturbation failed; the message names the utterance.
         """
-        epoch = self.epoch if epoch is None else epoch
+        with in_memory(f"utterance {utterance_id}"):
+            return self._pair(utterance_id, audio, self.epoch if epoch is None else epoch)
+
+    def _pair(self, utterance_id: str, audio: Any, epoch: int) -> Pair:
         try:
             shortest = max(self.min_seconds, self.min_samples / SAMPLE_RATE)
             clean = decode_audio(audio, min_seconds=shortest, max_seconds=self.max_seconds).waveform
@@ -98,7 +113,7 @@ class PairTransform:
     def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
         try:
             perturbed = self.perturbation.apply(clean, **drawn)
-        except LaserError:
+        except (LaserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
@@ -126,7 +141,9 @@ def complete_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_sample
     if not pairs:
         return []
     try:
-        views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
+        longest = max(pairs, key=lambda pair: len(pair["clean"]))["id"]
+        with in_memory(f"an update whose longest utterance is {longest}"):
+            views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
     except BadAudio as error:
         if len(pairs) == 1:
             return [_skipped(pairs[0]["id"], error)]

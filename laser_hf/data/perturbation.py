@@ -40,6 +40,10 @@ class Perturbation(Plugin, ABC):
     changes: tuple[str, ...] = ()
     batched: ClassVar[bool] = False
 
+    def content(self) -> dict[str, str]:
+        """Digests of files that options name, by `Option.dest`: a run is resumed only where they are the same."""
+        return {}
+
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """Choose the parameters: keyword arguments of `apply`, as JSON values."""
@@ -71,6 +75,9 @@ class Compose(Perturbation):
         self.keeps_duration = all(part.keeps_duration for part in self.parts)
         self.changes = tuple(dict.fromkeys(change for part in self.parts for change in part.changes))
         self.batched = all(part.batched for part in self.parts)
+
+    def content(self) -> dict[str, str]:
+        return {dest: digest for part in self.parts for dest, digest in part.content().items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         return {"parts": [part.draw(rng) for part in self.parts]}

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import LaserError
 from .decode import is_remote
-from .files import AUDIO_SUFFIXES, find_audio_files, index_audio_files
+from .files import AUDIO_SUFFIXES, files_digest, find_audio_files, index_audio_files
 
 Speech = datasets.Dataset | datasets.IterableDataset
 
@@ -76,6 +76,15 @@ def load_speech(
     return dataset
 
 
+def source_digest(source: str | Path, split: str | None = None, token: str | bool | None = None) -> str:
+    """What `load_speech` streams: of a folder the `files_digest`, of a data set on the Hub the commit."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return str(_ask_hub(str(source), True, None, token))
+    part = folder / (split or "")
+    return files_digest(part if part.is_dir() else folder, (*AUDIO_SUFFIXES, ".parquet", ".arrow"))
+
+
 def _load_folder(
     folder: Path, split: str | None, name: str | None, streaming: bool
 ) -> tuple[Speech, list[Path] | None]:
@@ -103,10 +112,10 @@ def _load_folder(
     raise LaserError(f"no audio files ({suffixes}) in {part}, nor a dataset saved to disk or as Parquet. {_MEND}")
 
 
-def _ask_hub(source: str, streaming: bool, revision: str | None, token: Any) -> None:
-    """Ask whether the dataset is there: without network `load_dataset` would retry for 24 s, downloaded data or not."""
+def _ask_hub(source: str, streaming: bool, revision: str | None, token: Any) -> str | None:
+    """The dataset's commit (`None` offline); without network `load_dataset` would retry for 24 s, downloaded or not."""
     try:
-        huggingface_hub.HfApi(token=token).dataset_info(source, revision=revision, timeout=10)
+        return huggingface_hub.HfApi(token=token).dataset_info(source, revision=revision, timeout=10).sha
     except Exception as error:  # also connection errors of the HTTP library, whichever huggingface_hub uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         response = getattr(error, "response", None)
@@ -117,6 +126,7 @@ def _ask_hub(source: str, streaming: bool, revision: str | None, token: Any) -> 
             offline = " (offline mode is on: HF_HUB_OFFLINE)" if isinstance(error, OfflineModeIsEnabled) else ""
             hub = f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached{offline}"
             raise LaserError(f"{source!r} is no folder here, and {hub} ({reason}). {_MEND}") from error
+        return None
 
 
 def _load_split(source: str, split: str | None, name: str | None, streaming: bool, **options: Any) -> Speech:

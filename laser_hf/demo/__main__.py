@@ -77,11 +77,11 @@ def format_before_after(before: WordReport, after: WordReport) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo; unknown arguments go to train.py's options."""
+    """Run the demo; unknown arguments go to laser-hf train's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m laser_hf.demo",
+        prog="laser-hf demo",
         description="Fine-tune the shipped encoder with LASER on the shipped speech and compare before and after. "
-        "Further options are those of train.py.",
+        "Further options are those of laser-hf train.",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="default: %(default)s")
     arguments, rest = parser.parse_known_args(argv)

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn without a display: `python -m laser_hf.plots RUN`, or `draw_run`; figures one by one."""
+"""Pictures of a run, drawn without a display: `laser-hf plots RUN`, or `draw_run`; figures one by one."""
 
 from .panels import alignment_figure, discrimination_figure, self_similarity_figure, training_figure, words_figure
 from .run import draw_run, run_title

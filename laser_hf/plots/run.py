@@ -49,7 +49,7 @@ def draw_run(
     run's held-out speech (the utterance else from its training speech), or from the speech shipped with laser_hf.
 
     Args:
-        run_dir: output folder of `train.py`.
+        run_dir: output folder of `laser-hf train`.
         output_dir: where the pictures go; by default `plots` in the run.
         base: the encoder before fine-tuning; by default the one the run started from.
         data, splits: folder of speech, or, for the utterance alone, id of a dataset on the Hub.
@@ -108,8 +108,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
             raise LaserError(f"{run_dir / TRAINING_RECORD} is no training record: it lacks {', '.join(missing)}")
         return record
     if (run_dir / "recipe.json").is_file():
-        raise LaserError(f"the run in {run_dir} is not finished. Give its train.py command again to continue it")
-    raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of train.py")
+        raise LaserError(f"the run in {run_dir} is not finished. Give its laser-hf train command again to continue it")
+    raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of laser-hf train")
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def convert_checkpoint(
             f"--output_dir {output_dir} would overwrite {overwritten[0]}, which is read; choose another one"
         )
     if (output_dir / TRAINING_RECORD).exists():
-        raise LaserError(f"{output_dir} holds a finished run of train.py; choose another --output_dir")
+        raise LaserError(f"{output_dir} holds a finished run of laser-hf train; choose another --output_dir")
     if (output_dir / "config.json").exists() and not overwrite_output_dir:
         raise LaserError(f"{output_dir} already holds a model; choose another folder or --overwrite_output_dir")
     content = load_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""The command `push_to_hub.py`, and the upload of `train.py --push_to_hub`: collect, check, show, upload."""
+"""The command `laser-hf push`, and the upload of `laser-hf train --push_to_hub`: collect, check, show, upload."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .space import publish_space, space_files
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `push_to_hub.py`."""
+    """The options of `laser-hf push`."""
     parser = argparse.ArgumentParser(
-        prog="push_to_hub.py",
+        prog="laser-hf push",
         description="Publish a finished LASER run on the Hugging Face Hub: encoder, record, plots, results, evaluation "
         "script and model card, in one commit. Without --yes it checks everything and shows what it would upload.",
         epilog="Log in once with `hf auth login`, or set HF_TOKEN. Optimizer states and checkpoints are not uploaded.",
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="the --output_dir of a finished train.py run")
+    add("run_dir", type=Path, metavar="RUN_DIR", help="the --output_dir of a finished laser-hf train run")
     add("--repo_id", required=True, metavar="ORG/NAME", help="repository to create or to add to")
     add("--yes", action="store_true", help="upload; without it nothing leaves this machine")
     add("--private", action="store_true", help="create the repository as a private one")

@@ -51,7 +51,7 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     if "auto_map" in config:
         raise LaserError("config.json has an auto_map, so that loading would run code of the repository")
     if record["task"] != "training" or not (record.get("base_model") or {}).get("name"):
-        raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned; it is no record of train.py")
+        raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned; it is no training record")
     facts = find_facts(record, read_json(request.facts, dict) if request.facts else None)
     base_name, base, notes = record["base_model"]["name"], None, []
     local = located(record["recipe"]["model"]["model_name_or_path"]) if record["base_model"]["local"] else None
@@ -137,7 +137,7 @@ def collect(run_dir: Path, extra_results: Sequence[Path] = ()) -> dict[str, Path
     if not run_dir.is_dir():
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
     if not (run_dir / TRAINING_RECORD).is_file():
-        raise LaserError(f"{run_dir} has no {TRAINING_RECORD}: it is no run of train.py, or one that has not finished")
+        raise LaserError(f"{run_dir} has no {TRAINING_RECORD}: it is no run of laser-hf train, or has not finished")
     if missing := [name for name in EXPORTED if not (run_dir / name).is_file()]:
         raise LaserError(f"{run_dir} lacks {', '.join(missing)}; the exported encoder is not complete")
     files = {}

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub import errors as hub
+from huggingface_hub.utils.sha import git_hash
 
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, read_json
@@ -165,6 +167,17 @@ def choose_tag(request: argparse.Namespace, tags: Mapping[str, str], commit: str
     return f"v{major}.{minor + 1}"
 
 
+def _find_pull_request(api: HfApi, repo_id: str, added: Sequence[CommitOperationAdd]) -> Published | None:
+    """An open pull request that holds these files: the answer to it was lost, or the command is given again."""
+    for one in api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open"):
+        stored = api.get_paths_info(repo_id, [file.path_in_repo for file in added], revision=one.git_reference)
+        theirs = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in stored}
+        hashes = [(f.upload_info.sha256.hex(), git_hash(Path(f.path_or_fileobj).read_bytes())) for f in added]
+        if all(theirs.get(file.path_in_repo) in ours for file, ours in zip(added, hashes, strict=True)):
+            return Published(str(api.model_info(repo_id, revision=one.git_reference).sha), one.url, changed=False)
+    return None
+
+
 def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Target) -> Published:
     """Commit the bundle's files, remove stale ones, tag the commit.
 
@@ -184,10 +197,12 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
             target = inspect_target(api, repo_id, branch)
             check_target(request, target, bundle.base_model)
+        added = [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
+        if request.create_pr and (found := _find_pull_request(api, repo_id, added)):
+            return found
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
-            + [CommitOperationDelete(name) for name in stale_files(target, bundle.files)],
+            [*added, *(CommitOperationDelete(name) for name in stale_files(target, bundle.files))],
             commit_message=request.commit_message or bundle.message,
             revision=None if request.create_pr else branch,
             create_pr=request.create_pr,

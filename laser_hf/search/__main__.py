@@ -1,4 +1,4 @@
-"""`python -m laser_hf.search`: train every point of a grid, or points drawn by TPE, and rank them by the last layer."""
+"""`laser-hf search`: train every point of a grid, or points drawn by TPE, and rank them by the last layer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .study import SharedStudy, run_search
 
 _EPILOG = """\
 examples:
-  python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
+  laser-hf search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
   # The paper's way: query by example of the last layer. On QUESST 2014 the dev queries are used.
-  python -m laser_hf.search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
+  laser-hf search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
       --score qbe --metric mtwv --qbe_data quesst14Database --output_dir outputs/search -- --bf16
   # Ranges instead of lists: 20 points drawn by TPE, each trained with three seeds.
-  python -m laser_hf.search --preset demo --sampler tpe --trials 20 --seeds 1 2 3 \\
+  laser-hf search --preset demo --sampler tpe --trials 20 --seeds 1 2 3 \\
       --over sigma=1:5 alpha=0.01:1:log margin=0.8:1.5 --output_dir outputs/tpe
 
-All other options are train.py's and hold for every point; write them behind -- where they could be mistaken.
+All other options are laser-hf train's and hold for every point; write them behind -- where they could be mistaken.
 The same command continues an interrupted search. Started several times at once (for each GPU, with
 CUDA_VISIBLE_DEVICES) it shares the points; --jobs trains several side by side."""
 
@@ -37,23 +37,23 @@ RESERVED = {
     "output_dir": "every run has its own folder below the --output_dir of the search",
     "seed": "give seeds as --seeds 1 2 3, they are averaged",
     "resume_from_checkpoint": "interrupted runs resume by themselves",
-    **dict.fromkeys(("push_to_hub", "hub_model_id"), "publish the best run with push_to_hub.py"),
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), "publish the best run with laser-hf push"),
 }
-"""Options of train.py that a search sets or has no use for, and why."""
+"""Options of laser-hf train that a search sets or has no use for, and why."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m laser_hf.search",
-        description="Search over options of train.py: train every point, measure its last layer, tell which is best.",
+        prog="laser-hf search",
+        description="Search over options of laser-hf train: train every point, measure its last layer, tell the best.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of train.py]",
+        usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of laser-hf train]",
     )
     add = parser.add_argument_group("search").add_argument
-    values = "options of train.py and their values (sigma=1,2,5) or, for tpe, range (alpha=0.01:1, alpha=0.01:1:log)"
+    values = "options of laser-hf train with values (sigma=1,2,5) or, for tpe, a range (alpha=0.01:1, alpha=0.01:1:log)"
     add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=values)
     add("--output_dir", default="outputs/search", help="study, runs and tables (%(default)s)")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
-    """The search that the command line asks for, checked before anything trains; `fixed` are options of train.py.
+    """The search that the command line asks for, checked before anything trains; `fixed` are options of laser-hf train.
 
     Raises:
         LaserError: options that do not fit; the message says how to mend it.
@@ -132,7 +132,7 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
 
 
 def _parse(argv: Sequence[str]):
-    """`parse_options` of train.py, with a `LaserError` instead of the end of the process."""
+    """`parse_options` of laser-hf train, with a `LaserError` instead of the end of the process."""
     from ..training import parse_options
 
     try:

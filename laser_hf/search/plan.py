@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         folder: where study, runs and tables go.
-        preset, fixed: arguments of train.py, the same for all points.
+        preset, fixed: arguments of laser-hf train, the same for all points.
         over: what is varied.
         score: what a point is worth.
         recipe: what decides the result of all points alike.
@@ -84,7 +84,7 @@ class Plan:
         return {self.folder / "runs" / name_of(run): run for run in runs}
 
     def arguments(self, run: Point, folder: Path | str) -> list[str]:
-        """Arguments of train.py for a run in `folder`."""
+        """Arguments of laser-hf train for a run in `folder`."""
         varied = [f"--{name}={text_of(value)}" for name, value in run.items()]
         return ["--preset", self.preset, *self.fixed, *varied, f"--output_dir={folder}"]
 
@@ -100,7 +100,7 @@ def parse_over(texts: Iterable[str], typed: Callable[[str, str], Value]) -> Spac
 
     Args:
         texts: as given to `--over`.
-        typed: (name, text) -> the value that train.py's option takes from the text; raises `LaserError` if none.
+        typed: (name, text) -> the value that laser-hf train's option takes from the text; raises `LaserError` if none.
 
     Raises:
         LaserError: a text of another form, a name given twice, or an empty or impossible range.

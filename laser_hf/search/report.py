@@ -25,7 +25,7 @@ def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
 def best_command(plan: Plan, point: Point) -> str:
     """The command that trains a point by itself; with several seeds the first of them."""
     run, *_ = plan.runs(point).values()
-    return shlex.join(["python", "train.py", *map(portable, plan.arguments(run, "outputs/best"))])
+    return shlex.join(["laser-hf", "train", *map(portable, plan.arguments(run, "outputs/best"))])
 
 
 def table(plan: Plan, trials: list[FrozenTrial]) -> str:

@@ -111,7 +111,7 @@ def check_content(recipe: Mapping[str, Any], runs: Path) -> None:
 def discrimination_score(
     data: str | None = None, alignments: str | None = None, split: Sequence[str] | None = None
 ) -> Score:
-    """Word discrimination as `train.py --eval_alignments` measures it, so that curves and tables show one quantity.
+    """Word discrimination as `laser-hf train --eval_alignments` measures it, so curves and tables show one quantity.
 
     Args:
         data, split: folder of speech and sub-folders to use; by default the held-out voices of the shipped speech.

@@ -8,6 +8,7 @@ interrupted; the next process takes it. (Optuna's heartbeats need a minute, and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import logging
@@ -29,7 +30,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from ..cli import set_up_logging
+from ..cli import disk_is_full, set_up_logging
 from ..errors import LaserError
 from ..records import write_json
 from ..runs import RECIPE_NAME, RunFolder
@@ -198,6 +199,8 @@ def run_search(study: SharedStudy, jobs: int = 1) -> str:
                     working[-1][2] = start_process(plan, point)
             ended = [entry for entry in working if entry[2] is None or entry[2].exitcode is not None]
             for claim, point, process, began in ended:
+                if process and process.exitcode == errno.ENOSPC:
+                    raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {name_of(point)}")
                 values, reason = outcome(plan, point, process and process.exitcode)
                 study.settle(claim, values, reason, time.time() - began)
                 said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
@@ -228,12 +231,17 @@ def _work(plan: Plan, point: Point) -> None:
         sys.argv[0] = "laser-hf search"
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     log = plan.folder / "runs" / f"{name_of(point)}.log"
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    set_up_logging()
-    with hold(log.with_suffix(".worker"), wait=True):  # the worker of a killed search needs a moment to notice
-        train_point(plan, point)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        set_up_logging()
+        with hold(log.with_suffix(".worker"), wait=True):  # the worker of a killed search needs a moment to notice
+            train_point(plan, point)
+    except Exception as error:
+        if disk_is_full(error):
+            os._exit(errno.ENOSPC)  # the search ends, and the point is no failed one
+        raise
 
 
 def _leave_with_parent() -> None:
@@ -250,6 +258,8 @@ def train_point(plan: Plan, point: Point) -> None:
         try:
             value = plan.score.train_and_measure(plan.arguments(run, folder), folder)
         except Exception as error:
+            if disk_is_full(error):
+                raise
             logger.exception("the run failed")
             kind = "" if isinstance(error, LaserError) else f"{type(error).__name__}: "
             return write_json(folder / SCORE, {"failed": f"{kind}{error}"})

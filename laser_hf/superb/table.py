@@ -1,4 +1,4 @@
-"""`python -m laser_hf.superb table`: the LASER paper's tables, published values beside measured ones.
+"""`laser-hf superb table`: the LASER paper's tables, published values beside measured ones.
 
 Rows are an encoder and what was done to it. Published values come from `published.json` with their sources, measured
 ones from records. A cell without a number stays empty. Numbers of protocol "quick" have a table of their own and never

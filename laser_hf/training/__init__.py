@@ -1,4 +1,4 @@
-"""Options, the Trainer and the run that `train.py` starts."""
+"""Options, the Trainer and the run that `laser-hf train` starts."""
 
 from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
 from .callbacks import CollapseMonitor, UpdateProfiler

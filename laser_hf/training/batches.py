@@ -18,6 +18,7 @@ from torch.profiler import record_function
 from transformers import PretrainedConfig
 
 from ..data import Perturbation, complete_pairs, draw_generator, pad_pairs
+from ..data.pairs import in_memory
 from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
 from ..objectives import Objective
@@ -99,7 +100,7 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
     longest = max(lengths)
     where = f"utterance {batch['ids'][lengths.index(longest) - 1]}" if longest else "an empty batch"
     count = len(batch["ids"])
-    what = f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count}, does not fit into memory"
+    what = f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count},"
     mend = "give --max_seconds or --crop_seconds, or a smaller --per_device_train_batch_size"
     if longest > 60 * SAMPLE_RATE:
         needed = 2 * 2 * 2 * count * longest // config.conv_stride[0] * config.conv_dim[0]
@@ -107,13 +108,10 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if needed > free:
-            raise LaserError(f"{what}: {needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free; {mend}")
-    try:
+            found = f"{needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free"
+            raise LaserError(f"{what} does not fit into memory: {found}; {mend}")
+    with in_memory(what, mend):
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise LaserError(f"{what}; {mend}") from error
 
 
 def drawn_sides(seed: int, step: int, ids: Sequence[str]) -> torch.Tensor:

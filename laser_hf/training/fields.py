@@ -20,7 +20,7 @@ OWN_METADATA = ("recipe", *_BOUNDS)
 
 DDP = (
     "the trained layers are small and gain nothing from sharding. Several GPUs share an update by DDP: accelerate "
-    "launch --multi_gpu --num_processes N train.py"
+    "launch --multi_gpu --num_processes N -m laser_hf train"
 )
 _REASONS = {
     "num_train_epochs": "the length of a run is given in updates: --max_steps",
@@ -118,5 +118,5 @@ def load_preset(name: str, known: set[str]) -> dict[str, Any]:
         raise LaserError(f"preset {name!r} must be a JSON object of options and values, got {type(values).__name__}")
     unknown = sorted(set(values) - known - {"description", "source"})
     if unknown:
-        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See train.py --help_all.")
+        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See laser-hf train --help_all.")
     return {key: located(value) if isinstance(value, str) else value for key, value in values.items() if key in known}

@@ -12,7 +12,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..cpu import keep_freed_memory
-from ..data import PairDataset
+from ..data import PairDataset, PairStream, source_digest
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
@@ -40,7 +40,7 @@ _CONTINUED = {"learning_rate", "bf16", "fp16"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command `train.py`."""
+    """The command `laser-hf train`."""
     run_training(parse_options(argv))
 
 
@@ -73,7 +73,7 @@ def run_training(options: Options) -> dict[str, Any]:
     kind = ReleasedModel if args.released else AlignmentModel
     model = kind(encoder, options.model.projection_dim, options.model.projection_layers)
     trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
-    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, train)))
+    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(options, encoder, train)))
     checkpoint = start and str(output_dir / start)
     logger.info(
         "%s on %s: %s of %s parameters trained; updates of %s on %d process(es)",
@@ -124,10 +124,13 @@ def check_folder(folder: RunFolder, options: Options) -> None:
     folder.check(reopen=args.overwrite_output_dir)
 
 
-def content_of(encoder: SpeechEncoder, train: Any) -> dict[str, str]:
-    """Digests of the base model's weights and of the speech (a stream has none), by the options that name them."""
-    content = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
-    return content | ({"train_data": train.fingerprint()} if isinstance(train, PairDataset) else {})
+def content_of(options: Options, encoder: SpeechEncoder, train: PairDataset | PairStream) -> dict[str, str]:
+    """Digests of the base model's weights, the speech and the files of perturbations, by the options that name them."""
+    data, token = options.data, options.training.hub_token
+    mapped = isinstance(train, PairDataset)
+    speech = train.fingerprint() if mapped else source_digest(data.train_data, data.train_split, token)
+    base = tensors_digest(encoder.model.state_dict())
+    return {"model_name_or_path": base, "train_data": speech, **train.perturbation.content()}
 
 
 def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
@@ -245,5 +248,5 @@ def _publish(options: Options, output_dir: Path) -> None:
         reason = str(error) or "interrupted"
         raise LaserError(
             f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
-            f"{shlex.join(['python', 'push_to_hub.py', *command])}"
+            f"{shlex.join(['laser-hf', 'push', *command])}"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import pickle
 import re
@@ -95,6 +96,7 @@ def test_other_rates_are_resampled_and_logged_once(speech, encoded, caplog, rate
 FILES = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")]
 FILES += [("MP3", "MPEG_LAYER_III")]
 WHOLE = {file: encode(make_speech(0.5), format=file[0], subtype=file[1]) for file in FILES}
+WHOLE["MP3", "no length"] = WHOLE["MP3", "MPEG_LAYER_III"][288:]
 
 
 @pytest.mark.parametrize(("format", "subtype"), FILES)
@@ -116,7 +118,38 @@ def test_files_that_are_cut_off_are_damaged(tmp_path, speech, encoded, format, s
     assert len(decode_audio({"bytes": data, "path": None}).waveform) == 32000
 
 
-@given(st.binary(max_size=300), st.sampled_from(FILES), st.floats(0, 1), st.integers(0, 3000))
+def without_length(data: bytes) -> bytes:
+    """An MP3 file of the LAME encoder without its first frame, which holds the number of frames."""
+    return data[data.index(data[:2], 200) :]
+
+
+@pytest.mark.parametrize("rate", [16000, 48000])
+@pytest.mark.parametrize("around", [(b"", b""), (b"ID3\x04\0\0\0\0\1\0" + bytes(128), b"TAG" + bytes(125))])
+def test_mp3_without_its_length_decodes_whole(speech, encoded, rate, around):
+    whole = encoded(speech(2.0, rate=rate), rate, "MP3")
+    bare = without_length(whole)
+    assert b"Xing" not in bare
+    assert soundfile.info(io.BytesIO(bare)).frames != pytest.approx(2.0 * rate, rel=0.1)  # libsndfile guesses wrong
+    bare = around[0] + bare + around[1]
+    decoded = decode._from_file({"bytes": bare, "path": None}, None)[0]
+    expected = soundfile.read(io.BytesIO(whole), dtype="float32")[0]
+    # The header also says that the first 576 samples are the encoder's delay.
+    np.testing.assert_allclose(decoded[576 : 576 + len(expected)], expected, atol=1e-6)
+    assert len(decoded) < len(expected) + 2 * 1152
+    assert audio_seconds({"bytes": bare, "path": None}) == pytest.approx(len(decoded) / rate, abs=1e-4)
+
+
+def test_mp3_without_its_length_is_damaged_if_its_last_frame_is_cut(speech, encoded, tmp_path):
+    bare = without_length(encoded(speech(2.0), 16000, "MP3"))
+    for length in (len(bare) - 1, len(bare) // 2 + 1, 1001):
+        (tmp_path / "cut.mp3").write_bytes(bare[:length])
+        with pytest.raises(BadAudio, match=r"cut\.mp3: its last frame is cut off") as caught:
+            decode_audio(tmp_path / "cut.mp3")
+        assert caught.value.kind == "damaged"
+        assert audio_seconds(tmp_path / "cut.mp3") is None
+
+
+@given(st.binary(max_size=300), st.sampled_from(list(WHOLE)), st.floats(0, 1), st.integers(0, 3000))
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_decode_or_are_bad_audio(garbage, file, part, at):
     data = WHOLE[file][: int(len(WHOLE[file]) * part)]

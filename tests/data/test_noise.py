@@ -166,6 +166,20 @@ def test_bad_arguments(folder, tmp_path):
             build_perturbation("noise", {"noise_dir": str(folder), "noise_snrs": snrs})
 
 
+def test_the_content_is_of_the_recordings_and_not_of_their_place(folder, tmp_path):
+    before = Noise(folder).content()
+    assert list(before) == ["noise_dir"]
+    assert build_perturbation(["equalizer", "noise"], {"noise_dir": str(folder)}).content() == before
+    folder.rename(tmp_path / "elsewhere")
+    assert Noise(tmp_path / "elsewhere").content() == before
+    street = tmp_path / "elsewhere" / "street.flac"
+    data = street.read_bytes()
+    street.write_bytes(data[: len(data) // 2] + bytes(8) + data[len(data) // 2 + 8 :])  # of the same size
+    assert Noise(tmp_path / "elsewhere").content() != before
+    street.unlink()
+    assert Noise(tmp_path / "elsewhere").content() != before
+
+
 def test_words(folder):
     perturb = Noise(folder)
     assert perturb.describe({"file": "indoors/tap.wav", "start": 0.5, "snr": 10.0}) == "indoors/tap.wav at 10 dB"

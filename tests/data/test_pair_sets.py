@@ -31,6 +31,7 @@ from laser_hf.data import (
     keep_decoded,
     load_speech,
     pair_sets,
+    source_digest,
 )
 from laser_hf.errors import LaserError
 
@@ -175,6 +176,38 @@ def test_the_fingerprint_is_of_the_speech_and_not_of_its_place(libri, tmp_path, 
     swapped = pairs_of(load_speech(moved)).fingerprint()
     second.unlink()
     assert len({before, swapped, pairs_of(load_speech(moved)).fingerprint()}) == 3
+
+
+def test_the_fingerprint_tells_recordings_of_one_length_apart(tmp_path, speech):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    first, second = folder / "a.wav", folder / "b.wav"
+    for seed, path in enumerate((first, second)):
+        soundfile.write(path, speech(1.0, seed=seed), 16000)
+    before = pairs_of(load_speech(folder)).fingerprint(), source_digest(folder)
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    swapped = pairs_of(load_speech(folder)).fingerprint(), source_digest(folder)
+    assert before[0] != swapped[0]
+    assert before[1] != swapped[1]
+
+
+def test_the_digest_of_a_stream_is_that_of_its_files(libri, tmp_path_factory, speech, encoded):
+    tmp_path = tmp_path_factory.mktemp("place")
+    before, train = source_digest(libri), source_digest(libri, "train")
+    assert source_digest(shutil.copytree(libri, tmp_path / "other"), "train") == train != before
+    (libri / "dev" / "words.json").write_text("{}")  # such as a run's record below the speech
+    assert source_digest(libri) == before
+    soundfile.write(libri / "dev" / "more.wav", speech(0.5), 16000)
+    assert source_digest(libri) != before
+    assert source_digest(libri, "train") == train
+    digests = [train]
+    for seconds in (0.5, 0.6):
+        rows = {"audio": [{"bytes": encoded(speech(seconds)), "path": "a.flac"}]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "set" / "train.parquet")
+        digests.append(source_digest(tmp_path / "set"))
+    assert len(set(digests)) == 3
 
 
 # ---- map-style pairs ----

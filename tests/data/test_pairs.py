@@ -222,6 +222,20 @@ def test_what_cannot_be_perturbed_is_skipped_alike_in_workers_and_on_the_device(
     assert complete_pairs([], device.perturbation) == []
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_an_utterance_without_memory_for_it_is_named(libri, error):
+    perturbation = Broken(error)
+    row = load_speech(libri, "dev")[0]
+    advice = "does not fit into memory; give --max_seconds or --crop_seconds"
+    with pytest.raises(LaserError, match=f"utterance 30-40-0000 {advice}"):
+        PairTransform(perturbation).pair(row["id"], row["audio"])
+    pair = PairTransform(perturbation, perturb=False).pair(row["id"], row["audio"])
+    with pytest.raises(LaserError, match=f"longest utterance is 30-40-0000 {advice}"):
+        complete_pairs([pair], perturbation)
+
+
 def test_views_shorter_than_the_receptive_field_are_skipped(speech):
     audio = {"array": speech(0.026), "sampling_rate": 16000}
     for factor, skip in ((1.0, ""), (1.2, "too_short: the perturbed view"), (2.0, "too_short: the perturbed view")):

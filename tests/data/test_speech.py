@@ -15,6 +15,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data.conftest import SHA
 
 import laser_hf
 from laser_hf.data import load_speech
@@ -210,13 +211,15 @@ waits = []
 time.sleep = waits.append  # what load_dataset would wait between its tries
 package = sys.modules["laser_hf"] = types.ModuleType("laser_hf")  # the encoders are not needed here
 package.__path__ = [sys.argv[1]]
-from laser_hf.data.speech import load_speech
+from laser_hf.data.speech import load_speech, source_digest
 from laser_hf.errors import LaserError
 for line in sys.stdin:
     waits.clear()
     try:
-        rows = [dict(row, audio=len(row["audio"]["bytes"])) for row in load_speech(**json.loads(line))]
-        print(json.dumps({"rows": rows}), flush=True)
+        options = json.loads(line)
+        rows = [dict(row, audio=len(row["audio"]["bytes"])) for row in load_speech(**options)]
+        digest = {"digest": source_digest(options["source"])} if options.get("streaming") else {}
+        print(json.dumps({"rows": rows, **digest}), flush=True)
     except LaserError as error:
         cause = type(error.__cause__).__name__
         print(json.dumps({"error": str(error), "cause": cause, "waited": sum(waits)}), flush=True)
@@ -264,8 +267,8 @@ def test_dataset_on_the_hub(hub, load_in_a_process, speech, encoded):
         b"---\nconfigs:\n- config_name: clean\n  data_files:\n  - split: train.100\n    path: clean/train.100-*\n---\n"
     )
     wanted = {"source": "nobody/speech", "split": "train.100", "name": "clean"}
-    for streaming in (True, False):
-        assert load_in_a_process(**wanted, streaming=streaming) == {"rows": expected}, hub.seen
+    for streaming, digest in ((True, {"digest": SHA}), (False, {})):
+        assert load_in_a_process(**wanted, streaming=streaming) == {"rows": expected, **digest}, hub.seen
     found = load_in_a_process(**(wanted | {"split": None}))
     assert found == {"rows": expected}
     found = load_in_a_process(**(wanted | {"split": "train.360"}))

@@ -1,4 +1,4 @@
-"""`python -m laser_hf.plots` and `draw_run` on a finished run."""
+"""`laser-hf plots` and `draw_run` on a finished run."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ def test_a_command_that_draws_nothing_fails(copied_run, tmp_path, capsys):
 def test_unfinished_runs_and_other_folders_are_refused(finished_run, tmp_path, capsys):
     (tmp_path / "recipe.json").write_text("{}")
     for run, message in (
-        (tmp_path, "is not finished. Give its train.py command again to continue it"),
-        (tmp_path / "nowhere", "expected the output folder of train.py"),
-        (finished_run.parent, "holds no laser_config.json; expected the output folder of train.py"),
+        (tmp_path, "is not finished. Give its laser-hf train command again to continue it"),
+        (tmp_path / "nowhere", "expected the output folder of laser-hf train"),
+        (finished_run.parent, "holds no laser_config.json; expected the output folder of laser-hf train"),
     ):
         with pytest.raises(LaserError, match=message):
             draw_run(run)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from hub_server import Fault
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from laser_hf.errors import LaserError
@@ -111,6 +112,25 @@ def test_branches_and_pull_requests(hub, make_run, publish):
     tagged = repository.branches["x"][-1].oid
     assert {name: c.oid for name, c in repository.tags.items()} == {"v0.9": tagged}
     assert repository.branches["main"] == [first]
+
+
+def test_a_pull_request_is_found_again(hub, make_run, publish):
+    run = make_run(hub=hub, evaluated=False)
+    repository = hub.create(REPO)
+    foreign = repository.branches["refs/pr/1"] = [*repository.branches["main"]]
+    repository.add("refs/pr/1", "somebody else's", {**foreign[0].files, "notes.txt": b"a"})
+    words = ("--yes", "--allow_unevaluated", "--create_pr")
+    hub.failures = [Fault("POST .*/commit/main", 0, times=1, after=True)]
+    with pytest.raises(LaserError, match="give the same command again"):
+        publish(run, *words)
+    assert len(repository.branches["refs/pr/2"]) == 2
+    said = publish(run, *words)
+    assert f"Nothing has changed since commit {repository.branches['refs/pr/2'][-1].oid}" in said
+    assert f"{hub.endpoint}/{REPO}/discussions/2" in said
+    assert "refs/pr/3" not in repository.branches
+    run.add_result("asr", run.digest, task="asr")  # other content is another pull request
+    assert "Published as" in publish(run, *words)
+    assert "results/asr.json" in repository.branches["refs/pr/3"][-1].files
 
 
 def test_other_peoples_repositories_are_left_alone(hub, make_run, publish):

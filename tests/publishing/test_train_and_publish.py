@@ -1,4 +1,4 @@
-"""`train.py --push_to_hub`, the push that its error names, and the published model in a process without laser_hf."""
+"""`laser-hf train --push_to_hub`, the push that its error names, and the published model where there is no laser_hf."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_pat
     later = f"{out} --repo_id {REPO} --private --allow_unevaluated --yes"
     said = str(caught.value)
     assert f"the run is complete in {out}, but it was not published: the Hub refused the token" in said
-    assert f"To publish it later: python push_to_hub.py {later}" in said
+    assert f"To publish it later: laser-hf push {later}" in said
     assert (out / "checkpoint-1" / "training_args.bin").is_file()
     assert not any(b"hf_test" in path.read_bytes() for path in out.rglob("*") if path.is_file())
     push.main(shlex.split(later), load=load_frames)

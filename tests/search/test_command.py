@@ -162,7 +162,7 @@ def test_a_search_trains_scores_and_records(tiny_encoder, small_tree, words_of_t
     assert found["score"]["chosen_on"].startswith("aligned speech in")
     assert found["recipe"]["training"]["max_steps"] == 5
     assert (folder / "heatmap.png").stat().st_size > 5000
-    # The best command is train.py's.
+    # The best command is laser-hf train's.
     best = parse_options(shlex.split(found["best"]["command"])[2:])
     assert best.recipe()["objective"]["margin"] == 0.9
     assert best.model.model_name_or_path == str(tiny_encoder)
@@ -281,7 +281,7 @@ def test_the_table_is_ranked_and_ends_with_a_command(cheap, tmp_path):
     assert rows[2] == "| 1 | 2 | 0.5 | euclidean | 2.5000 |"
     assert rows[-2:] == ["|  | 1 | 0.1 | euclidean | failed: a \\| b c |", "|  | 1 | 0.1 | sqeuclidean | running |"]
     best = best_command(plan, best_of(trials).params)
-    assert best.startswith("python train.py --preset demo --max_steps 2 --sigma=2 --alpha=0.5 --distance=euclidean ")
+    assert best.startswith("laser-hf train --preset demo --max_steps 2 --sigma=2 --alpha=0.5 --distance=euclidean ")
     assert best in written
     assert record(plan, trials)["points"][0]["runs"] == ["runs/sigma-2_alpha-0.5_distance-euclidean"]
     assert best_of(trials[:2]) is None

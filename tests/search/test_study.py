@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -331,6 +332,28 @@ def test_runs_on_other_content_are_not_compared(tmp_path):
     check_content({**first, "model": {"model_name_or_path": "b"}, "content": {"model_name_or_path": "2"}}, tmp_path)
     with pytest.raises(LaserError, match="content of --model_name_or_path has changed since first was trained"):
         check_content({**first, "content": {"model_name_or_path": "2"}}, tmp_path)
+
+
+def test_a_full_disk_ends_the_search_and_no_point(cheap, straight, tmp_path, monkeypatch):
+    plan = cheap.make_plan(tmp_path, *GRID)
+    point = grid(plan.over)[0]
+
+    def full(*_):
+        raise RuntimeError("cannot save") from OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cheap.CheapScore, "train_and_measure", full)
+        with pytest.raises(RuntimeError, match="cannot save"):
+            train_point(plan, point)
+
+    class Full:
+        exitcode = errno.ENOSPC
+        terminate = kill = join = lambda self, *seconds: None
+
+    with pytest.raises(OSError, match="No space left on device for sigma-1_") as caught:
+        cheap.search(plan, lambda *_: Full())
+    assert caught.value.errno == errno.ENOSPC
+    assert cheap.search(plan, cheap.Cheap(tmp_path)) == straight
 
 
 def test_how_a_run_ended_is_reported(cheap, tmp_path, monkeypatch):

@@ -11,12 +11,14 @@ import soundfile
 import torch
 from conftest import make_waveform
 from safetensors.torch import load_file, save_file
+from torch.utils.data import IterableDataset
 from training_runs import arguments, assert_same_weights, fork_two, history, kill_in_step_4, start
 
-from laser_hf.data import PairTransform
+from laser_hf.data import PairDataset, PairTransform, SpeedPitch, load_speech
+from laser_hf.encoders import load_encoder
 from laser_hf.errors import LaserError
 from laser_hf.records import TRAINING_RECORD
-from laser_hf.training import NonFiniteLossError
+from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments, NonFiniteLossError
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,29 @@ def test_speech_and_base_model_are_known_by_content(run, tiny_encoder, small_tre
     next(iter(sorted(speech.rglob("*.flac")))).unlink()
     with pytest.raises(LaserError, match="the content of --train_data is another"):
         start(tiny_encoder, speech, folder, *CONSTANT)
+
+
+@pytest.mark.parametrize("changed", ["noise_dir", "train_data"])
+def test_noise_and_streams_are_known_by_content(tiny_encoder, small_tree, tmp_path, monkeypatch, changed):
+    speech, noise = tmp_path / "speech", tmp_path / "noise"
+    shutil.copytree(small_tree, speech)
+    noise.mkdir()
+    soundfile.write(noise / "hum.wav", make_waveform(1.0, seed=3), 16000)
+    how = ("--streaming", "true", "--perturbations", "noise", "--noise_dir", str(noise))
+    with monkeypatch.context() as patch:
+        kill_in_step_4(patch)
+        with pytest.raises(KeyboardInterrupt):
+            start(tiny_encoder, speech, tmp_path / "run", *how)
+    file = noise / "hum.wav" if changed == "noise_dir" else next(iter(sorted(speech.rglob("*.flac"))))
+    whole = file.read_bytes()
+    soundfile.write(file, make_waveform(1.0, seed=4), 16000)
+    with pytest.raises(LaserError, match=f"the content of --{changed} is another"):
+        start(tiny_encoder, speech, tmp_path / "run", *how)
+    file.write_bytes(whole)
+    speech.rename(tmp_path / "mount")
+    noise.rename(tmp_path / "hums")
+    how = ("--streaming", "true", "--perturbations", "noise", "--noise_dir", str(tmp_path / "hums"))
+    assert start(tiny_encoder, tmp_path / "mount", tmp_path / "run", *how)[0]["updates"] == 4
 
 
 def test_a_base_model_is_never_the_output(tiny_encoder, small_tree, tmp_path):
@@ -163,6 +188,41 @@ def test_nothing_done_is_an_error(tiny_encoder, tmp_path):
         with pytest.raises(LaserError, match=r"none of the 3 utterances .* can be used \({'undecodable': 3}\)"):
             start(tiny_encoder, speech, tmp_path / "out", *more, "--overwrite_output_dir")
         assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+class Again(IterableDataset):
+    """Pairs that come again with each pass."""
+
+    num_shards = 1
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __iter__(self):
+        return iter(self.pairs)
+
+
+class Once(Again):
+    """Pairs that come once."""
+
+    def __init__(self, pairs):
+        self.pairs = iter(pairs)
+
+
+def test_fewer_updates_than_asked_are_an_error(tiny_encoder, small_tree, tmp_path):
+    pairs = [*PairDataset(load_speech(small_tree), PairTransform(SpeedPitch([1.0], [0.0])))][:6]
+    args = LaserTrainingArguments(
+        str(tmp_path), max_steps=5, pairs_per_update=2, use_cpu=True, report_to="none", dataloader_num_workers=0
+    )
+    trainer = LaserTrainer(AlignmentModel(load_encoder(str(tiny_encoder)), 8), args, Once(pairs))
+    with pytest.raises(LaserError, match="the training data ended after 3 of --max_steps 5"):
+        trainer.train()
+    # A pass of three updates is too short to skip the four that were made.
+    args.save_steps = 4
+    trainer = LaserTrainer(AlignmentModel(load_encoder(str(tiny_encoder)), 8), args, Again(pairs))
+    assert trainer.train().global_step == 5
+    with pytest.raises(LaserError, match="the training data ended after 4 of --max_steps 5"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_skipped_held_out_utterances_are_counted_through_a_resume(tiny_encoder, small_tree, tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m laser_hf.superb discrimination`: diagnostics of an encoder's frames on a little aligned speech.
+"""`laser-hf superb discrimination`: diagnostics of an encoder's frames on a little aligned speech.
 
 `measure` gives word discrimination, an ABX-like phone error, and the mean pairwise cosine and the effective rank of the
 frames, in seconds. A training run measures at every evaluation.
