@@ -147,7 +147,7 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--distance", "cosine"], "invalid choice"),
         (["--gradient_accumulation_steps", "8"], "pairs_per_update"),
         (["--alpha", "lots"], "invalid float"),
-        (["--push_to_hub"], "push_to_hub.py"),
+        (["--push_to_hub"], "laser-hf push"),
         (["--objective", "contentvec"], "unknown objective 'contentvec'"),
         (["--objective", "nowhere:Loss"], "cannot import"),
         (["--perturbations", "echo"], "unknown perturbation 'echo'"),
