@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
 from laser_hf.errors import LaserError
 from laser_hf.publishing.convert import main as convert
@@ -243,3 +244,23 @@ def test_a_converted_checkpoint(hub, make_run, publish, tmp_path):
     save_file(state, model, metadata={"format": "pt"})
     with pytest.raises(LaserError, match="was changed or damaged after conversion ended"):
         publish(tmp_path / "out", "--allow_unevaluated")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_programs_of_a_card_run(hub, make_run, publish, tmp_path, monkeypatch):
+    """Every Python block of a published card, one after the other, with `pipeline` as it works."""
+    publish(make_run(hub=hub), "--yes")
+    (tmp_path / "my-vocabulary").mkdir()
+    (tmp_path / "my-vocabulary" / "vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", hub.files(REPO)["README.md"].decode(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(block, names)
+    assert torch.equal(names["frames"], names["outputs"].last_hidden_state)  # of the pipeline, and of the model
+    assert names["padded"].shape[0] == 2
+    assert names["features"].shape == names["frames"].shape
+    assert names["model"].lm_head.out_features == 4
+    with pytest.raises((OSError, ValueError, TypeError)):  # as the card says: an encoder has no tokenizer
+        AutoProcessor.from_pretrained(REPO)
