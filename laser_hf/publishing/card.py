@@ -48,7 +48,7 @@ def render_card(
         machine, rows = record["hardware"], _comparison(results, texts, f"seed {record['seed']} (this model)")
         hardware = text(", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores, no GPU")
         given = {"record": record, "facts": facts, "config": config, "preprocessor": preprocessor, "repo_id": repo_id}
-        given |= _of_training(record, facts, texts, hardware) if record["task"] == "training" else {"published": []}
+        given |= _of_training(record, facts, texts) if record["task"] == "training" else {"published": []}
         order = [*texts["plots"], *sorted(Path(plot).stem for plot in plots)]
         addresses = [re.search(r"https?://[^\s,]+", paper) for paper in facts["method_papers"]]
         card = environment.from_string(card_file("model_card.md.jinja")).render(
@@ -75,29 +75,15 @@ def render_card(
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"  # blocks that were left out leave their blank lines behind
 
 
-def _of_training(record: Values, facts: Values, texts: Values, hardware: str) -> dict[str, Any]:
+def _of_training(record: Values, facts: Values, texts: Values) -> dict[str, Any]:
     """What the card of a training run says besides what every card says."""
-    name, speech = _source_name(record["data"]), facts["speech"] or {}
-    unknown = f"The origin and licence of the fine-tuning speech ({name}) are not recorded."
-    attribution = speech.get("attribution")
-    if speech and not attribution:
-        licence = speech["licence"]
-        called = texts["licences"].get(licence, licence)
-        attribution = f"Fine-tuning speech: {text(speech['title'])}, " + (
-            f"under {text(called)}." if licence else "whose licence is not recorded."
-        )
-    if speech and not speech["limits"]:
-        languages = listed(map(code, speech["languages"])) if speech["languages"] else "a language that is not recorded"
-        unknown = f"The fine-tuning speech is {text(speech['title'])}, in {languages}. Expect less from other speech."
     names = record["trained_parameters"]
     return {
         "trained_layers": sorted({int(number) for number in _LAYER.findall(" ".join(names))}),
         "trained_others": [code(name) for name in names if not _LAYER.match(name)],
-        "source_name": name,
-        "speech_title": speech.get("title") and text(speech["title"]),
-        "speech_limits": speech.get("limits") or unknown,
-        "speech_attribution": attribution or unknown,
-        "settings": _settings(record, texts["settings"], hardware),
+        "source_name": _source_name(record["data"]),
+        "licences": texts["licences"],
+        "settings": _settings(record, texts["settings"]),
         "held_out": _held_out(record, texts["held_out"]),
         "published": published_values(record, facts["base_title"], facts["method_title"]),
     }
@@ -116,18 +102,14 @@ def placeholders(card: str) -> list[str]:
 def _metadata(record: Values, facts: Values, repo_id: str, results: Sequence[Result]) -> str:
     entries, data = model_index(results), record["data"]
     corpus = (facts["speech"] or {}).get("dataset") or (data["source"] if _on_hub(data) else None)
-    tags = [
-        record.get("method") or facts["method"] or "",
-        "speech",
-        "self-supervised",
-        record["base_model"]["model_type"],
-    ]
+    method, kind = record.get("method") or facts["method"] or "", record["base_model"]["model_type"]
+    tags = [method.rpartition(":")[2], "speech", "self-supervised", kind, facts["robust"], *facts["tags"]]
     return ModelCardData(
         language=facts["languages"] or None,
         license=facts["licence"],
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=[tag.rpartition(":")[2] for tag in [*tags, facts["robust"], *facts["tags"]] if tag],
+        tags=[tag for tag in tags if tag],
         base_model=facts["base_model"],
         datasets=[corpus] if corpus else None,
         metrics=sorted({entry.metric_type for entry in entries}) or None,
@@ -137,7 +119,7 @@ def _metadata(record: Values, facts: Values, repo_id: str, results: Sequence[Res
     ).to_yaml()
 
 
-def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, Any]]:
+def _settings(record: Values, labels: Values) -> list[tuple[str, Any]]:
     recipe, base, versions = record["recipe"], record["base_model"], record["versions"]
     revision = f" at revision {code(base['revision'])}" if base["revision"] else ""
     commit = f", commit {code(record['commit'])}" if record["commit"] else ""
@@ -149,7 +131,6 @@ def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, 
     names = recipe["perturbations"]["name"]
     rows = [
         ("base model", ("a local folder, " if base["local"] else "") + f"{code(base['name'])}{revision}"),
-        ("parameters of the encoder", f"{base['parameters']:,}"),
         ("preset", code(record["preset"]) if record["preset"] else None),
         *_options(find_objective(record["method"]), recipe["objective"]),
         ("perturbation", ", ".join(map(code, names))),
@@ -157,8 +138,6 @@ def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, 
         *((label, _value(options[name] or None)) for name, label in labels.items()),
         ("precision", _value(record["precision"])),
         ("seed", record["seed"]),
-        ("wall time", _duration(record["wall_seconds"])),
-        ("hardware", hardware),
         ("code", text(f"laser_hf {versions['laser_hf']}") + commit),
         ("libraries", text(f"torch {versions['torch']}, transformers {versions['transformers']}")),
         ("finished", _value(record["written"])),

@@ -80,15 +80,7 @@ def convert_checkpoint(
 ) -> dict[str, Any]:
     """Write `config.json`, `model.safetensors`, `preprocessor_config.json` and `conversion.json`.
 
-    Args:
-        checkpoint: file written by `torch.save`, or a safetensors file.
-        output_dir: created if missing.
-        base: hub id or folder of a model of the same shape; its config is taken over.
-        model_type: "hubert" or "wavlm": infer the config instead. Exactly one of the two must be given.
-        revision: of `base`.
-        num_attention_heads: if neither the weights nor the checkpoint tell.
-        do_normalize: what `preprocessor_config.json` says; `None` to find out.
-        overwrite_output_dir: write over an existing model.
+    The arguments are the options of the command; exactly one of `base` and `model_type` must be given.
 
     Returns:
         What `conversion.json` holds.

@@ -20,10 +20,9 @@ from ..records import located, read_json, read_record
 Values = Mapping[str, Any]
 OWN, BASE, SEED, OTHER = "own", "base", "seed", "other"
 SPEECH_KEYS = ("title", "licence", "languages", "dataset", "attribution", "limits")
-_BASE_KEYS = ("base_model", "base_title", "base_url", "base_authors", "base_paper", "base_training_data")
 _KEYS = (
-    *_BASE_KEYS, "title", "note", "tags", "languages", "licence", "licence_text", "speech", "method", "method_title",
-    "method_paper", "summary", "citation", "changes",
+    "base_model", "base_title", "base_url", "base_authors", "base_paper", "base_training_data", "licence",
+    "licence_text", "languages", "speech", "method", "method_title", "summary", "citation", "title", "note", "tags",
 )  # fmt: skip
 # The Hub's names: task type, task, metric.
 _HUB_TASKS = {
@@ -44,14 +43,8 @@ def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
     """What is known about base model, speech, method and perturbation of a run, or of a converted checkpoint.
 
     Args:
-        record: of the run or the conversion; of a run that begins, its `task`, `method`, `base_model`, `data` and
-            `recipe`.
-        given: facts from the user (`--facts`), in place of those known. `base_model` is the model's id on the Hub, from
-            which the other facts about it follow if it is known. `speech` has `SPEECH_KEYS`.
-
-    Returns:
-        The keys that `given` may have, each with its value or `None`, and `robust`, what the perturbation makes an
-        encoder, such as `noise-robust`.
+        record: of the run or the conversion; of a run that begins, its `method`, `base_model`, `data` and `recipe`.
+        given: facts from the user (`--facts`), in place of those known; `docs/publishing.md` lists the keys.
 
     Raises:
         LaserError: unknown keys in `given`, a base model of unknown licence, or a class that cannot be imported.
@@ -59,7 +52,9 @@ def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
     given, texts = _checked(given or {}), json.loads(card_file("texts.json"))
     bases, base = json.loads(card_file("bases.json"))["bases"], record["base_model"]
     known = _first(bases, [given["base_model"]] if "base_model" in given else _names_of(record))
-    hub_id = known["match"][0] if known and "base_url" not in known else None if base["local"] else base["name"]
+    hub_id = given.get("base_model") or (None if base["local"] else base["name"])
+    if known and "base_url" not in known:
+        hub_id = known["match"][0]
     speech = given.get("speech") or _first(texts["speech"], [located(record["data"]["source"])])
     method = record.get("method") or given.get("method")
     perturbed = record["recipe"]["perturbations"] if "method" in record else {"name": []}

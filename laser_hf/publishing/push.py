@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
                 raise
             bundle.notes.append(f"the target repository was not checked: {error}")
         else:
-            upload.check_target(request, target, bundle.base_model)
+            upload.check_target(request, target, bundle.record["base_model"]["name"])
         _show(request, bundle, target)
         space = space_files(request.repo_id, bundle.record) if request.space else {}
         if space:

@@ -39,11 +39,6 @@ class Bundle:
     card: str
     notes: list[str]
 
-    @property
-    def base_model(self) -> str | None:
-        """The base model as the record names it."""
-        return self.record["base_model"]["name"]
-
 
 def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     """Collect in `staging`, an empty folder, and check what `request` (of `push`) asks to publish; nothing is sent.

@@ -204,7 +204,7 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
             if branch != constants.DEFAULT_REVISION:
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
             target = inspect_target(api, repo_id, branch)
-            check_target(request, target, bundle.base_model)
+            check_target(request, target, bundle.record["base_model"]["name"])
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
