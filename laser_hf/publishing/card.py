@@ -29,13 +29,8 @@ def render_card(
 ) -> str:
     """The model card as Markdown with YAML front matter.
 
-    Args:
-        record: `laser_config.json` of the run.
-        facts: from `find_facts`.
-        repo_id: where the model will be found.
-        config, preprocessor: `config.json` and `preprocessor_config.json` of the exported encoder.
-        results: from `read_results`.
-        plots: paths of images in the repository.
+    `record` is that of the run or conversion, `facts` come from `find_facts` and `results` from `read_results`;
+    `config` and `preprocessor` are the exported JSON files, `plots` the paths of images in the repository.
 
     Raises:
         LaserError: a record or facts without something that the card must say.

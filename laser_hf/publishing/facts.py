@@ -49,12 +49,11 @@ def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
     Raises:
         LaserError: unknown keys in `given`, a base model of unknown licence, or a class that cannot be imported.
     """
-    given, texts = _checked(given or {}), json.loads(card_file("texts.json"))
-    bases, base = json.loads(card_file("bases.json"))["bases"], record["base_model"]
-    known = _first(bases, [given["base_model"]] if "base_model" in given else _names_of(record))
-    hub_id = given.get("base_model") or (None if base["local"] else base["name"])
-    if known and "base_url" not in known:
-        hub_id = known["match"][0]
+    given, texts, base = _checked(given or {}), json.loads(card_file("texts.json")), record["base_model"]
+    names = [given["base_model"]] if "base_model" in given else _names_of(record)
+    known = _first(json.loads(card_file("bases.json"))["bases"], names)
+    on_hub = given.get("base_model") or (None if base["local"] else base["name"])
+    hub_id = known["match"][0] if known and "base_url" not in known else on_hub
     speech = given.get("speech") or _first(texts["speech"], [located(record["data"]["source"])])
     method = record.get("method") or given.get("method")
     perturbed = record["recipe"]["perturbations"] if "method" in record else {"name": []}
@@ -82,11 +81,9 @@ def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
             """echo '{"licence": "mit", "base_title": "My HuBERT"}' > facts.json, then give --facts facts.json """
             "(to laser-hf train: --hub_facts facts.json); docs/publishing.md lists the keys"
         )
-    called = texts["licences"].get(facts["licence"], facts["licence"])
-    facts["licence_title"], text = called, facts["licence_text"]
-    facts["licence_text"] = texts["licence_texts"].get(text, text) or (
-        f"The base model is published under {called}; so are these weights."
-    )
+    facts["licence_title"] = called = texts["licences"].get(facts["licence"], facts["licence"])
+    usual, given_text = f"The base model is published under {called}; so are these weights.", facts["licence_text"]
+    facts["licence_text"] = texts["licence_texts"].get(given_text, given_text) or usual
     done = f", fine-tuned with {facts['method_title']}" if method else ", converted for transformers"
     if method and facts["robust"]:
         done = f", fine-tuned to be {facts['robust']} with {facts['method_title']}"
@@ -103,9 +100,9 @@ def _checked(given: Values) -> dict[str, Any]:
     for keys, known in ((given, _KEYS), (speech, SPEECH_KEYS)):
         if unknown := sorted(set(keys) - set(known)):
             raise LaserError(f"facts: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    if speech and not speech.get("title"):
+        raise LaserError("facts: speech needs a title, such as the name of the corpus")
     if speech:
-        if not speech.get("title"):
-            raise LaserError("facts: speech needs a title, such as the name of the corpus")
         languages = speech.get("languages") or []
         languages = [languages] if isinstance(languages, str) else languages
         given["speech"] = {**dict.fromkeys(SPEECH_KEYS), **speech, "languages": languages}
@@ -155,9 +152,7 @@ def listed(items: Sequence[Any]) -> str:
 def published_values(record: Values, base: str, method_title: str) -> list[dict[str, str]]:
     """What the literature reports for a run's recipe, if it is that of a paper: `model`, `measure`, `value`, `source`.
 
-    Args:
-        record: of the run; its `changed_from_preset` says whether it followed its preset in everything but seeds.
-        base, method_title: as the card calls base model and method.
+    `base` and `method_title` are as the card calls base model and method.
     """
     texts = json.loads(card_file("texts.json"))
     if record.get("changed_from_preset") != [] or record["preset"] not in texts["published_presets"]:

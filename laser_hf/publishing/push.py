@@ -107,12 +107,8 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
 def check_beforehand(argv: Sequence[str], record: Mapping[str, Any]) -> None:
     """Find out before a training whether its end could be published: licence, token, and repository.
 
-    Args:
-        argv: of the push that will follow.
-        record: what is known of the run, as `find_facts` takes it.
-
-    Raises:
-        LaserError: what would stop the push, and how to mend it.
+    `argv` is that of the push that will follow, `record` what is known of the run, as `find_facts` takes it.
+    `LaserError` says what would stop the push, and how to mend it.
     """
     request = build_parser().parse_args(argv)
     request.branch = request.revision or constants.DEFAULT_REVISION
