@@ -434,7 +434,14 @@ FAULTS = [
         _nothing_published,
     ),
     Fault(1, "push: an unfinished run", _unfinished, 1, ("has not finished",), _nothing_published),
-    Fault(3, "push: the folder of the base model", _input_folder, 1, ("it is no output of laser-hf train",), _nothing_published),
+    Fault(
+        3,
+        "push: the folder of the base model",
+        _input_folder,
+        1,
+        ("it is no output of laser-hf train",),
+        _nothing_published,
+    ),
     Fault(
         1,
         "convert: a checkpoint cut in half",
