@@ -146,6 +146,18 @@ class Plugin:
 
 _P = TypeVar("_P", bound=Plugin)
 
+NOISE_ROBUST_PAPER = (
+    "Meghanani, Cost-effective Self-supervised Fine-tuning for Noise Robust Speech Representations, released code "
+    "at https://github.com/Trikaldarshi/nr-ssft"
+)
+"""Of the perturbation `noise` and of the objective `mse_idm`."""
+NOISE_ROBUST_BIBTEX = """\
+@misc{meghanani_nrssft,
+  title        = "Cost-effective Self-supervised Fine-tuning for Noise Robust Speech Representations",
+  author       = "Meghanani, Amit",
+  howpublished = "https://github.com/Trikaldarshi/nr-ssft"
+}"""
+
 
 def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> type[_P]:
     """The class that `name` stands for: one of `shipped`, or `package.module:Class` derived from `base`.

@@ -88,6 +88,8 @@ class HubServer:
         tokens: user name by token; whoever has one may write anywhere, other tokens are refused.
         failures: faults, or pairs of a pattern of "METHOD /path" and the HTTP status that such requests get.
         requests: "METHOD /path" of everything asked so far.
+        collections: by slug, as the API gives them.
+        role: of the tokens: write or read.
         races: by repository, files that somebody else commits just before the next commit arrives.
         slept: seconds that an attached client would have waited before repeating a request.
     """
@@ -95,6 +97,8 @@ class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
+        self.collections: dict[str, dict] = {}
+        self.role = "write"
         self.tokens = {"hf_test": "tester"}
         self.failures: list[Fault | tuple[str, int]] = []
         self.requests: list[str] = []
@@ -300,7 +304,36 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def whoami(self, _) -> None:
-        self._json({"type": "user", "name": self._user(needed=True), "orgs": [{"name": "org"}], "auth": {}})
+        auth = {"type": "access_token", "accessToken": {"displayName": "a token", "role": self.hub.role}}
+        self._json({"type": "user", "name": self._user(needed=True), "orgs": [{"name": "org"}], "auth": auth})
+
+    def create_collection(self, body: bytes) -> None:
+        self._user(needed=True)
+        asked = json.loads(body)
+        slug = f"{asked['namespace']}/{asked['title'].lower().replace(' ', '-')}-{'0' * 24}"
+        if slug in self.hub.collections:
+            self._json({"error": "Collection already exists", "slug": slug}, 409)
+            return
+        owner = {"type": "org", "name": asked["namespace"], "fullname": asked["namespace"], "isHf": False}
+        about = {
+            "title": asked["title"],
+            "private": bool(asked.get("private")),
+            "lastUpdated": "2026-01-01T00:00:00.000Z",
+        }
+        made = {"slug": slug, "owner": owner, "items": [], "theme": "orange", "position": 0, "upvotes": 0, **about}
+        self.hub.collections[slug] = made
+        self._json(made)
+
+    def collection(self, _, slug: str) -> None:
+        self._json(self.hub.collections[slug])
+
+    def add_collection_item(self, body: bytes, slug: str) -> None:
+        self._user(needed=True)
+        asked, made = json.loads(body)["item"], self.hub.collections[slug]
+        if asked["id"] in [item["id"] for item in made["items"]]:
+            self._fail(409, "the item is there already")
+        made["items"].append({"_id": "1" * 24, "position": 0, **asked})
+        self._json(made)
 
     def validate_yaml(self, body: bytes) -> None:
         content = json.loads(body)["content"]
@@ -512,6 +545,9 @@ _ID = r"((?:spaces/)?[\w.-]+/[\w.-]+)"
 _API = rf"/api/(?:models/|(?=spaces/)){_ID}"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
+    ("POST", r"/api/collections", _Handler.create_collection),
+    ("GET", r"/api/collections/([^/]+/[^/]+)", _Handler.collection),
+    ("POST", r"/api/collections/([^/]+/[^/]+)/items?", _Handler.add_collection_item),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("POST", r"/api/repos/create", _Handler.create_repository),
     ("GET", rf"{_API}", _Handler.info),

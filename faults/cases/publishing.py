@@ -461,7 +461,7 @@ FAULTS = [
         "push: the folder of the base model",
         _input_folder,
         1,
-        ("it is no run of laser-hf train",),
+        ("it is no output of laser-hf train",),
         _nothing_published,
     ),
     Fault(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import LaserError
-from ..plugins import Option
+from ..plugins import NOISE_ROBUST_BIBTEX, NOISE_ROBUST_PAPER, Option
 from .decode import BadAudio, decode_audio
 from .files import files_digest, find_audio_files
 from .perturbation import Perturbation
@@ -33,7 +33,8 @@ class Noise(Perturbation):
 
     name, title = "noise", "Noise"
     summary = "adds noise from your own folder of recordings at a signal-to-noise ratio (needs --noise_dir)"
-    paper = "noise-robust successor of LASER by its authors (released code nr-ssft: DEMAND noise at 20, 10 or 5 dB)"
+    paper, bibtex = NOISE_ROBUST_PAPER, NOISE_ROBUST_BIBTEX
+    robust = "noise-robust"
     options = (
         Option("folder", None, "folder of noise recordings", kind=str, flag="noise_dir"),
         Option("snrs", [20.0, 10.0, 5.0], "signal-to-noise ratios in dB, one per pair", many=True, flag="noise_snrs"),

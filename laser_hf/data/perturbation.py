@@ -31,6 +31,7 @@ class Perturbation(Plugin, ABC):
     Attributes:
         keeps_duration: both views have the same number of samples.
         changes: what the views differ in, in words for a model card.
+        robust: what an encoder trained with it is meant to be, such as `noise-robust`; empty if that says nothing.
         batched: `apply` also works on the device that trains.
 
     `docs/extending.md` has an example of one's own.
@@ -38,6 +39,7 @@ class Perturbation(Plugin, ABC):
 
     keeps_duration: bool = False
     changes: tuple[str, ...] = ()
+    robust: ClassVar[str] = ""
     batched: ClassVar[bool] = False
 
     def content(self) -> dict[str, str]:

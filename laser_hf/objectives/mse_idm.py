@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..ops.soft_dtw.api import frames_in_use
+from ..plugins import NOISE_ROBUST_BIBTEX, NOISE_ROBUST_PAPER
 from .idm import IDM_OPTIONS, idm_of_both
 from .objective import Objective
 
@@ -32,16 +33,7 @@ class MseIdmLoss(Objective):
         "Each frame of one view is pulled towards the frame of the other view at the same time; a regulariser (IDM "
         "term) keeps frames far apart in time from becoming alike."
     )
-    paper = (
-        "Meghanani, Cost-effective Self-supervised Fine-tuning for Noise Robust Speech Representations, released code "
-        "at https://github.com/Trikaldarshi/nr-ssft"
-    )
-    bibtex = """\
-@misc{meghanani_nrssft,
-  title        = "Cost-effective Self-supervised Fine-tuning for Noise Robust Speech Representations",
-  author       = "Meghanani, Amit",
-  howpublished = "https://github.com/Trikaldarshi/nr-ssft"
-}"""
+    paper, bibtex = NOISE_ROBUST_PAPER, NOISE_ROBUST_BIBTEX
     options = IDM_OPTIONS
     term_labels: ClassVar = {"total": "total loss", "mse": "summed squared error", "idm": "regulariser (IDM term)"}
     equal_lengths = True

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from ..data import find_perturbation
 from ..errors import LaserError
 from ..objectives import find_objective
 from ..plugins import Plugin
-from ..records import located
-from .facts import BASE, OTHER, OWN, Result, card_file, listed, matches, model_index, published_values
+from .facts import BASE, OTHER, OWN, SEED, Result, Values, card_file, listed, model_index, published_values
 
-Values = Mapping[str, Any]
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _PLACEHOLDER = re.compile(r"\{[{%#]|[}%#]\}|\b(?:TODO|TBD|FIXME|XXX|None|undefined|nan)\b|(?i:more information needed)")
 
@@ -30,46 +29,59 @@ def render_card(
 ) -> str:
     """The model card as Markdown with YAML front matter.
 
-    Args:
-        record: `laser_config.json` of the run.
-        facts: from `find_facts`.
-        repo_id: where the model will be found.
-        config, preprocessor: `config.json` and `preprocessor_config.json` of the exported encoder.
-        results: from `read_results`.
-        plots: paths of images in the repository.
+    `record` is that of the run or conversion, `facts` come from `find_facts` and `results` from `read_results`;
+    `config` and `preprocessor` are the exported JSON files, `plots` the paths of images in the repository.
 
     Raises:
         LaserError: a record or facts without something that the card must say.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "listed": listed, "duration": _duration, "code": code, "text": text}
+    filters = {"number": number, "listed": listed, "duration": _duration, "code": code, "text": text, "count": _count}
+    environment.filters |= filters
     texts = json.loads(card_file("texts.json"))
     try:
-        source, machine = record["data"]["source"], record["hardware"]
+        machine, rows = record["hardware"], _comparison(results, texts, f"seed {record['seed']} (this model)")
         hardware = text(", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores, no GPU")
         given = {"record": record, "facts": facts, "config": config, "preprocessor": preprocessor, "repo_id": repo_id}
+        given |= _of_training(record, facts, texts) if record["task"] == "training" else {"published": []}
+        order = [*texts["plots"], *sorted(Path(plot).stem for plot in plots)]
+        addresses = [re.search(r"https?://[^\s,]+", paper) for paper in facts["method_papers"]]
         card = environment.from_string(card_file("model_card.md.jinja")).render(
             given,
             metadata=_metadata(record, facts, repo_id, results),
+            toolkit=texts["toolkit"],
+            method_url=addresses[0].group() if addresses and addresses[0] else None,
+            millions=number(record["base_model"]["parameters"] / 1e6),
             frame_milliseconds=1000 * math.prod(config["conv_stride"]) / preprocessor["sampling_rate"],
-            trained_layers=sorted({int(number) for number in _LAYER.findall(" ".join(record["trained_parameters"]))}),
-            trained_others=[code(name) for name in record["trained_parameters"] if not _LAYER.match(name)],
-            source_name=_source_name(record["data"]),
-            speech=next((entry for entry in texts["speech"] if matches(located(source), entry["match"])), None),
             hardware=hardware,
-            settings=_settings(record, texts["settings"], hardware),
-            held_out=_held_out(record, texts["held_out"]),
-            results=_comparison(results, texts),
+            about_speaker="speaker" in " ".join(facts["changes"]),
+            results=[row for row in rows if row[OWN]] and [row for row in rows if row[OWN] or row[BASE]],
+            seeds=[row for row in rows if "mean" in row],
+            seed_names=rows[0]["names"] if rows else [],
             others=[_words(result, texts) for result in results if result.whose == OTHER],
             evaluated=any(result.whose == OWN for result in results),
-            published=published_values(facts["base_title"], record["method"], facts["method_title"]),
             plots={
-                _url(plot): texts["plots"].get(Path(plot).stem, Path(plot).stem.replace("_", " ")) for plot in plots
+                _url(plot): texts["plots"].get(Path(plot).stem, Path(plot).stem.replace("_", " "))
+                for plot in sorted(plots, key=lambda plot: order.index(Path(plot).stem))
             },
         )
     except (KeyError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
         raise LaserError(f"the card cannot be filled: {type(error).__name__} {error}") from error
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"  # blocks that were left out leave their blank lines behind
+
+
+def _of_training(record: Values, facts: Values, texts: Values) -> dict[str, Any]:
+    """What the card of a training run says besides what every card says."""
+    names = record["trained_parameters"]
+    return {
+        "trained_layers": sorted({int(number) for number in _LAYER.findall(" ".join(names))}),
+        "trained_others": [code(name) for name in names if not _LAYER.match(name)],
+        "source_name": _source_name(record["data"]),
+        "licences": texts["licences"],
+        "settings": _settings(record, texts["settings"]),
+        "held_out": _held_out(record, texts["held_out"]),
+        "published": published_values(record, facts["base_title"], facts["method_title"]),
+    }
 
 
 def placeholders(card: str) -> list[str]:
@@ -83,22 +95,26 @@ def placeholders(card: str) -> list[str]:
 
 
 def _metadata(record: Values, facts: Values, repo_id: str, results: Sequence[Result]) -> str:
-    base, entries = record["base_model"], model_index(results)
+    entries, data = model_index(results), record["data"]
+    corpus = (facts["speech"] or {}).get("dataset") or (data["source"] if _on_hub(data) else None)
+    method, kind = record.get("method") or facts["method"] or "", record["base_model"]["model_type"]
+    tags = [method.rpartition(":")[2], "speech", "self-supervised", kind, facts["robust"], *facts["tags"]]
     return ModelCardData(
-        language=facts["languages"],
+        language=facts["languages"] or None,
         license=facts["licence"],
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=[record["method"].rpartition(":")[2], "speech", "self-supervised", *facts["tags"]],
-        base_model=None if base["local"] else base["name"],
-        datasets=[record["data"]["source"]] if _on_hub(record["data"]) else None,
+        tags=[tag for tag in tags if tag],
+        base_model=facts["base_model"],
+        datasets=[corpus] if corpus else None,
         metrics=sorted({entry.metric_type for entry in entries}) or None,
         model_name=repo_id.split("/")[-1] if entries else None,
         eval_results=entries or None,
+        **({"base_model_relation": "finetune"} if facts["base_model"] else {}),
     ).to_yaml()
 
 
-def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, Any]]:
+def _settings(record: Values, labels: Values) -> list[tuple[str, Any]]:
     recipe, base, versions = record["recipe"], record["base_model"], record["versions"]
     revision = f" at revision {code(base['revision'])}" if base["revision"] else ""
     commit = f", commit {code(record['commit'])}" if record["commit"] else ""
@@ -110,7 +126,6 @@ def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, 
     names = recipe["perturbations"]["name"]
     rows = [
         ("base model", ("a local folder, " if base["local"] else "") + f"{code(base['name'])}{revision}"),
-        ("parameters of the encoder", f"{base['parameters']:,}"),
         ("preset", code(record["preset"]) if record["preset"] else None),
         *_options(find_objective(record["method"]), recipe["objective"]),
         ("perturbation", ", ".join(map(code, names))),
@@ -118,8 +133,6 @@ def _settings(record: Values, labels: Values, hardware: str) -> list[tuple[str, 
         *((label, _value(options[name] or None)) for name, label in labels.items()),
         ("precision", _value(record["precision"])),
         ("seed", record["seed"]),
-        ("wall time", _duration(record["wall_seconds"])),
-        ("hardware", hardware),
         ("code", text(f"laser_hf {versions['laser_hf']}") + commit),
         ("libraries", text(f"torch {versions['torch']}, transformers {versions['transformers']}")),
         ("finished", _value(record["written"])),
@@ -171,27 +184,57 @@ def _words(result: Result, texts: Values) -> dict[str, str]:
     value, unit = number(metric["value"]), {"percent": " %", "fraction": ""}.get(metric["unit"], f" {metric['unit']}")
     deviation, runs = metric.get("standard_deviation"), result.record.get("runs")
     if deviation is not None and runs:
-        value, unit = f"{value} ± {number(deviation)}", f"{unit} ({len(runs)} runs)"
+        value, unit = f"{value} ± {number(deviation)}", f"{unit} ({_count(len(runs), 'run')})"
     task = f"{texts['tasks'].get(task, task.replace('_', ' '))} ({texts['protocols'].get(protocol, protocol)})"
-    measure = ", ".join(filter(None, (measure, metric["split"], layer)))
+    measure = ", ".join(filter(None, (measure, metric["split"], layer, *_subsets(result.record, metric))))
     words = {"task": task, "measure": measure, "text": (value + unit).strip(), "model": result.model}
     return {**{name: text(word) for name, word in words.items()}, "file": f"[{code(result.file)}]({_url(result.file)})"}
+
+
+def _subsets(record: Values, metric: Values) -> list[str]:
+    """What a number leaves out of its test set, and the part of a training set that a head was trained on."""
+    data, recipe, found = record["data"], record["recipe"], []
+    tests = data.get("test") or [data]
+    test = next((one for one in tests if one.get("split") == metric["split"]), tests[0])
+    skipped = test.get("skipped") or {}
+    missing = skipped["utterances"] if "utterances" in skipped else sum(map(_size, skipped.values()))
+    if recipe.get("max_utterances") and test.get("utterances"):
+        found.append(f"only {_count(test['utterances'], 'utterance')}")
+    elif missing:
+        found.append(f"without {_count(missing, 'skipped utterance')}")
+    if metric.get("trials") == "subset" and (full := data.get("collection")):
+        found.append(f"only {data['queries']} of {_count(full['queries_with_target'], 'query', 'queries')}")
+    head = data.get("head_training") or (recipe.get("max_train_utterances") and data.get("train"))
+    return [*found, *([f"head trained on {_count(head['utterances'], 'utterance')}"] if head else [])]
+
+
+def _size(value: Any) -> int:
+    return value if isinstance(value, int) else len(value)
 
 
 def _url(path: str) -> str:
     return urllib.parse.quote(path, errors="surrogateescape")
 
 
-def _comparison(results: Sequence[Result], texts: Values) -> list[dict[str, Any]]:
-    """Rows of this model beside its base model, if this model has any result."""
+def _comparison(results: Sequence[Result], texts: Values, own_seed: str) -> list[dict[str, Any]]:
+    """Rows of this model, its base model and, with `names`, `values` and `mean`, of runs with other seeds."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for result in results:
-        if result.whose != OTHER:
-            words = _words(result, texts)
-            row = rows.setdefault((words["task"], words["measure"]), {**words, OWN: [], BASE: [], "files": {}})
-            row[result.whose].append(words["text"])
-            row["files"][words["file"]] = None
-    return list(rows.values()) if any(row[OWN] for row in rows.values()) else []
+    names = [own_seed, *dict.fromkeys(result.model for result in results if result.whose == SEED)]
+    for result in (result for result in results if result.whose != OTHER):
+        words = _words(result, texts)
+        row = rows.setdefault((words["task"], words["measure"]), {**words, OWN: [], BASE: [], "files": {}, "of": {}})
+        if result.whose == BASE:
+            row[BASE].append(words["text"])
+        else:
+            row["of"][own_seed if result.whose == OWN else result.model] = (result.metric["value"], words["text"])
+            row[OWN] += [words["text"]] if result.whose == OWN else []
+        row["files"][words["file"]] = None
+    for row in rows.values():
+        row["names"] = names
+        row["values"] = [row["of"].get(name, (None, "not measured"))[1] for name in names]
+        if len(found := [value for value, _ in row["of"].values()]) > 1:
+            row["mean"] = f"{number(statistics.fmean(found))} ± {number(statistics.stdev(found))} ({len(found)} seeds)"
+    return list(rows.values())
 
 
 def _on_hub(data: Values) -> bool:
@@ -211,7 +254,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
 
 
+def _count(value: float, one: str, many: str | None = None) -> str:
+    """`1 update`, `2,500 updates`."""
+    return f"{number(value)} {one if value == 1 else many or one + 's'}"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+        return _count(round(seconds), "second")
+    return _count(round(seconds / 60), "minute") if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -22,10 +22,10 @@ from transformers.utils import cached_file
 from ..encoders import load_pretrained
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, new_record, tensors_digest, write_json
-from .export import EXPORTED, export_encoder, load_checkpoint
+from .export import EXPORTED, RECORDS, export_encoder, load_checkpoint, sample_features
 from .fairseq import CLASSES, find_weights, infer_config, rename
 
-RECORD_NAME = "conversion.json"
+RECORD_NAME = RECORDS[1]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,15 +80,7 @@ def convert_checkpoint(
 ) -> dict[str, Any]:
     """Write `config.json`, `model.safetensors`, `preprocessor_config.json` and `conversion.json`.
 
-    Args:
-        checkpoint: file written by `torch.save`, or a safetensors file.
-        output_dir: created if missing.
-        base: hub id or folder of a model of the same shape; its config is taken over.
-        model_type: "hubert" or "wavlm": infer the config instead. Exactly one of the two must be given.
-        revision: of `base`.
-        num_attention_heads: if neither the weights nor the checkpoint tell.
-        do_normalize: what `preprocessor_config.json` says; `None` to find out.
-        overwrite_output_dir: write over an existing model.
+    The arguments are the options of the command; exactly one of `base` and `model_type` must be given.
 
     Returns:
         What `conversion.json` holds.
@@ -114,7 +106,7 @@ def convert_checkpoint(
     content = load_checkpoint(checkpoint)
     layout, weights, model_cfg, task_cfg = find_weights(content, checkpoint.name)
     converted, dropped = rename(weights)
-    changed, notes = None, []
+    changed, base_digest, notes = None, None, []
     if base is not None:
         model, _ = load_pretrained(base, revision)
         if model.config.model_type not in CLASSES:
@@ -127,7 +119,7 @@ def convert_checkpoint(
         if stated is None:
             notes.append(f"do_normalize is {str(do_normalize).lower()}, as usual with this front-end's normalisation")
     if base is not None:
-        before = model.state_dict()
+        before, base_digest = model.state_dict(), tensors_digest(model.state_dict())
         names = [n for n, tensor in converted.items() if n in before and not torch.equal(before[n], tensor.float())]
         # `encoder.layers.10` instead of its sixteen tensors, in the order of numbers.
         changed = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
@@ -151,14 +143,25 @@ def convert_checkpoint(
     config_from = "base model" if base else "checkpoint" if model_cfg else "shapes of the weights"
     record = new_record(
         "conversion",
-        recipe={"do_normalize": do_normalize, "config_from": config_from},
+        recipe={
+            "do_normalize": do_normalize,
+            "config_from": config_from,
+            "model": {"model_name_or_path": base},
+            "content": {"model_name_or_path": base_digest},
+        },
         data={"source": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
         seed=None,
         wall_seconds=time.perf_counter() - started,
         layout=layout,
         step=content.get("Step") if isinstance(content.get("Step"), int) else None,
-        base_model=base,
-        base_revision=commit,
+        base_model={
+            "name": base if hub else Path(base or checkpoint).name,
+            "local": not hub,
+            "revision": commit,
+            "model_type": model.config.model_type,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        sample_features=sample_features(model, do_normalize),
         tensors=len(converted),
         dropped=dropped,
         changed_since_base=changed,

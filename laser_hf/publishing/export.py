@@ -22,11 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import LaserError
+from ..records import TRAINING_RECORD
 
 if TYPE_CHECKING:  # importing transformers takes seconds that --help and early refusals of a push need not wait for
     from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
+RECORDS = (TRAINING_RECORD, "conversion.json")
+"""What a folder that can be published has one of."""
 SAMPLE_RATE = 16_000
 TOLERANCE = 1e-3
 """Allowed difference in units of the root mean square of the numbers kept; processors differ by far less."""

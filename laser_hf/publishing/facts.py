@@ -1,11 +1,11 @@
-"""What a card says beside the training record: facts from plugin classes and `model_cards/`, and evaluation results."""
+"""What a card says beside the record: facts from plugin classes, `model_cards/` and the user; evaluation results."""
 
 from __future__ import annotations
 
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,15 @@ from huggingface_hub import EvalResult, EvalResultEntry
 from ..data import find_perturbation
 from ..errors import LaserError
 from ..objectives import find_objective
-from ..records import located, read_record
+from ..records import located, read_json, read_record
 
-_DEFAULTS = {"base_url": None, "base_authors": None, "base_paper": None, "languages": ["en"], "note": None, "tags": []}
-OWN, BASE, OTHER = "own", "base", "other"
+Values = Mapping[str, Any]
+OWN, BASE, SEED, OTHER = "own", "base", "seed", "other"
+SPEECH_KEYS = ("title", "licence", "languages", "dataset", "attribution", "limits")
+_KEYS = (
+    "base_model", "base_title", "base_url", "base_authors", "base_paper", "base_training_data", "licence",
+    "licence_text", "languages", "speech", "method", "method_title", "summary", "citation", "title", "note", "tags",
+)  # fmt: skip
 # The Hub's names: task type, task, metric.
 _HUB_TASKS = {
     ("asr", "wer"): ("automatic-speech-recognition", "Speech recognition (SUPERB)", "WER"),
@@ -34,51 +39,101 @@ def card_file(name: str) -> str:
     return (found if found.is_file() else package.parent / "model_cards" / name).read_text(encoding="utf-8")
 
 
-def find_facts(record: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What is known about the base model and the method of a run.
+def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
+    """What is known about base model, speech, method and perturbation of a run, or of a converted checkpoint.
 
     Args:
-        record: `laser_config.json` of the run.
-        given: facts from the user, in place of those known.
-
-    Returns:
-        The entry of `bases.json`; `title`; `method_title`, `method_paper`, `summary` and `citation` of the objective;
-        `changes`, what the two views differ in.
+        record: of the run or the conversion; of a run that begins, its `method`, `base_model`, `data` and `recipe`.
+        given: facts from the user (`--facts`), in place of those known; `docs/publishing.md` lists the keys.
 
     Raises:
-        LaserError: an unknown base model, and therefore no known licence; a class that cannot be imported.
+        LaserError: unknown keys in `given`, a base model of unknown licence, or a class that cannot be imported.
     """
-    base = record["base_model"]
-    name = located(record["recipe"]["model"]["model_name_or_path"]) if base["local"] else base["name"]
-    known = (entry for entry in json.loads(card_file("bases.json"))["bases"] if matches(name, entry["match"]))
-    objective, perturbed = find_objective(record["method"]), record["recipe"]["perturbations"]
-    facts = {
-        **_DEFAULTS,
-        **next(known, {}),
-        "method_title": objective.title or objective.__name__,
-        "method_paper": objective.paper,
-        "summary": objective.summary,
-        "citation": objective.bibtex,
-        "changes": listed(dict.fromkeys(change for name in perturbed["name"] for change in _changes(name, perturbed))),
-        **(given or {}),
+    given, texts, base = _checked(given or {}), json.loads(card_file("texts.json")), record["base_model"]
+    names = [given["base_model"]] if "base_model" in given else _names_of(record)
+    known = _first(json.loads(card_file("bases.json"))["bases"], names)
+    on_hub = given.get("base_model") or (None if base["local"] else base["name"])
+    hub_id = known["match"][0] if known and "base_url" not in known else on_hub
+    speech = given.get("speech") or _first(texts["speech"], [located(record["data"]["source"])])
+    method = record.get("method") or given.get("method")
+    perturbed = record["recipe"]["perturbations"] if "method" in record else {"name": []}
+    plugins = [*([find_objective(method)] if method else ()), *map(find_perturbation, perturbed["name"])]
+    facts: dict[str, Any] = {
+        **dict.fromkeys(_KEYS),
+        "base_model": hub_id,
+        "base_url": f"https://huggingface.co/{hub_id}" if hub_id else None,
+        "base_title": base["name"],
+        "tags": [],
+        **(known or {}),
+        "speech": speech,
+        "languages": speech["languages"] if speech else None if method else known and known["languages"],
+        "method_papers": list(dict.fromkeys(p.paper for p in plugins if p.paper and (p.bibtex or p is plugins[0]))),
+        "citation": "\n\n".join(dict.fromkeys(p.bibtex for p in plugins if p.bibtex)),
+        "robust": next(filter(None, (find_perturbation(name).robust for name in perturbed["name"])), None),
+        "changes": list(dict.fromkeys(change for name in perturbed["name"] for change in _changes(name, perturbed))),
     }
-    needed = ("base_title", "base_training_data", "licence", "licence_text")
-    if missing := ", ".join(key for key in needed if not facts.get(key)):
+    if method:
+        facts |= {"method_title": plugins[0].title or plugins[0].__name__, "summary": plugins[0].summary}
+    facts |= given
+    if not facts["licence"]:
         raise LaserError(
-            f"nothing is known about the base model {base['name']!r}, above all its licence. Write a JSON file with "
-            f"the keys of an entry of model_cards/bases.json (missing: {missing}) and give it with --facts"
+            f"nothing is known about the base model {base['name']!r}, above all its licence. Look it up and say it: "
+            """echo '{"licence": "mit", "base_title": "My HuBERT"}' > facts.json, then give --facts facts.json """
+            "(to laser-hf train: --hub_facts facts.json); docs/publishing.md lists the keys"
         )
+    facts["licence_title"] = called = texts["licences"].get(facts["licence"], facts["licence"])
+    usual, given_text = f"The base model is published under {called}; so are these weights.", facts["licence_text"]
+    facts["licence_text"] = texts["licence_texts"].get(given_text, given_text) or usual
+    done = f", fine-tuned with {facts['method_title']}" if method else ", converted for transformers"
+    if method and facts["robust"]:
+        done = f", fine-tuned to be {facts['robust']} with {facts['method_title']}"
     title = facts["base_title"]
-    facts.setdefault("title", f"{title[0].upper()}{title[1:]}, fine-tuned with {facts['method_title']}")
+    facts["title"] = facts["title"] or f"{title[0].upper()}{title[1:]}{done}"
     return facts
 
 
-def matches(name: str, known: Sequence[str]) -> bool:
-    """Whether a Hub id or path ends in, or contains, one of the known ones."""
-    return any(f"/{one}/" in f"/{name.strip('/')}/" for one in known)
+def _checked(given: Values) -> dict[str, Any]:
+    """`given` with lists where lists are meant; `LaserError` for keys that no card has."""
+    given, speech = dict(given), given.get("speech") or {}
+    if not isinstance(speech, Mapping):
+        raise LaserError(f"facts: speech must be an object with {', '.join(SPEECH_KEYS)}, got {speech!r}")
+    for keys, known in ((given, _KEYS), (speech, SPEECH_KEYS)):
+        if unknown := sorted(set(keys) - set(known)):
+            raise LaserError(f"facts: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    if speech and not speech.get("title"):
+        raise LaserError("facts: speech needs a title, such as the name of the corpus")
+    if speech:
+        languages = speech.get("languages") or []
+        languages = [languages] if isinstance(languages, str) else languages
+        given["speech"] = {**dict.fromkeys(SPEECH_KEYS), **speech, "languages": languages}
+    return given
 
 
-def _changes(name: str, values: Mapping[str, Any]) -> Sequence[str]:
+def _names_of(record: Values) -> list[str]:
+    """What the base model may be known by: its id, or of a folder its path, the id that it names, and its digest."""
+    base = record["base_model"]
+    if not base["local"]:
+        return [base["name"]]
+    folder = located(record["recipe"]["model"]["model_name_or_path"] or "")
+    try:
+        named = read_json(Path(folder) / "config.json", dict).get("_name_or_path")
+    except LaserError:  # it may be elsewhere
+        named = None
+    cached = re.sub(r"models--([\w.-]+?)--", r"\1/", folder)  # a folder of the Hub's cache
+    digest = (record["recipe"].get("content") or {}).get("model_name_or_path")
+    return [name for name in (cached, digest, named) if name]
+
+
+def _first(entries: Iterable[Values], names: Sequence[str]) -> dict[str, Any] | None:
+    """The first entry that matches one of the names: a Hub id or path that contains, as whole parts, one of its own."""
+    for name in names:
+        for entry in entries:
+            if any(f"/{one}/" in f"/{name.strip('/')}/" for one in entry["match"]):
+                return dict(entry)
+    return None
+
+
+def _changes(name: str, values: Values) -> Sequence[str]:
     plugin = find_perturbation(name)
     options = {option.dest: values[option.dest] for option in plugin.options if option.dest in values}
     try:
@@ -94,17 +149,25 @@ def listed(items: Sequence[Any]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def published_values(base: str, method: str, method_title: str) -> list[dict[str, str]]:
-    """What the literature reports for a base model (its title) and a method: `model`, `measure`, `value`, `source`."""
+def published_values(record: Values, base: str, method_title: str) -> list[dict[str, str]]:
+    """What the literature reports for a run's recipe, if it is that of a paper: `model`, `measure`, `value`, `source`.
+
+    `base` and `method_title` are as the card calls base model and method.
+    """
+    texts = json.loads(card_file("texts.json"))
+    if record.get("changed_from_preset") != [] or record["preset"] not in texts["published_presets"]:
+        return []
     known = json.loads((importlib.resources.files("laser_hf") / "superb" / "published.json").read_text())
-    models = {"base": base, method: f"{base} with {method_title}"}
-    measures, rows = json.loads(card_file("texts.json"))["published"], {}
+    models = {"base": base, record["method"]: f"{base} with {method_title}"}
+    measures, rows = texts["published"], {}
     for entry in known["values"]:
         if entry["base"] == base and entry["method"] in models and entry["column"] in measures:
             source = known["sources"][entry["source"]]
             second = "" if entry["evidence"] == "read" else ", quoted second-hand"
             row = {"model": models[entry["method"]], "measure": measures[entry["column"]]}
             row["value"] = f"{entry['value']} {'%' if entry['unit'] == 'percent' else entry['unit']}"
+            if entry["column"] == "mtwv":  # our records have a fraction
+                row["value"] = f"{entry['value'] / 100:.4f}"
             row["source"] = f"[{source['title']}]({source['url']}), {entry['place']}{second}"
             # The same value may stand in several tables of a paper.
             rows.setdefault((row["model"], row["measure"]), row)
@@ -116,7 +179,8 @@ class Result:
     """One measure of one model.
 
     Attributes:
-        whose: `OWN` (the model to be published), `BASE` (its base model) or `OTHER`.
+        whose: `OWN` (the model to be published), `BASE` (its base model), `SEED` (a run of the same recipe with another
+            seed) or `OTHER`.
         model: how the table calls the model.
         file: path of the record in the repository.
         record, metric: the record, and one of its `metrics`.
@@ -125,20 +189,25 @@ class Result:
     whose: str
     model: str
     file: str
-    record: Mapping[str, Any]
-    metric: Mapping[str, Any]
+    record: Values
+    metric: Values
 
 
 def read_results(
-    files: Mapping[str, Path], digest: str, base_digest: str | None, base_name: str, names: Sequence[str]
+    files: Mapping[str, Path],
+    digest: str,
+    base_digest: str | None,
+    base_name: str,
+    names: Sequence[str],
 ) -> tuple[list[Result], list[str]]:
     """Results of all `files`, and the names of files that are no evaluation records.
 
     Args:
-        files: path of each file by its name in the repository.
+        files: path of each file by its name in the repository; those of runs with other seeds are `results/seed-N/...`.
         digest, base_digest: of the exported weights and of the base model's (`None` if they cannot be had).
         base_name: how the table calls the base model.
-        names: folder and repository of the model: a record that names them but has another digest is refused.
+        names: folder and repository of the model: a record that names them but has another digest is refused, unless it
+            says which revision on the Hub it measured.
 
     Raises:
         LaserError: a record that names this model, but was made with other weights.
@@ -154,15 +223,18 @@ def read_results(
             continue
         # What was measured of the base model in the same way may stand in the same record.
         for part in (record, record.get("base") or {}):
-            found, model = part.get("weights_sha256"), str(part.get("model"))
-            whose, called = OTHER, str(part.get("name") or Path(model).name)
+            found, model, revision = part.get("weights_sha256"), str(part.get("model")), part.get("model_revision")
+            whose, called = OTHER, str(part.get("name") or (model if revision else Path(model).name))
+            called += f" at {revision[:7]}" if revision else ""
             if found == digest:
                 whose, called = OWN, "this model"
-            elif part and Path(model).resolve() in own_paths:
-                what = f"was made with other weights ({found[:12]}…, not {digest[:12]}…)" if found else "has no digest"
-                raise LaserError(f"{file} names this model ({model}) but {what}; evaluate again, or remove it")
             elif found is not None and found == base_digest:
                 whose, called = BASE, base_name
+            elif part and (seed := re.match(r"results/seed-(\d+)/", file)):
+                whose, called = SEED, f"seed {seed[1]}"
+            elif part and not revision and Path(model).resolve() in own_paths:
+                what = f"was made with other weights ({found[:12]}…, not {digest[:12]}…)" if found else "has no digest"
+                raise LaserError(f"{file} names this model ({model}) but {what}; evaluate again, or remove it")
             metrics = (metric for metric in part.get("metrics", ()) if isinstance(metric["value"], int | float))
             results += [Result(whose, called, file, record, metric) for metric in metrics]
     return results, unread

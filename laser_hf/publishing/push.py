@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LaserError
-from ..records import TRAINING_RECORD, read_record
+from ..records import read_json
 from . import upload
-from .export import Load, load_in_fresh_process
+from .export import RECORDS, Load, load_in_fresh_process
+from .facts import find_facts
 from .repository import Bundle, prepare
 from .space import publish_space, space_files
 
@@ -24,12 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `laser-hf push`."""
     parser = argparse.ArgumentParser(
         prog="laser-hf push",
-        description="Publish a finished LASER run on the Hugging Face Hub: encoder, record, plots, results, evaluation "
-        "script and model card, in one commit. Without --yes it checks everything and shows what it would upload.",
+        description="Publish a finished run or a converted checkpoint on the Hugging Face Hub: encoder, record, plots, "
+        "results, evaluation script and model card, in one commit. Without --yes it checks everything and shows what "
+        "it would upload. Without RUN_DIR it adds --results to a model that is published.",
         epilog="Log in once with `hf auth login`, or set HF_TOKEN. Optimizer states and checkpoints are not uploaded.",
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="the --output_dir of a finished laser-hf train run")
+    add("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="--output_dir of laser-hf train or laser-hf convert")
     add("--repo_id", required=True, metavar="ORG/NAME", help="repository to create or to add to")
     add("--yes", action="store_true", help="upload; without it nothing leaves this machine")
     add("--private", action="store_true", help="create the repository as a private one")
@@ -38,9 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tag", metavar="TAG", help="version of the commit (default: v1.0, then v1.1, ...; on other branches none)")
     add("--commit_message", metavar="TEXT", help="default: method, updates, base model and hours of speech")
     add("--results", type=Path, nargs="+", default=[], metavar="FILE", help="besides RUN_DIR/results/*.json")
+    seeds = "finished runs of this recipe with other seeds: the card has their results beside this run's"
+    add("--seeds", type=Path, nargs="+", default=[], metavar="RUN_DIR", help=seeds)
     add("--allow_unevaluated", action="store_true", help="publish without any downstream result; the card says so")
     add("--skip_base_check", action="store_true", help="publish although the base model's weights cannot be had")
-    add("--facts", type=Path, metavar="FILE", help="JSON facts about base model and method; see model_cards/bases.json")
+    add("--facts", type=Path, metavar="FILE", help="JSON facts about base model and speech; see docs/publishing.md")
+    add("--collection", metavar="TITLE", help="also put the model into this collection of its owner, made if missing")
     add("--space", action="store_true", help="also publish the page of `laser-hf app` as a Space of the same name")
     add("--show_card", action="store_true", help="print the model card as well")
     add("--token", help="Hub token with write access; it stays in the shell's history, so prefer to log in")
@@ -56,13 +62,17 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
     request, target = build_parser().parse_args(argv), None
     request.branch = request.revision or constants.DEFAULT_REVISION
     _check(request)
-    with tempfile.TemporaryDirectory(prefix="laser-push-") as staging:
+    api = HfApi(token=request.token)
+    with tempfile.TemporaryDirectory(prefix="laser-push-") as folder:
+        staging = Path(folder, "staging")
+        staging.mkdir()
+        if request.published:
+            request.run_dir = upload.fetch(api, request.repo_id, request.branch, Path(folder, "published"))
         try:
-            bundle = prepare(request, Path(staging), load)
+            bundle = prepare(request, staging, load)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            what = f"{TRAINING_RECORD}, config.json or a result in {request.run_dir} does not hold what it should"
+            what = f"{' or '.join(RECORDS)}, config.json or a result in {request.run_dir} does not hold what it should"
             raise LaserError(f"{what}, it was damaged or changed ({type(error).__name__} {error})") from error
-        api = HfApi(token=request.token)
         if request.show_card:
             print(bundle.card)
         try:
@@ -72,9 +82,9 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
                 raise
             bundle.notes.append(f"the target repository was not checked: {error}")
         else:
-            upload.check_target(request, target, bundle.base_model)
+            upload.check_target(request, target, bundle.record["base_model"]["name"])
         _show(request, bundle, target)
-        space = space_files(request.repo_id, read_record(request.run_dir / TRAINING_RECORD)) if request.space else {}
+        space = space_files(request.repo_id, bundle.record) if request.space else {}
         if space:
             size = sum(map(len, space.values())) / 1e6
             print(f"\nSpace: {request.repo_id}, {len(space)} files of {size:.1f} MB: the page and laser_hf itself")
@@ -85,14 +95,39 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
     state = "Published as" if published.changed else "Nothing has changed since"
     tag = f", tag {published.tag}" if published.tag else ""
     print(f"\n{state} commit {published.commit}{tag}:\n{published.url}")
+    if request.collection:
+        where = upload.add_to_collection(api, request.repo_id, request.collection, request.private)
+        print(f"\nThe collection: {where}")
     if space:
         print(f"\nThe page: {publish_space(api, request.repo_id, space, request.private)}")
         if request.private:
             print("The model is private: give the Space a token that may read it, as its secret HF_TOKEN.")
 
 
+def check_beforehand(argv: Sequence[str], record: Mapping[str, Any]) -> None:
+    """Find out before a training whether its end could be published: licence, token, and repository.
+
+    `argv` is that of the push that will follow, `record` what is known of the run, as `find_facts` takes it.
+    `LaserError` says what would stop the push, and how to mend it.
+    """
+    request = build_parser().parse_args(argv)
+    request.branch = request.revision or constants.DEFAULT_REVISION
+    _check(request)
+    find_facts(record, read_json(request.facts, dict) if request.facts else None)
+    api = HfApi(token=request.token)
+    with upload.explained(api.endpoint):
+        role = (api.whoami().get("auth") or {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise LaserError("the Hub token may only read; log in with `hf auth login` and a token with write access")
+    target = upload.inspect_target(api, request.repo_id, request.branch)
+    upload.check_target(request, target, record["base_model"]["name"])
+
+
 def _check(request: argparse.Namespace) -> None:
     """Raise `LaserError` for names and combinations that no Hub would take."""
+    request.published = request.run_dir is None
+    if request.published and (not request.results or request.seeds or request.space):
+        raise LaserError("give the RUN_DIR to publish, or --results FILE to add to a published model, without --space")
     try:
         validate_repo_id(request.repo_id)
     except HFValidationError as error:

@@ -18,13 +18,15 @@ from huggingface_hub import constants, eval_result_entries_to_yaml
 
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, located, read_json, read_record, tensors_digest, write_json
+from ..runs import differences
 from .card import placeholders, render_card
-from .export import EXPORTED, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
+from .export import EXPORTED, RECORDS, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
 from .facts import OWN, find_facts, hub_entries, read_results
 from .upload import EVALUATION_SCRIPTS
 
-_RESULTS = ("results/*.json", "results*.json")
+_RESULTS = ("results/*.json", "results/seed-*/*.json", "results*.json")
 _HUB_RESULTS = ".eval_results/librispeech_asr.yaml"
+_FACTS = "facts.json"
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Bundle:
     """What will be uploaded: the file behind each path, the message of the commit, and what could not be checked."""
 
     files: dict[str, Path]
-    base_model: str
+    record: dict[str, Any]
     message: str
     card: str
     notes: list[str]
@@ -44,38 +46,31 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     Raises:
         LaserError: with the first reason not to publish.
     """
-    from ..encoders import load_pretrained  # with transformers, for which --help need not wait
-
-    sources = collect(request.run_dir, request.results)
-    record, config = read_record(request.run_dir / TRAINING_RECORD), read_json(request.run_dir / "config.json", dict)
+    sources = collect(request)
+    name = next(name for name in RECORDS if name in sources)
+    record, config = read_record(request.run_dir / name), read_json(request.run_dir / "config.json", dict)
     if "auto_map" in config:
         raise LaserError("config.json has an auto_map, so that loading would run code of the repository")
-    if record["task"] != "training" or not (record.get("base_model") or {}).get("name"):
-        raise LaserError(f"{TRAINING_RECORD} does not say which base model was fine-tuned; it is no training record")
-    facts = find_facts(record, read_json(request.facts, dict) if request.facts else None)
-    base_name, base, notes = record["base_model"]["name"], None, []
-    local = located(record["recipe"]["model"]["model_name_or_path"]) if record["base_model"]["local"] else None
+    if record["task"] not in ("training", "conversion") or not (record.get("base_model") or {}).get("name"):
+        raise LaserError(f"{name} does not say which base model was used; it is no record of laser-hf train or convert")
+    facts = find_facts(record, read_json(sources[_FACTS], dict) if _FACTS in sources else None)
     exported = load_checkpoint(request.run_dir / "model.safetensors")
     exported = {name: tensor.float() for name, tensor in exported.items()}  # as it is loaded for an evaluation
-    digest = tensors_digest(exported)
+    digest, notes = tensors_digest(exported), []
     if record.get("weights_sha256", digest) != digest:
-        raise LaserError(f"{request.run_dir / 'model.safetensors'} was changed or damaged after training ended")
-    try:
-        base = load_pretrained(local or base_name, record["base_model"]["revision"], request.token)[0].state_dict()
-    except LaserError as error:
-        if not request.skip_base_check:
-            unchecked = f"whether only the trained layers changed cannot be checked: {error}"
-            raise LaserError(
-                f"{unchecked}. Give access to it, or leave the check out with --skip_base_check"
-            ) from error
-        notes.append(f"that only the trained layers changed was not checked: {error}")
-    check_weights(exported, base, record.get("trained_parameters"))
-
-    base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else None
+        raise LaserError(f"{request.run_dir / 'model.safetensors'} was changed or damaged after {record['task']} ended")
+    base_digest = (record["recipe"].get("content") or {}).get("model_name_or_path")
+    # What was published once was compared then, and its digest still holds.
+    if record["task"] == "training" and not (request.published and record.get("weights_sha256")):
+        base = _load_base(request, record, notes)
+        check_weights(exported, base, record.get("trained_parameters"))
+        base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else base_digest
     records = {name: path for name, path in sources.items() if any(fnmatch(name, pattern) for pattern in _RESULTS)}
     names = (str(request.run_dir), request.repo_id)
-    results, unread = read_results(records, digest, base_digest, base_name, names)
+    results, unread = read_results(records, digest, base_digest, record["base_model"]["name"], names)
     notes += [f"{name} is no evaluation record; it is uploaded, but the card does not list it" for name in unread]
+    if not facts["languages"]:
+        notes.append('the language of the speech is not known; --facts with {"speech": {"languages": [...]}} says it')
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
         models = ", ".join(sorted({result.model for result in results}))
         raise LaserError(
@@ -97,9 +92,27 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     (staging / "README.md").write_text(card, encoding="utf-8")
     files = {"README.md": staging / "README.md", **files}
     check_reload(staging, record, load)
-    hours = f"{record['processed_hours']:.4g} hours of speech"
-    message = f"{facts['method_title']}: {record['updates']} updates on {base_name}, {hours}"
-    return Bundle(files, base_name, message, card, notes)
+    message = facts["title"]
+    if record["task"] == "training":
+        hours = f"{record['processed_hours']:.4g} hours of speech"
+        message = f"{facts['method_title']}: {record['updates']} updates on {record['base_model']['name']}, {hours}"
+    return Bundle(files, record, message, card, notes)
+
+
+def _load_base(request: argparse.Namespace, record: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any] | None:
+    """Weights of the base model; `None`, with a note, if they cannot be had and that is allowed."""
+    from ..encoders import load_pretrained  # with transformers, for which --help need not wait
+
+    base = record["base_model"]
+    name = located(record["recipe"]["model"]["model_name_or_path"]) if base["local"] else base["name"]
+    try:
+        return load_pretrained(name, base["revision"], request.token)[0].state_dict()
+    except LaserError as error:
+        if request.skip_base_check:
+            notes.append(f"that only the trained layers changed was not checked: {error}")
+            return None
+        unchecked = f"whether only the trained layers changed cannot be checked: {error}"
+        raise LaserError(f"{unchecked}. Give access to it, or leave the check out with --skip_base_check") from error
 
 
 def check_weights(
@@ -128,28 +141,43 @@ def check_weights(
         raise LaserError("the trained weights are still those of the base model: there is nothing to publish")
 
 
-def collect(run_dir: Path, extra_results: Sequence[Path] = ()) -> dict[str, Path]:
-    """Files to publish by their path in the repository; everything else in the folder stays.
+def collect(request: argparse.Namespace) -> dict[str, Path]:
+    """Files to publish by their path in the repository; everything else in `request.run_dir` stays.
 
     Raises:
-        LaserError: no finished run, an incomplete export, or two files of one name.
+        LaserError: no finished run or conversion, an incomplete export, another recipe, or two files of one name.
     """
+    run_dir = request.run_dir
     if not run_dir.is_dir():
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
-    if not (run_dir / TRAINING_RECORD).is_file():
-        raise LaserError(f"{run_dir} has no {TRAINING_RECORD}: it is no run of laser-hf train, or has not finished")
+    if not any((run_dir / name).is_file() for name in RECORDS):
+        raise LaserError(
+            f"{run_dir} has neither {' nor '.join(RECORDS)}: it is no output of laser-hf train or convert, or of a run "
+            "that has not finished"
+        )
     if missing := [name for name in EXPORTED if not (run_dir / name).is_file()]:
         raise LaserError(f"{run_dir} lacks {', '.join(missing)}; the exported encoder is not complete")
     files = {}
-    for pattern in (*EXPORTED, TRAINING_RECORD, "training_log.json", *_RESULTS, "plots/*.png"):
+    for pattern in (*EXPORTED, *RECORDS, "training_log.json", _FACTS, *_RESULTS, "plots/*.png"):
         files |= {path.relative_to(run_dir).as_posix(): path for path in sorted(run_dir.glob(pattern))}
     files |= {name: Path(__file__).with_name(name) for name in EVALUATION_SCRIPTS}
-    for path in extra_results:
+    if request.facts:
+        files[_FACTS] = request.facts
+    for folder in request.seeds:
+        recipes = [read_record(one / TRAINING_RECORD)["recipe"] for one in (run_dir, folder)]
+        changed = [one for one in differences(*recipes) if not re.match("--(data_)?seed ", one)]
+        seed = recipes[1]["training"]["seed"]
+        if changed or seed == recipes[0]["training"]["seed"]:
+            raise LaserError(
+                f"--seeds {folder} is not this recipe with another seed: {'; '.join(changed) or 'its seed'}"
+            )
+        files |= {f"results/seed-{seed}/{path.name}": path for path in sorted(folder.glob("results/*.json"))}
+    for path in request.results:
         if not path.is_file():
             raise LaserError(f"--results {path} is no file")
         # Every task writes results.json, in a folder of its own.
         name = f"results/{path.parent.resolve().name if path.name == 'results.json' else path.stem}.json"
-        if name in files and files[name].resolve() != path.resolve():
+        if name in files and files[name].resolve() != path.resolve() and not request.published:
             raise LaserError(f"two result files would be {name} in the repository; rename one of them")
         files[name] = path
     return files

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import LaserError
+from .facts import card_file
 from .upload import explained
 
 GRADIO = "6.31.0"
@@ -18,31 +19,6 @@ MARK = "laser_hf/app/page.py"
 """A Space with this file is one of ours, which the next push may replace."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHIPPED = "{laser_hf}/demo/encoder"
-_README = """---
-title: Find a spoken word, {name}
-sdk: gradio
-sdk_version: {gradio}
-python_version: "3.12"
-app_file: app.py
-license: apache-2.0
-models:
-{models}
----
-A spoken word is found in recordings without any text, by the frames of
-[{repo_id}](https://huggingface.co/{repo_id}) and of the encoder that it was made from.
-Uploads are deleted after an hour.
-"""
-_APP = '''"""Find a spoken word with {repo_id}, beside the encoder that it was made from."""
-
-import os
-
-from laser_hf import cli
-from laser_hf.app import main
-from laser_hf.records import located
-
-models = [located(name) for name in {models!r}]
-cli.run(main, ["--model", *models, "--host", os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")])
-'''
 
 
 def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
@@ -65,10 +41,12 @@ def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
     except PackageNotFoundError as error:
         raise LaserError("--space needs an installed laser_hf: pip install -e . in the checkout") from error
     on_hub = "\n".join(f"- {name}" for name in models if name != _SHIPPED)
-    readme = _README.format(name=repo_id.split("/")[1], gradio=GRADIO, models=on_hub, repo_id=repo_id)
+    readme = card_file("space_readme.txt").format(
+        name=repo_id.split("/")[1], gradio=GRADIO, models=on_hub, repo_id=repo_id
+    )
     files = {
         "README.md": readme.encode(),
-        "app.py": _APP.format(repo_id=repo_id, models=models).encode(),
+        "app.py": card_file("space_app.txt").format(repo_id=repo_id, models=models).encode(),
         "requirements.txt": "\n".join([*needed, f"gradio=={GRADIO}", ""]).encode(),
     }
     for path in sorted(_PACKAGE.rglob("*")):

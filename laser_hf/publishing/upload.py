@@ -20,14 +20,15 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils.sha import git_hash
 
 from ..errors import LaserError
-from ..records import TRAINING_RECORD, read_json
+from ..records import read_json
+from .export import RECORDS
 
 if TYPE_CHECKING:
     from .repository import Bundle
 
 EVALUATION_SCRIPTS = ("eval_ctc.py", "eval_requirements.txt")
 """Published with every model, for people who do not have laser_hf."""
-REPLACED = ("plots/*.png", "results/*.json", "results*.json", ".eval_results/*.yaml", *EVALUATION_SCRIPTS)
+REPLACED = ("plots/*.png", "results/*.json", "results*.json", ".eval_results/*.yaml", *RECORDS, *EVALUATION_SCRIPTS)
 """Files of an earlier push that the next one replaces or removes."""
 _VERSION = re.compile(r"v(\d+)\.(\d+)")
 
@@ -114,8 +115,8 @@ def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
                 raise
             return Target(exists=False)
         files, base = tuple(sibling.rfilename for sibling in info.siblings or ()), None
-        if TRAINING_RECORD in files:
-            path = api.hf_hub_download(repo_id, TRAINING_RECORD, revision=info.sha)
+        if record := next((name for name in RECORDS if name in files), None):
+            path = api.hf_hub_download(repo_id, record, revision=info.sha)
             try:
                 base = read_json(path)["base_model"]["name"]
             except (LaserError, KeyError, TypeError):
@@ -127,7 +128,7 @@ def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
     return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
 
 
-def check_target(request: argparse.Namespace, target: Target, base_model: str) -> None:
+def check_target(request: argparse.Namespace, target: Target, base_model: str | None) -> None:
     """Refuse to overwrite what is not this project's, or a request that the repository does not fit.
 
     Raises:
@@ -136,8 +137,8 @@ def check_target(request: argparse.Namespace, target: Target, base_model: str) -
     repo_id, other = request.repo_id, "choose another --repo_id"
     foreign = ", ".join([name for name in target.files if name not in (".gitattributes", "README.md")][:5])
     marked = target.tags.get(request.tag or "", target.commit)
-    if foreign and TRAINING_RECORD not in target.files:
-        raise LaserError(f"{repo_id} holds something that is no LASER export ({foreign}); {other}")
+    if foreign and not {*RECORDS} & {*target.files}:
+        raise LaserError(f"{repo_id} holds something that is no export of laser_hf ({foreign}); {other}")
     if target.base_model not in (None, base_model):
         raise LaserError(f"{repo_id} holds a model made from {target.base_model}, not from {base_model}; {other}")
     if request.private and target.private is False:
@@ -146,6 +147,25 @@ def check_target(request: argparse.Namespace, target: Target, base_model: str) -
         raise LaserError(f"--create_pr: there is no {repo_id} to open a pull request against")
     if marked != target.commit:
         raise LaserError(f"{repo_id} already has a tag {request.tag}, of commit {marked}; choose another --tag")
+
+
+def fetch(api: HfApi, repo_id: str, revision: str, folder: Path) -> Path:
+    """Download a published model to `folder`; `LaserError` if there is none, or the Hub does not answer."""
+    with explained(api.endpoint):
+        if not inspect_target(api, repo_id, revision).branch_exists:
+            raise LaserError(
+                f"there is no {repo_id} at {revision} to add results to; give the RUN_DIR to publish first"
+            )
+        return Path(api.snapshot_download(repo_id, revision=revision, local_dir=folder))
+
+
+def add_to_collection(api: HfApi, repo_id: str, title: str, private: bool) -> str:
+    """Put a model into the collection `title` of its owner, made if there is none; returns its address."""
+    with explained(api.endpoint):
+        owner = repo_id.split("/")[0]
+        made = api.create_collection(title, namespace=owner, private=private, exists_ok=True)
+        api.add_collection_item(made.slug, repo_id, "model", exists_ok=True)
+        return f"{api.endpoint}/collections/{made.slug}"
 
 
 def stale_files(target: Target, files: Mapping[str, object]) -> list[str]:
@@ -196,7 +216,7 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
             if branch != constants.DEFAULT_REVISION:
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
             target = inspect_target(api, repo_id, branch)
-            check_target(request, target, bundle.base_model)
+            check_target(request, target, bundle.record["base_model"]["name"])
         added = [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
         if request.create_pr and (found := _find_pull_request(api, repo_id, added)):
             return found

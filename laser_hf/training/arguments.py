@@ -160,9 +160,10 @@ class LaserTrainingArguments(TrainingArguments):
     )
     plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
     push_to_hub: bool = setting(
-        False, "publish the run at the end, with a card without results (push_to_hub.py adds them later)"
+        False, "publish the run at the end, with a card without results (laser-hf push adds them later)"
     )
     hub_model_id: str | None = setting(None, "repository to publish to: ORG/NAME")
+    hub_facts: str | None = setting(None, "JSON facts about base model and speech for the card (docs/publishing.md)")
     hub_private_repo: bool = setting(False, "create that repository as a private one")
     torch_compile: bool = setting(False, "compile Transformer layers (on the CPU this needs a C++ compiler)")
     torch_compile_backend: str | None = setting(None, "backend of torch.compile, such as inductor")
@@ -195,7 +196,7 @@ class LaserTrainingArguments(TrainingArguments):
         self.publish, self.push_to_hub = self.push_to_hub, False
         if self.publish:
             if not self.hub_model_id:
-                raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME; push_to_hub.py can publish later, too")
+                raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME; laser-hf push can publish later, too")
             validate_repo_id(self.hub_model_id)
         super().__post_init__()
         # What runs decides: the flags, or else what `accelerate launch` or `accelerate config` chose.

@@ -74,6 +74,8 @@ class Options:
     data: DataArguments
     training: LaserTrainingArguments
     preset: str
+    changed: list[str]
+    """Names of options that decide the result and were given another value than the preset's, but for seeds."""
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result, in groups: the options besides paths of results, logging and hardware."""
@@ -240,6 +242,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     parser = build_parser(found.help_all, preset)
     flags = {dest: preset.pop(dest) for dest in {*_owners(OBJECTIVES), *_owners(PERTURBATIONS)} if dest in preset}
     parser.set_defaults(**preset)
+    usual = {**flags, **vars(parser.parse_args([]))}
     if found.help_all:
         parser.print_help()
         parser.exit()
@@ -250,4 +253,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         perturbations = _choose(rest.perturbations, find_perturbation, flags, rest.perturbation_options)
     except (ValueError, TypeError, AttributeError) as error:  # LaserError; and values of presets with another type
         parser.error(str(error))
-    return Options(model, objective, perturbations, data, training, preset=found.preset)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value != usual.get(name)}
+    decides = {*_PLUGINS, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
+    changed = sorted(given.keys() & decides - {"preset", "seed", "data_seed", "bf16", "fp16"})
+    return Options(model, objective, perturbations, data, training, found.preset, changed)

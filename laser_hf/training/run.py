@@ -65,6 +65,8 @@ def run_training(options: Options) -> dict[str, Any]:
         training_config={**TRAINING_CONFIG, **options.model.dropouts()},
         do_normalize=options.model.do_normalize,
     )
+    if args.publish:
+        from_first_process(lambda: _check_publishing(options, encoder))
     trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
     objective = options.objective.plugin.build(options.model.projection_dim, **options.objective.values)
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
@@ -183,7 +185,6 @@ def _make_record(
     """The record of the finished run; it sums over the processes, so every one of them has to call it."""
     args, model, data = options.training, options.model, options.data
     own_state, history, train = trainer.own_state(), trainer.state.log_history, trainer.train_dataset
-    local = Path(model.model_name_or_path).exists()
     return new_record(
         "training",
         recipe={name: group for name, group in recipe.items() if name != "continued_from"},
@@ -204,13 +205,8 @@ def _make_record(
         wall_seconds=own_state["trained_seconds"],
         method=options.objective.name,
         preset=options.preset,
-        base_model={
-            "name": Path(model.model_name_or_path).name if local else model.model_name_or_path,
-            "local": local,
-            "revision": encoder.revision,
-            "model_type": encoder.config.model_type,
-            "parameters": sum(p.numel() for p in encoder.parameters()),
-        },
+        changed_from_preset=options.changed,
+        base_model=_base_model(options, encoder),
         trained_parameters=trainable,
         updates=trainer.state.global_step,
         processed_hours=own_state["processed_seconds"] / 3600,
@@ -235,13 +231,49 @@ def _summary(history) -> dict[str, Any]:
     }
 
 
+def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
+    """The base model as records name it."""
+    name = options.model.model_name_or_path
+    local = Path(name).exists()
+    return {
+        "name": Path(name).name if local else name,
+        "local": local,
+        "revision": encoder.revision,
+        "model_type": encoder.config.model_type,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
+
+
+def _push_command(options: Options) -> list[str]:
+    """What publishes the run, without the token."""
+    args = options.training
+    private = ["--private"] if args.hub_private_repo else []
+    facts = ["--facts", args.hub_facts] if args.hub_facts else []
+    return [args.output_dir, "--repo_id", args.hub_model_id, *private, *facts, "--allow_unevaluated", "--yes"]
+
+
+def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:
+    """Before anything is trained: whether the run could be published at its end; `LaserError` says what is missing."""
+    from ..publishing.push import check_beforehand
+
+    token = ["--token", options.training.hub_token] if options.training.hub_token else []
+    record = {
+        "method": options.objective.name,
+        "base_model": _base_model(options, encoder),
+        "data": {"source": portable(options.data.train_data)},
+        "recipe": {**options.recipe(), CONTENT: content_of(encoder, None)},
+    }
+    try:
+        check_beforehand([*_push_command(options), *token], record)
+    except LaserError as error:
+        raise LaserError(f"nothing was trained, because --push_to_hub could not publish it: {error}") from error
+
+
 def _publish(options: Options, output_dir: Path) -> None:
     """Upload the finished run; an error says that it is complete all the same, and how to go on."""
     from ..publishing.push import main as push
 
-    args = options.training
-    private = ["--private"] if args.hub_private_repo else []
-    command = [str(output_dir), "--repo_id", args.hub_model_id, *private, "--allow_unevaluated", "--yes"]
+    args, command = options.training, _push_command(options)
     try:
         push([*command, "--token", args.hub_token] if args.hub_token else command)
     except (LaserError, OSError, KeyboardInterrupt) as error:

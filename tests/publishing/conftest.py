@@ -56,6 +56,7 @@ def make_record(kind: str = "hubert") -> dict:
         "task": "training",
         "method": "laser",
         "preset": f"{kind}-base",
+        "changed_from_preset": [],
         "base_model": {
             "name": _NAMES[kind],
             "local": False,
@@ -157,11 +158,34 @@ def make_result(folder: Path, model: str, digest: str | None, task: str = "qbe",
     return folder / "results.json"
 
 
-def render(record: dict, results=(), **values) -> str:
-    """The card of a run, without a run."""
+def make_conversion(base: str | None = "facebook/hubert-base-ls960") -> dict:
+    """`conversion.json` as `laser-hf convert` writes it."""
+    record = make_record()
+    kept = ("schema_version", "versions", "hardware", "commit", "written")
+    named = {"name": base or "states-3600.ckpt", "local": base is None, "model_type": "hubert", "parameters": 94371712}
+    return {
+        **{name: record[name] for name in kept},
+        "task": "conversion",
+        "recipe": {"do_normalize": False, "model": {"model_name_or_path": base}, "content": {}},
+        "data": {"source": "states-3600.ckpt", "sha256": "c" * 64},
+        "seed": None,
+        "wall_seconds": 2.0,
+        "layout": "S3PRL checkpoint",
+        "step": 3600,
+        "base_model": {**named, "revision": record["base_model"]["revision"] if base else None},
+        "tensors": 211,
+        "dropped": ["final_proj.bias", "final_proj.weight"],
+        "changed_since_base": ["encoder.layer_norm.bias", "encoder.layers.10", "encoder.layers.11"] if base else None,
+        "notes": ["do_normalize is false, as usual with this front-end's normalisation"],
+        "weights_sha256": DIGEST,
+    }
+
+
+def render(record: dict, results=(), given=None, **values) -> str:
+    """The card of a run or a conversion, without one."""
     return render_card(
         without_private(record),
-        find_facts(record),
+        find_facts(record, given),
         repo_id="org/hubert-laser",
         config=CONFIG,
         preprocessor=PREPROCESSOR,
@@ -269,10 +293,10 @@ def base_at_hand(monkeypatch):
 
 @pytest.fixture
 def publish(capsys):
-    """Runs `push_to_hub.py` in this process, with the reload in this process; returns what it printed."""
+    """Runs `laser-hf push` in this process, with the reload in this process; returns what it printed."""
 
-    def run(folder, *options: str, repo_id: str = "org/hubert-laser", load=load_frames) -> str:
-        push.main([str(folder), "--repo_id", repo_id, *options], load=load)
+    def run(*words, repo_id: str = "org/hubert-laser", load=load_frames) -> str:
+        push.main(["--repo_id", repo_id, *map(str, words)], load=load)
         return capsys.readouterr().out
 
     return run

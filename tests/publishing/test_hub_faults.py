@@ -93,7 +93,7 @@ def test_a_commit_that_came_in_between_stays(hub, make_run, publish):
     with pytest.raises(LaserError, match="HTTP 412"):
         publish(run, "--yes")
     # Looked at again, it is not ours.
-    with pytest.raises(LaserError, match=r"no LASER export \(theirs\.bin\)"):
+    with pytest.raises(LaserError, match=r"no export of laser_hf \(theirs\.bin\)"):
         publish(run, "--yes")
     assert set(hub.files(REPO)) == {".gitattributes", "theirs.bin"}
 

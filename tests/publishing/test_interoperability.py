@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SHARED_SPEECH, make_model, make_waveform
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from safetensors.torch import load as load_safetensors
 
 from laser_hf.publishing import export_encoder
@@ -163,6 +164,7 @@ def published_files(kind: str, folder: Path) -> dict[str, bytes]:
     export_encoder(model, model.config, folder)
     scripts = REPOSITORY / "laser_hf" / "publishing"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files["README.md"] = (Path(__file__).parent / "golden" / "laser.md").read_bytes()
     return {**files, **{name: (scripts / name).read_bytes() for name in EVALUATION_SCRIPTS}}
 
 
@@ -226,6 +228,16 @@ def test_standard_ctc_script_finds_what_it_needs(published, kind):
     assert found["encoder untouched"]
     assert found["frozen"]
     assert found["pads"] == [[2, 16000], [[1, 1], [1, 0]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ctc_model_has_a_card(published, kind):
+    card = ModelCard(published[0].files(f"org/{kind}-laser-ctc")["README.md"].decode())
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == (f"org/{kind}-laser", "finetune")
+    assert (data["license"], data["language"]) == ("apache-2.0", ["en"])
+    assert data["pipeline_tag"] == "automatic-speech-recognition"
+    assert "3 updates). Not evaluated" in card.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_model
 from hub_server import Fault
 from transformers import AutoModel
 
@@ -30,6 +33,45 @@ with torch.no_grad():
     torch.save(model(**inputs).last_hidden_state, out)
 assert not any(name.startswith("laser_hf") for name in sys.modules)
 """
+
+
+def refused_before_training(folder: Path, *options: str) -> str:
+    """What `laser-hf train` says of a publication that would fail; nothing may have been trained."""
+    argv = [
+        "--preset",
+        "demo",
+        "--output_dir",
+        str(folder),
+        "--use_cpu",
+        "--push_to_hub",
+        "--hub_model_id",
+        REPO,
+        *options,
+    ]
+    with pytest.raises(LaserError) as caught:
+        run_training(parse_options(argv))
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    said = str(caught.value)
+    assert said.startswith("nothing was trained, because --push_to_hub could not publish it: ")
+    return said
+
+
+def test_what_a_publication_lacks_is_said_before_the_first_update(hub, tmp_path):
+    base, out = tmp_path / "mine", tmp_path / "out"
+    make_model().save_pretrained(base)
+    said = refused_before_training(out, "--model_name_or_path", str(base))
+    assert "nothing is known about the base model 'mine', above all its licence" in said
+    command, file = re.search(r"say it: (echo .* > (\w+\.json)), then", said).groups()
+    # The command that it names answers.
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert "--hub_facts facts.json" in said
+    hub.create(REPO, {"pytorch_model.bin": b"other"})
+    answered = ["--model_name_or_path", str(base), "--hub_facts", str(tmp_path / file)]
+    assert "no export of laser_hf" in refused_before_training(out, *answered)
+    hub.role = "read"
+    assert "the Hub token may only read" in refused_before_training(out, *answered)
+    assert "the Hub refused the token" in refused_before_training(out, "--hub_token", "hf_other")
+    assert hub.writes() == []
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--distance", "cosine"], "invalid choice"),
         (["--gradient_accumulation_steps", "8"], "pairs_per_update"),
         (["--alpha", "lots"], "invalid float"),
-        (["--push_to_hub"], "push_to_hub.py"),
+        (["--push_to_hub"], "laser-hf push"),
         (["--objective", "contentvec"], "unknown objective 'contentvec'"),
         (["--objective", "nowhere:Loss"], "cannot import"),
         (["--perturbations", "echo"], "unknown perturbation 'echo'"),
@@ -341,3 +341,17 @@ def test_what_accelerate_is_told_decides_the_precision(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         parse(output=tmp_path)
     assert "DDP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "changed"),
+    [
+        ([], []),
+        (["--seed", "3", "--max_steps", "3600", "--output_dir", "elsewhere"], []),
+        (["--alpha", "5", "--margin", "3", "--max_steps", "10"], ["alpha", "margin", "max_steps"]),
+        (["--preset", "hubert-base-spin"], []),
+        (["--preset", "hubert-base-spin", "--crop_seconds", "2"], ["crop_seconds"]),
+    ],
+)
+def test_what_differs_from_the_preset(argv, changed):
+    assert parse_options([*argv, "--use_cpu"]).changed == changed
