@@ -25,7 +25,7 @@ _adding = threading.Lock()
 
 @dataclass
 class Problem:
-    """One alignment, of frames `x` and `y` or of the costs `matrix`; arrays are flat.
+    """One alignment, of flat frames `x` and `y` or of the flat costs `matrix`, `stride` apart.
 
     Costs are solved in place: the gradient by the costs replaces them. Of frames the gradients by x and y are added to
     `into_x` and `into_y`: `weight` times that of soft-DTW and `idm_weight` times that of `idm`. A symmetric problem has
@@ -58,29 +58,31 @@ class _Scratch:
         self.border = np.empty(2 * (longest + 1))
         self.squares = np.zeros((2, longest))
         if dim:
-            self.matrix = np.empty(max(p.rows * p.columns for p in problems), dtype)
-            self.packed = [np.empty(size, dtype) for size in products.sizes(longest, dim, dtype)]
-            self.gradient = np.empty(longest * dim, dtype)
+            wide, tall = products.width(dtype), products.padded(longest, products.ROWS)
+            self.packed = [np.empty(size, dtype) for size in products.packed_sizes(longest, dim, dtype)]
+            self.gradient = np.empty((tall, products.padded(dim, wide)), dtype)
+            self.stride = products.padded(longest, wide)
+            self.matrix = np.empty(tall * self.stride, dtype)
 
 
 def _solve(p: Problem, dim: int, gamma: float, with_gradient: bool, s: _Scratch) -> None:
     m, n, (u, v), keep = p.rows, p.columns, s.squares, 0.0
-    matrix, stride, a = (s.matrix, n, -2.0) if dim else (p.matrix, p.stride, 1.0)
+    matrix, stride, a = (s.matrix, s.stride, -2.0) if dim else (p.matrix, p.stride, 1.0)
     if dim:
-        products.scalar_products(p.x, p.y, m, n, dim, p.symmetric, matrix, u, v, *s.packed)
+        products.scalar_products(p.x, p.y, m, n, dim, p.symmetric, matrix, stride, u, v, *s.packed)
     where, of_costs = (matrix, stride, m, n), (u, v, a, p.symmetric)
     p.value = kernels.forward(*where, *of_costs, gamma, s.shares, s.powers, s.work, s.border)
     if p.idm is not None:
-        p.idm_value = kernels.idm(matrix, m, u, *p.idm, p.idm_weight, s.border)
+        p.idm_value = kernels.idm(matrix, stride, m, u, *p.idm, p.idm_weight, s.border)
         keep = 1.0
     if not with_gradient:
         return
     kernels.backward(s.shares, m, n, p.symmetric, keep, p.weight, matrix, stride, s.work, s.border)
-    for into, *steps in ((p.into_x, n, 1, m, n, p.x, p.y), (p.into_y, 1, n, n, m, p.y, p.x)):
+    for into, *steps in ((p.into_x, stride, 1, m, n, p.x, p.y), (p.into_y, 1, stride, n, m, p.y, p.x)):
         if into is not None:
-            products.pull(matrix, *steps, dim, p.symmetric, s.gradient, *s.packed, s.work)
+            products.pull(matrix, *steps, dim, p.symmetric, s.gradient.reshape(-1), *s.packed, s.work)
             with _adding:
-                into += s.gradient[: len(into)]
+                into += s.gradient[: len(into), :dim]
 
 
 @lru_cache(maxsize=4)
@@ -154,14 +156,12 @@ def pair_terms(
     """
     views = [view.detach().contiguous() for view in (x, y)]
     gradients = [torch.zeros_like(view) for view in views]
-    frames, into = ([list(view.flatten(1).numpy()) for view in both] for both in (views, gradients))
     of_terms = [[0.0] * len(x)] * 2 if weights is None else [weight.tolist() for weight in weights]
     dim, triples = x.shape[2], []
     sizes = _sizes(lengths_x, lengths_y, x.shape[1], y.shape[1])
     for index, (lengths, of_dtw, of_idm) in enumerate(zip(sizes, *of_terms, strict=True)):
-        a, b, into_a, into_b = (
-            rows[index][: count * dim] for both in (frames, into) for rows, count in zip(both, lengths, strict=True)
-        )
+        a, b = (view[index, :count].numpy().reshape(-1) for view, count in zip(views, lengths, strict=True))
+        into_a, into_b = (into[index, :count].numpy() for into, count in zip(gradients, lengths, strict=True))
         triple = [Problem(*lengths, a, b, into_a, into_b, weight=of_dtw)]
         for own, into_own, count in zip((a, b), (into_a, into_b), lengths, strict=True):
             # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.

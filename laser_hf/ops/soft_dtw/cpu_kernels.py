@@ -300,7 +300,7 @@ def backward(shares, rows, columns, symmetric, keep, weight, out, stride, work, 
 
 
 @_compiled
-def idm(gram, rows, u, sigma, margin, squared, weight, sums):
+def idm(gram, stride, rows, u, sigma, margin, squared, weight, sums):
     """Sum of LASER's Eq. 1 over both triangles (`f`, not divided); the lower triangle becomes `weight * df / dC`.
 
     One pass over `C[i, j] = u[i] + u[j] - 2 gram[i, j]`, which soft-DTW of the frames with themselves needs as well.
@@ -309,7 +309,7 @@ def idm(gram, rows, u, sigma, margin, squared, weight, sums):
     for j in range(rows):
         sums[j] = 0.0
     for i in range(rows):
-        row = i * rows
+        row = i * stride
         # Columns before `near` are at least `sigma` frames away and repel; from there to the diagonal frames attract.
         near = max(0, i - sigma + 1)
         if squared:

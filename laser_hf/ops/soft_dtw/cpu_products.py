@@ -83,10 +83,20 @@ def _tile(typing_context, a, b, from_a, from_b, depth, out, start, stride, more)
     return types.void(a, b, from_a, from_b, depth, out, start, stride, more), generate
 
 
-def sizes(longest: int, dim: int, dtype: np.dtype) -> tuple[int, int, int]:
-    """Entries of the packed rows, the packed columns and the tile, for problems of at most `longest` frames."""
-    wide = 2 * _BYTES // np.dtype(dtype).itemsize
-    return ROWS * max(longest, dim), max((longest + wide) * dim, longest * (dim + wide)), ROWS * wide
+def width(dtype: np.dtype) -> int:
+    """Columns of a tile."""
+    return 2 * _BYTES // np.dtype(dtype).itemsize
+
+
+def padded(count: int, step: int) -> int:
+    """The next multiple of `step`: results of products have whole tiles."""
+    return -(-count // step) * step
+
+
+def packed_sizes(longest: int, dim: int, dtype: np.dtype) -> tuple[int, int]:
+    """Entries of the packed rows and columns, for problems of at most `longest` frames."""
+    wide = width(dtype)
+    return ROWS * max(longest, dim), max(padded(longest, wide) * dim, longest * padded(dim, wide))
 
 
 @_compiled
@@ -139,22 +149,13 @@ def _block_is_zero(a, row_step, column_step, first, last, low, symmetric):
 
 
 @_compiled
-def _row_of_tiles(first, rows, columns, depth, low, high, out, stride, packed_rows, packed_columns, tile):
+def _row_of_tiles(first, columns, depth, low, high, out, stride, packed_rows, packed_columns):
     """`ROWS` rows of a product from packed factors, from `low` to `high` in the sum."""
-    wide = len(tile) // ROWS
+    wide = 2 * _BYTES // out.itemsize
     for start in range(0, columns, wide):
-        at = first * stride + start
-        inside = first + ROWS <= rows and start + wide <= stride
         for part in range(low, high, _DEPTH):
             where = (part * ROWS, start * depth + part * wide, min(_DEPTH, high - part))
-            if inside:
-                _tile(packed_rows, packed_columns, *where, out, at, stride, part > low)
-            else:
-                _tile(packed_rows, packed_columns, *where, tile, 0, wide, part > low)
-        if not inside:
-            for r in range(min(ROWS, rows - first)):
-                for j in range(min(wide, stride - start)):
-                    out[at + r * stride + j] = tile[r * wide + j]
+            _tile(packed_rows, packed_columns, *where, out, first * stride + start, stride, part > low)
 
 
 @_summing
@@ -167,29 +168,30 @@ def _squares(frames, count, dim, out):
 
 
 @_compiled
-def scalar_products(x, y, rows, columns, dim, symmetric, out, u, v, packed_rows, packed_columns, tile):
+def scalar_products(x, y, rows, columns, dim, symmetric, out, stride, u, v, packed_rows, packed_columns):
     """`out[i, j] = x_i . y_j` of flat frames, `u[i] = |x_i|^2` and `v[j] = |y_j|^2`.
 
-    For a symmetric problem only the lower triangle of `out` is written.
+    `out` has room for whole tiles. For a symmetric problem only its lower triangle is meant.
     """
     _squares(x, rows, dim, u)
     _squares(y, columns, dim, v)
-    _pack_columns(y, 1, dim, dim, columns, len(tile) // ROWS, packed_columns)
+    _pack_columns(y, 1, dim, dim, columns, 2 * _BYTES // out.itemsize, packed_columns)
     for first in range(0, rows, ROWS):
         _pack_rows(x, dim, 1, first, rows, 0, dim, False, packed_rows)
         needed = min(columns, first + ROWS) if symmetric else columns
-        _row_of_tiles(first, rows, needed, dim, 0, dim, out, columns, packed_rows, packed_columns, tile)
+        _row_of_tiles(first, needed, dim, 0, dim, out, stride, packed_rows, packed_columns)
 
 
 @_compiled
-def pull(
-    matrix, row_step, column_step, rows, columns, x, y, dim, symmetric, out, packed_rows, packed_columns, tile, work
-):
+def pull(matrix, row_step, column_step, rows, columns, x, y, dim, symmetric, out, packed_rows, packed_columns, work):
     """`out_i = 2 sum_j A_ij (x_i - y_j)` for flat frames, the gradient of `sum_ij A_ij |x_i - y_j|^2` by x.
 
-    Only the columns in which some row of a tile differs from zero are multiplied. Scratch: `work` of `ROWS` float64.
+    Only the columns in which some row of a tile differs from zero are multiplied. `out` has room for whole tiles;
+    `work` is scratch of `ROWS` float64.
     """
-    _pack_columns(y, dim, 1, columns, dim, len(tile) // ROWS, packed_columns)
+    wide = 2 * _BYTES // out.itemsize
+    stride = -(-dim // wide) * wide
+    _pack_columns(y, dim, 1, columns, dim, wide, packed_columns)
     for first in range(0, rows, ROWS):
         low, high, last = 0, columns, min(first + ROWS, rows)
         while low + _BLOCK < high and _block_is_zero(matrix, row_step, column_step, first, last, low, symmetric):
@@ -203,7 +205,7 @@ def pull(
         for k in range(low, high):
             for r in range(ROWS):
                 work[r] += packed_rows[k * ROWS + r]
-        _row_of_tiles(first, rows, dim, columns, low, high, out, dim, packed_rows, packed_columns, tile)
-        for r in range(min(ROWS, rows - first)):
-            for j in range((first + r) * dim, (first + r + 1) * dim):
-                out[j] = 2.0 * (work[r] * x[j] - out[j])
+        _row_of_tiles(first, dim, columns, low, high, out, stride, packed_rows, packed_columns)
+        for i in range(first, last):
+            for k in range(dim):
+                out[i * stride + k] = 2.0 * (work[i - first] * x[i * dim + k] - out[i * stride + k])
