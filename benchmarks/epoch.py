@@ -140,7 +140,8 @@ def predict(found: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     seconds = found["profile"]["seconds"]
     scale = settings["pairs"] / settings["utterances_measured"]
     core = scale * sum(found["worker_seconds"].values())
-    host = seconds["optimizer"] + seconds["other"]
+    of_encoder = sum(seconds[part] for part in ("encode", "loss", "backward", "wait"))
+    host = max(found["profile"]["seconds_per_update"] - of_encoder, seconds["optimizer"])
     flops = update_flops(settings["model"], settings["pairs"], settings["quick"])
     gpu = flops / (ASSUMED["gpu_flops"] * ASSUMED["gpu_used"])
     whole = found["training_seconds"] / settings["updates"]
