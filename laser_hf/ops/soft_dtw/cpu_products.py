@@ -18,9 +18,7 @@ from numba.extending import intrinsic
 _FEATURES = llvm.get_host_cpu_features()
 _BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16  # of a vector register
 ROWS = 6 if _BYTES == 32 else 12  # accumulators are 2 * ROWS of 16 registers, or of 32 with AVX-512 or on ARM
-_DEPTH = (
-    128  # sums of this many products are summed: less rounding than in one long sum, and half of a first-level cache
-)
+_DEPTH = 32  # so many products are summed, and the sums added: less rounding than in one long sum
 
 _BLOCK = 32  # columns that are looked at together for being zero
 
