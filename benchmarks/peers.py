@@ -113,6 +113,58 @@ def pysdtw_batch(pairs: Pairs, gamma: float) -> Run:
     return run
 
 
+def ddtw(pairs: Pairs, gamma: float) -> Run:
+    """ddtw with its numba backend, on CUDA its C++ one (`ddtw setup-cuda` builds it; not run by us yet).
+
+    The three problems of all pairs are one batch, so that its threads are busy with a single pair too; the distance is
+    a matrix product, since its own is the `m x n x dim` expansion.
+    """
+    _need("ddtw")
+    from ddtw import SDTW
+
+    from laser_hf.ops.soft_dtw.api import squared_euclidean
+
+    dtw = SDTW(gamma=gamma, normalization="none", backend="cuda_cpp" if pairs[0][0].is_cuda else "cpu_numba")
+    batches, (m, n) = _padded(pairs)
+    size = max(batch.shape[1] for batch in batches)
+    rows, columns = torch.cat((m, m, n)), torch.cat((n, m, n))
+    signs = torch.tensor([1.0, -0.5, -0.5], device=m.device).repeat_interleave(len(pairs)).view(-1, 1, 1)
+
+    def run() -> list[torch.Tensor]:
+        x, y = (torch.nn.functional.pad(batch, (0, 0, 0, size - batch.shape[1])) for batch in batches)
+        costs = squared_euclidean(torch.cat((x, x, y)), torch.cat((y, x, y)))
+        # It returns the mean over a batch, which carries no signs: they belong to the gradient by the costs.
+        leaf = costs.detach().requires_grad_()
+        (alignments,) = torch.autograd.grad(len(costs) * dtw(C=leaf, list_N=rows, list_M=columns), leaf)
+        return _unpadded(torch.autograd.grad(costs, batches, alignments * signs), pairs)
+
+    return run
+
+
+def sdtw_cuda_torch(pairs: Pairs, gamma: float) -> Run:
+    """sdtw-cuda-torch (arXiv 2602.17206) as `dtw-loss-functions` ships it, pair by pair: it takes no lengths.
+
+    Not its fused distance, which saves memory and takes many times as long.
+    """
+    _need("dtw_loss_functions")
+    from dtw_loss_functions.soft_dtw_implementations.soft_dtw_cuda_ron.module import SoftDTW
+
+    # It normalises, in one batch, only where both views have the same length.
+    whole, part = (SoftDTW(gamma=gamma, normalize=normalize, fused=False) for normalize in (True, False))
+
+    def divergence(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if x.shape == y.shape:
+            return whole(x, y)
+        return part(x, y) - 0.5 * (part(x, x) + part(y, y))
+
+    return _one_by_one(pairs, divergence)
+
+
+def flash_softdtw(pairs: Pairs, gamma: float) -> Run:
+    """Listed for completeness."""
+    raise Unavailable("other work: 1-D signals, |x - y|, one reference, CUDA only (0.2.0)")
+
+
 def tslearn_pairs(pairs: Pairs, gamma: float) -> Run:
     """tslearn as shipped, pair by pair: it takes no lengths."""
     _need("tslearn")
@@ -165,11 +217,14 @@ def released(pairs: Pairs, gamma: float) -> Run:
 DIVERGENCE: dict[str, Callable[[Pairs, float], Run]] = {
     "laser_hf": ours,
     "laser_hf, plain PyTorch": ours_reference,
+    "ddtw": ddtw,
+    "sdtw-cuda-torch": sdtw_cuda_torch,
     "pysdtw, batch": pysdtw_batch,
     "pysdtw, pair by pair": pysdtw_pairs,
     "tslearn, matmul distance": tslearn_matmul,
     "ott-jax": ott_jax,
     "tslearn": tslearn_pairs,
+    "flash-softdtw": flash_softdtw,
     "released method": released,
 }
 

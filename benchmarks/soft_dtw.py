@@ -2,8 +2,11 @@
 
 Forward and backward of the normalised soft-DTW (three problems a pair) on synthetic unit-norm frames of dimension 256,
 gamma 0.1; of the whole LASER loss (soft-DTW and IDM); and how the time grows with length and batch. Every figure is the
-median of calls made in turn with those of the others. Peers: `pip install -r benchmarks/requirements.txt`; one that is
-missing or fails is named in the table.
+median of calls made in turn with those of the others, on `--threads` and on one. Peers: `pip install -r
+benchmarks/requirements.txt`; one that is missing or fails is named in the table.
+
+Time depends on the speech in one way: the gradient leaves out cells that no alignment passes. The record says how many
+are left (`cells_in_use`), and times ours where all are: `dense`, with gamma 10.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from benchmarks import common, peers
 from benchmarks.common import RECORDS, Timing, peak_memory_mib, save_record, time_side_by_side
 
 GAMMA = 0.1
-PACKAGES = ("pysdtw", "tslearn", "ott-jax", "jax", "numba", "triton")
+PACKAGES = ("ddtw", "dtw-loss-functions", "flash-softdtw", "pysdtw", "tslearn", "ott-jax", "jax", "numba", "triton")
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 OURS = "laser_hf"
 # Seconds for one pair of 635 frames, and the time grows with the number of pairs and the square of their length.
@@ -29,8 +32,9 @@ SLOW = ("released method", "tslearn")
 # XLA compiles for every shape, long for long ones; it takes part where one shape is called again and again.
 COMPILED = ("ott-jax",)
 # Peak memory takes a process for every figure.
-MEMORY_CASES = ("635 frames", "8 ragged pairs around 635")
-BUDGET = 15.0  # seconds of calls a contestant gets in one case; one call that takes longer is all it gets
+MEMORY_CASES = ("8 ragged pairs around 635", "8 pairs of 1500")
+DENSE_GAMMA = 10.0
+BUDGET = 8.0  # seconds of calls a contestant gets in one case; one call that takes longer is all it gets
 
 
 def ragged(centre: int, pairs: int = 8) -> list[tuple[int, int]]:
@@ -44,10 +48,10 @@ def cases(quick: bool) -> dict[str, list[tuple[int, int]]]:
     if quick:
         return {"50 frames": [(50, 50)], "3 ragged pairs around 40": ragged(40, 3)}
     return {
-        "200 frames": [(200, 200)],
         "635 frames": [(635, 635)],
         "1500 frames": [(1500, 1500)],
         "8 ragged pairs around 635": ragged(635),
+        "8 pairs of 1500": [(1500, 1500)] * 8,
     }
 
 
@@ -79,6 +83,7 @@ def exact_gradients(table: str, pairs: peers.Pairs) -> list[torch.Tensor]:
 def contest(
     table: str,
     lengths: Sequence[tuple[int, int]],
+    exact: Sequence[torch.Tensor],
     device: str,
     repeats: int,
     leave_out: Sequence[str],
@@ -87,7 +92,6 @@ def contest(
 ) -> dict[str, dict[str, Any]]:
     """Time, memory and gradient error of every contestant on one case."""
     pairs = peers.make_pairs(lengths, device=device)
-    exact = exact_gradients(table, pairs)
     rows: dict[str, dict[str, Any]] = {}
     runs: dict[str, Callable[[], Any]] = {}
     for name, prepare in getattr(peers, table).items():
@@ -163,7 +167,7 @@ def scaling(device: str, quick: bool) -> dict[str, dict[str, list]]:
                     print(f"{study} {size[0]}: {name} failed ({type(error).__name__})")
                     continue
                 runs[name] = run
-            timings = time_side_by_side(runs, repeats=3 if quick else 5, warm_up=0, budget=15.0)
+            timings = time_side_by_side(runs, repeats=3, warm_up=0, budget=BUDGET)
             for name, curve in curves.items():
                 curve.append(timings[name].median if name in timings else None)
         found[study] = {"values": values, "frames": frames if study == "batch" else None, "seconds": curves}
@@ -203,8 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--no_memory", action="store_true", help="leave out peak memory (a process a figure)")
     parser.add_argument("--figure", type=Path, help="picture to write; default: beside --output, else docs/figures")
     options = common.parse_options(parser, arguments)
-    torch.set_num_threads(options.threads)
-    _set_numba_threads(options.threads)
+    _set_threads(options.threads)
     quick = options.quick
     repeats = 2 if quick else options.repeats
     output = options.output
@@ -216,18 +219,32 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     figure = options.figure or figures / f"soft_dtw_scaling{suffix}.png"
 
     record: dict[str, Any] = {"gamma": GAMMA, "dim": 256, "cases": {}, "divergence": {}, "loss": {}}
+    single: dict[str, Any] = {}
     for title, lengths in cases(quick).items():
         record["cases"][title] = lengths
-        leave_out = () if max(map(max, lengths)) < 800 and len(lengths) == 1 else (*SLOW, *COMPILED)
-        memory = not options.no_memory and (quick or title in MEMORY_CASES)
-        rows = contest("DIVERGENCE", lengths, options.device, repeats, leave_out, memory, quick)
-        show(f"normalised soft-DTW, {title}", rows)
-        record["divergence"][title] = rows
+        pairs = peers.make_pairs(lengths, device=options.device)
+        exact = exact_gradients("DIVERGENCE", pairs)
+        few = max(map(max, lengths)) < 800 and len(lengths) == 1
+        for threads in sorted({options.threads, 1}, reverse=True):
+            _set_threads(threads)
+            main = threads == options.threads
+            leave_out = () if few and main else (*SLOW, *COMPILED)
+            memory = main and not options.no_memory and (quick or title in MEMORY_CASES)
+            rows = contest("DIVERGENCE", lengths, exact, options.device, repeats, leave_out, memory, quick)
+            show(f"normalised soft-DTW, {title}, {threads} thread(s)", rows)
+            (record["divergence"] if main else single)[title] = rows
+        _set_threads(options.threads)
+    if options.threads > 1:
+        record["divergence_one_thread"] = single
+    ragged_pairs = list(cases(quick).values())[-1 if quick else -2]
+    record["dense"] = dense(ragged_pairs, options.device, repeats)
     for title, lengths in cases(quick).items():
         if "1500" in title:
             continue
         memory = not options.no_memory and (quick or title in MEMORY_CASES)
-        rows = contest("LOSS", lengths, options.device, repeats, (), memory, quick)
+        leave_out = () if quick or len(lengths) == 1 else ("released method",)
+        exact = exact_gradients("LOSS", peers.make_pairs(lengths, device=options.device))
+        rows = contest("LOSS", lengths, exact, options.device, repeats, leave_out, memory, quick)
         show(f"LASER loss, {title}", rows)
         record["loss"][title] = rows
     if not options.no_scaling:
@@ -238,9 +255,27 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     return output
 
 
-def _set_numba_threads(threads: int) -> None:
+def dense(lengths: Sequence[tuple[int, int]], device: str, repeats: int) -> dict[str, Any]:
+    """Ours where few cells and where all cells of the alignment are in use, and how many are."""
+    from laser_hf.ops import soft_dtw_alignment
+
+    pairs = peers.make_pairs(lengths, device=device)
+    found: dict[str, Any] = {"gamma": DENSE_GAMMA}
+    names = {"as above": GAMMA, "dense": DENSE_GAMMA}
+    for name, timing in time_side_by_side(
+        {name: peers.ours(pairs, gamma) for name, gamma in names.items()}, repeats=repeats
+    ).items():
+        cells = soft_dtw_alignment(*(view[None] for view in pairs[0]), gamma=names[name])
+        found[name] = {"time": timing, "cells_in_use": (cells > 1e-12).double().mean().item()}
+        share = f"{found[name]['cells_in_use']:.1%} of the cells in use"
+        print(f"{'ours, ' + name:28}{1000 * timing.median:>9.1f} ms, gamma {names[name]}, {share}")
+    return found
+
+
+def _set_threads(threads: int) -> None:
     import numba
 
+    torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 

@@ -4,6 +4,7 @@ The encoders have random weights, which change neither time nor memory. Both sid
 of LibriSpeech train-clean-100, with two data workers each and in a fresh process each:
 
 * `laser_hf`: the preset (top two layers trained), pairs cut into micro-batches by length;
+* `laser_hf, bf16`: the same in bf16 autocast, where this CPU has instructions for it;
 * `laser_hf, same parameters trained`: also the LayerNorm behind the positional convolution, as the released way does,
   so that gradients run through all layers (`--train_encoder_layer_norm`);
 * `released way`: `benchmarks/released.py`.
@@ -37,7 +38,7 @@ from benchmarks.training import (
     worker_seconds,
 )
 
-OURS, SAME, RELEASED = "laser_hf", "laser_hf, same parameters trained", "released way"
+OURS, BF16, SAME, RELEASED = "laser_hf", "laser_hf, bf16", "laser_hf, same parameters trained", "released way"
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "update_profile.png"
 
 
@@ -122,7 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="pairs in memory at once here; default: 1 on a CPU, where more gain nothing, else 8",
     )
     parser.add_argument("--workers", type=int, default=2, help="data workers of each side (default: %(default)s)")
-    parser.add_argument("--without", nargs="*", default=[], choices=["same", "released"], help="sides to leave out")
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=["bf16", "same", "released"], help="sides to leave out"
+    )
     parser.add_argument("--figure", type=Path, help="picture to write; default: docs/figures for the full CPU run")
     return parser
 
@@ -146,11 +149,17 @@ def main(arguments: list[str] | None = None) -> Path:
         "options": dict(option.split("=", 1) for option in options.options),
     }
     same = settings | {"options": settings["options"] | {"train_encoder_layer_norm": "true"}}
-    sides = {OURS: (run_ours, settings), SAME: (run_ours, same), RELEASED: (run_released, settings)}
+    sides = {
+        OURS: (run_ours, settings),
+        BF16: (run_ours, settings | {"bf16": True}),
+        SAME: (run_ours, same),
+        RELEASED: (run_released, settings),
+    }
+    troubles = {"bf16": "all sides run in bf16" if options.bf16 else bf16_trouble(options.device), "same": None}
     left_out = {}
-    for side, name in (("same", SAME), ("released", RELEASED)):
-        trouble = "asked for" if side in options.without else (released_trouble() if name == RELEASED else None)
-        if trouble:
+    for side, name in (("bf16", BF16), ("same", SAME), ("released", RELEASED)):
+        trouble = "asked for" if side in options.without else troubles.get(side)
+        if trouble := trouble or (released_trouble() if name == RELEASED else None):
             left_out[name] = trouble
             del sides[name]
     systems: dict[str, dict[str, Any]] = {}

@@ -82,33 +82,53 @@ def measured_on(record: dict) -> str:
     return f"{hardware['processor']}, {record['threads']} thread(s) of {hardware['cores']} cores"
 
 
+def _contest(title: str, cases: dict) -> str:
+    """Times and ratios of every contestant that ran, a column for each case."""
+    measured = [case for case, rows in cases.items() if any("memory_mib" in row for row in rows.values())]
+    names = dict.fromkeys(name for rows in cases.values() for name, row in rows.items() if "time" in row)
+    rows = []
+    for name in names:
+        cells = []
+        for contestants in cases.values():
+            row = contestants.get(name, {})
+            shown = f"{milliseconds(row['time']['median'])} ({row['ratio']:.1f}x)" if "time" in row else "not run"
+            cells.append(shown)
+        memory = [cases[case].get(name, {}).get("memory_mib") for case in measured]
+        errors = [c[name]["gradient_error"] for c in cases.values() if "gradient_error" in c.get(name, {})]
+        shown = " / ".join("-" if value is None else f"{value:.0f}" for value in memory)
+        rows.append([name, *cells, *([shown] if measured else []), f"{max(errors):.0e}"])
+    header = [title, *cases, *(["MiB, " + " / ".join(measured)] if measured else []), "gradient error"]
+    return table(header, rows)
+
+
 def soft_dtw_table() -> str:
-    """Medians and ratios of the divergence and of the whole loss, every contestant."""
+    """Medians and ratios of the divergence, every contestant."""
     record = read(BENCHMARKS / "soft_dtw-cpu.json")
-    parts = []
-    for kind, title in (("divergence", "normalised soft-DTW"), ("loss", "LASER loss, with the IDM term")):
-        cases = record[kind]
-        names = list(dict.fromkeys(name for rows in cases.values() for name in rows))
-        largest = "8 ragged pairs around 635"
-        rows = []
-        for name in names:
-            cells = []
-            for contestants in cases.values():
-                row = contestants.get(name, {"failed": ""})
-                failed = row.get("failed")
-                cells.append(
-                    "not run" if failed is not None else f"{milliseconds(row['time']['median'])} ({row['ratio']:.1f}x)"
-                )
-            errors = [c[name]["gradient_error"] for c in cases.values() if "gradient_error" in c.get(name, {})]
-            memory = cases[largest].get(name, {}).get("memory_mib")
-            rows.append([name, *cells, "" if memory is None else f"{memory:.0f} MiB", f"{max(errors):.0e}"])
-        parts.append(table([title, *cases, f"memory, {largest}", "gradient error"], rows))
-    note = (
-        "Medians; in brackets, times what laser_hf takes. Not run: minutes a call, or to compile. Gradient error: "
-        "largest difference from float64. Memory: "
-        f"growth of the process's peak. {measured_on(record)}."
+    return _contest("normalised soft-DTW", record["divergence"]) + (
+        "\n\nMedians; in brackets, times what laser_hf takes. Not run: minutes a call, or to compile. Gradient error: "
+        f"largest difference from float64. MiB: growth of the process's peak. {measured_on(record)}."
     )
-    return "\n\n".join([*parts, note])
+
+
+def soft_dtw_more_table() -> str:
+    """The divergence on one thread, the whole loss, and how the time depends on the alignment."""
+    record = read(BENCHMARKS / "soft_dtw-cpu.json")
+    parts = [_contest("LASER loss, with the IDM term", record["loss"])]
+    if "divergence_one_thread" in record:
+        parts.insert(0, _contest("normalised soft-DTW, one thread", record["divergence_one_thread"]))
+    rows = [row for cases in (record["divergence"], record["loss"]) for row in cases.values()]
+    failed = {name: row["failed"] for contestants in rows for name, row in contestants.items() if "failed" in row}
+    parts.append("; ".join(f"{name}: {why}" for name, why in failed.items() if "left out" not in why))
+    if "dense" in record:
+        shown = [
+            f"{milliseconds(record['dense'][name]['time']['median'])} with {record['dense'][name]['cells_in_use']:.1%}"
+            for name in ("as above", "dense")
+        ]
+        parts.append(
+            "The gradient leaves out cells that no alignment passes. The ragged pairs take "
+            f"{shown[0]} of the cells in use, as above, and {shown[1]} (gamma {record['dense']['gamma']:g})."
+        )
+    return "\n\n".join(part for part in parts if part)
 
 
 def update_table() -> str:
@@ -129,11 +149,21 @@ def update_table() -> str:
                 ]
             )
         same = record["ratio_same_parameters"]
-        if same is not None:
-            notes.append(f"{record['model']}: {same:.2f}x with the same parameters trained")
+        more = "" if same is None else f", {same:.2f}x with the same parameters trained"
+        updates = f"{record['settings']['updates']} update(s) of {record['settings']['pairs']} pairs each"
+        notes.append(f"{record['model']}{more}: {updates} after a warm-up, {measured_on(record)}")
     header = ["model", "way", "an update", "ratio", "encode", "loss", "backward", "peak memory"]
-    updates = f"{record['settings']['updates']} update(s) each after a warm-up"
-    return table(header, rows) + f"\n\n{'; '.join(notes)}. {updates}. {measured_on(record)}."
+    return table(header, rows) + f"\n\n{'; '.join(notes)}."
+
+
+def epoch_table() -> str:
+    """The predicted epoch, step by step; nothing before its record is there."""
+    path = BENCHMARKS / "epoch-hubert-base-predicted-cpu.json"
+    if not path.exists():
+        return "No record yet."
+    record = read(path)
+    steps = [f"* {line}" for line in record["prediction"]["arithmetic"]]
+    return "\n".join(steps) + f"\n\nNot in it: {record['prediction']['not_in_it']}. {measured_on(record)}."
 
 
 def perturbation_table() -> str:
@@ -244,7 +274,9 @@ TABLES = {
     "demo": demo_table,
     "qbe": qbe_table,
     "soft-dtw": soft_dtw_table,
+    "soft-dtw-more": soft_dtw_more_table,
     "update": update_table,
+    "epoch": epoch_table,
     "perturbation": perturbation_table,
     "matching": matching_table,
     "presets": presets_table,

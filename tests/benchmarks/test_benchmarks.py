@@ -104,7 +104,8 @@ def test_perturbation(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("benchmark", "arguments"), [(update, ["--without", "same", "released", "--workers", "0"]), (epoch, [])]
+    ("benchmark", "arguments"),
+    [(update, ["--without", "bf16", "same", "released", "--workers", "0"]), (epoch, []), (epoch, ["--predict"])],
 )
 def test_training_benchmarks(benchmark, arguments, tmp_path, monkeypatch):
     def here(function, *given):  # a fresh process takes seconds to import everything again
@@ -118,7 +119,13 @@ def test_training_benchmarks(benchmark, arguments, tmp_path, monkeypatch):
     profile = record["profile"] if benchmark is epoch else record["systems"][update.OURS]
     assert profile["seconds"]["encode"] > 0
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
-    if benchmark is epoch:
+    if "--predict" in arguments:
+        prediction = record["prediction"]
+        core, gpu = prediction["core_seconds"], prediction["gpu_seconds"]
+        slowest = max(gpu + prediction["host_seconds"], core / prediction["assumed"]["workers"])
+        assert prediction["epoch_seconds"] == pytest.approx(slowest * epoch.EPOCH)
+        assert min(core, gpu, prediction["host_seconds"]) > 0
+    elif benchmark is epoch:
         assert record["epoch_seconds"] is None  # four updates of a tiny model say nothing about an epoch
         assert record["gpu_busy"] is None
 

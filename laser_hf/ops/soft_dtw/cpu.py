@@ -1,7 +1,8 @@
 """The CPU backend: each pair is three problems, and each thread solves one problem at a time.
 
-The distances are matrix products of unpadded frames; the kernels of `cpu_kernels` do the rest in place. The IDM term
-needs the same distances as soft-DTW of the frames with themselves: one more pass over them and no further product.
+A problem goes from frames to gradients within its thread and the thread's scratch memory, so that no distances outlive
+their problem: products of `cpu_products`, the recursion of `cpu_kernels` in place. The IDM term needs the same
+distances as soft-DTW of the frames with themselves: one more pass over them and no further product.
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ import torch
 
 from . import IDM, PairTerms
 from . import cpu_kernels as kernels
+from . import cpu_products as products
+
+_adding = threading.Lock()
 
 
 @dataclass
 class Problem:
-    """One alignment: `C[i, j] = u[i] + v[j] + a G[i, j]` with G the flat `matrix` from `base`, rows `stride` apart.
+    """One alignment, of flat frames `x` and `y` or of the flat costs `matrix`, `stride` apart.
 
-    Solving replaces G by the gradient by C: `weight` times that of soft-DTW plus `idm_weight` times that of `idm`.
+    Costs are solved in place: the gradient by the costs replaces them. Of frames the gradients by x and y are added to
+    `into_x` and `into_y`: `weight` times that of soft-DTW and `idm_weight` times that of `idm`. A symmetric problem has
+    the same frames twice and adds to `into_x` alone.
     """
 
-    matrix: np.ndarray
-    base: int
-    stride: int
     rows: int
     columns: int
-    u: np.ndarray
-    v: np.ndarray
-    a: float
+    x: np.ndarray | None = None
+    y: np.ndarray | None = None
+    into_x: np.ndarray | None = None
+    into_y: np.ndarray | None = None
+    matrix: np.ndarray | None = None
+    stride: int = 0
     symmetric: bool = False
     weight: float = 1.0
     idm: IDM | None = None
@@ -42,24 +48,41 @@ class Problem:
     idm_value: float = 0.0
 
 
-def _scratch(problems: Sequence[Problem]) -> tuple[np.ndarray, ...]:
+class _Scratch:
     """Work arrays of one thread, large enough for each of the problems."""
-    columns = max(problem.columns for problem in problems)
-    shares = max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems)
-    sizes = kernels.strip_size(columns), kernels.WORK, 2 * (columns + 1)
-    return np.empty(shares, problems[0].matrix.dtype), *map(np.empty, sizes)
+
+    def __init__(self, problems: Sequence[Problem], dim: int, dtype: np.dtype) -> None:
+        longest = max(max(p.rows, p.columns) for p in problems)
+        self.shares = np.empty(max(kernels.shares_size(p.rows, p.columns, p.symmetric) for p in problems), dtype)
+        self.powers, self.work = np.empty(kernels.strip_size(longest)), np.empty(kernels.WORK)
+        self.border = np.empty(2 * (longest + 1))
+        self.squares = np.zeros((2, longest))
+        if dim:
+            wide, tall = products.width(dtype), products.padded(longest, products.ROWS)
+            self.packed = [np.empty(size, dtype) for size in products.packed_sizes(longest, dim, dtype)]
+            self.gradient = np.empty((tall, products.padded(dim, wide)), dtype)
+            self.stride = products.padded(longest, wide)
+            self.matrix = np.empty(tall * self.stride, dtype)
 
 
-def _solve(p: Problem, gamma: float, with_gradient: bool, shares, powers, work, border) -> None:
-    where, shape, keep = (p.matrix, p.base, p.stride), (p.rows, p.columns), 0.0
-    p.value = kernels.forward(*where, *shape, p.u, p.v, p.a, p.symmetric, gamma, shares, powers, work, border)
+def _solve(p: Problem, dim: int, gamma: float, with_gradient: bool, s: _Scratch) -> None:
+    m, n, (u, v), keep = p.rows, p.columns, s.squares, 0.0
+    matrix, stride, a = (s.matrix, s.stride, -2.0) if dim else (p.matrix, p.stride, 1.0)
+    if dim:
+        products.scalar_products(p.x, p.y, m, n, dim, p.symmetric, matrix, stride, u, v, *s.packed)
+    where, of_costs = (matrix, stride, m, n), (u, v, a, p.symmetric)
+    p.value = kernels.forward(*where, *of_costs, gamma, s.shares, s.powers, s.work, s.border)
     if p.idm is not None:
-        p.idm_value = kernels.idm(*where, p.rows, p.u, *p.idm, p.idm_weight, border)
+        p.idm_value = kernels.idm(matrix, stride, m, u, *p.idm, p.idm_weight, s.border)
         keep = 1.0
-    if with_gradient:
-        kernels.backward(shares, *shape, p.symmetric, keep, p.weight, *where, work, border)
-        if p.symmetric:
-            kernels.mirror(*where, p.rows)
+    if not with_gradient:
+        return
+    kernels.backward(s.shares, m, n, p.symmetric, keep, p.weight, matrix, stride, s.work, s.border)
+    for into, *steps in ((p.into_x, stride, 1, m, n, p.x, p.y), (p.into_y, 1, stride, n, m, p.y, p.x)):
+        if into is not None:
+            products.pull(matrix, *steps, dim, p.symmetric, s.gradient.reshape(-1), *s.packed, s.work)
+            with _adding:
+                into += s.gradient[: len(into), :dim]
 
 
 @lru_cache(maxsize=4)
@@ -67,8 +90,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="soft-dtw")
 
 
-def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> None:
-    """Solve all problems in place, longest first, on as many threads as torch uses."""
+def solve(problems: Sequence[Problem], dim: int, dtype: np.dtype, gamma: float, with_gradient: bool) -> None:
+    """Solve all problems, longest first, on as many threads as torch uses; `dim` is 0 for problems of costs."""
     ordered = sorted(problems, key=lambda p: -p.rows * p.columns * (1 if p.symmetric else 2))
     queue, lock = iter(ordered), threading.Lock()
 
@@ -77,9 +100,9 @@ def solve(problems: Sequence[Problem], gamma: float, with_gradient: bool) -> Non
             return next(queue, None)
 
     def work() -> None:
-        scratch = _scratch(ordered)
+        scratch = _Scratch(ordered, dim, dtype)
         for problem in iter(next_problem, None):
-            _solve(problem, gamma, with_gradient, *scratch)
+            _solve(problem, dim, gamma, with_gradient, scratch)
 
     threads = min(torch.get_num_threads(), len(problems))
     if threads <= 1:
@@ -104,12 +127,11 @@ def soft_dtw(
     """Values `(batch,)`, and expected alignments `(batch, m, n)` with `with_gradient`."""
     _, m, n = cost.shape
     matrix = cost.detach().clone(memory_format=torch.contiguous_format)
-    flat, zeros = matrix.numpy().reshape(-1), np.zeros(max(m, n))
     problems = [
-        Problem(flat, index * m * n, n, rows, columns, zeros, zeros, 1.0)
-        for index, (rows, columns) in enumerate(_sizes(lengths_x, lengths_y, m, n))
+        Problem(rows, columns, matrix=costs.numpy().reshape(-1), stride=n)
+        for costs, (rows, columns) in zip(matrix, _sizes(lengths_x, lengths_y, m, n), strict=True)
     ]
-    solve(problems, gamma, with_gradient)
+    solve(problems, 0, matrix.numpy().dtype, gamma, with_gradient)
     values = torch.tensor([p.value for p in problems], dtype=torch.float64).to(cost.dtype)
     if not with_gradient:
         return values, cost.new_empty(0)
@@ -132,42 +154,22 @@ def pair_terms(
 
     `weights` are those of the two terms in each pair's gradient, two tensors `(batch,)`; `None` for values alone.
     """
-    x, y = x.detach(), y.detach()
-    with_gradient = weights is not None
-    of_terms = [weight.tolist() for weight in weights] if with_gradient else [[0.0] * len(x)] * 2
+    views = [view.detach().contiguous() for view in (x, y)]
+    gradients = [torch.zeros_like(view) for view in views]
+    of_terms = [[0.0] * len(x)] * 2 if weights is None else [weight.tolist() for weight in weights]
+    dim, triples = x.shape[2], []
     sizes = _sizes(lengths_x, lengths_y, x.shape[1], y.shape[1])
-    pairs = [(a[:m], b[:n]) for a, b, (m, n) in zip(x, y, sizes, strict=True)]
-    problems = []
-    for (a, b), of_dtw, of_idm in zip(pairs, *of_terms, strict=True):
-        squares_a, squares_b = (frames.double().square().sum(1).numpy() for frames in (a, b))
-        problems.append(_problem(a, b, squares_a, squares_b, weight=of_dtw))
-        for own, squares in ((a, squares_a), (b, squares_b)):
+    for index, (lengths, of_dtw, of_idm) in enumerate(zip(sizes, *of_terms, strict=True)):
+        a, b = (view[index, :count].numpy().reshape(-1) for view, count in zip(views, lengths, strict=True))
+        into_a, into_b = (into[index, :count].numpy() for into, count in zip(gradients, lengths, strict=True))
+        triple = [Problem(*lengths, a, b, into_a, into_b, weight=of_dtw)]
+        for own, into_own, count in zip((a, b), (into_a, into_b), lengths, strict=True):
             # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
-            how = {"symmetric": True, "weight": -of_dtw, "idm": idm, "idm_weight": 2.0 * of_idm / len(own) ** 2}
-            problems.append(_problem(own, own, squares, squares, **how))
-    solve(problems, gamma, with_gradient)
-    triples = [problems[at : at + 3] for at in range(0, len(problems), 3)]
+            how = {"symmetric": True, "weight": -of_dtw, "idm": idm, "idm_weight": 2.0 * of_idm / count**2}
+            triple.append(Problem(count, count, own, own, into_own, **how))
+        triples.append(triple)
+    solve([p for triple in triples for p in triple], dim, views[0].numpy().dtype, gamma, weights is not None)
     soft_dtw = torch.tensor([xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples], dtype=torch.float64)
     sums = [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples]
     regulariser = torch.tensor(sums, dtype=torch.float64)
-    if not with_gradient:
-        return PairTerms(soft_dtw, regulariser)
-    gradient_x, gradient_y = x.new_zeros(x.shape), y.new_zeros(y.shape)
-    for index, ((a, b), triple) in enumerate(zip(pairs, triples, strict=True)):
-        xy, xx, yy = (torch.from_numpy(p.matrix).view(p.rows, p.columns) for p in triple)
-        _pull(gradient_x[index, : len(a)], a, ((xy, b), (xx, a)))
-        _pull(gradient_y[index, : len(b)], b, ((xy.T, a), (yy, b)))
-    return PairTerms(soft_dtw, regulariser, gradient_x, gradient_y)
-
-
-def _problem(a: torch.Tensor, b: torch.Tensor, u: np.ndarray, v: np.ndarray, **rest) -> Problem:
-    return Problem(torch.mm(a, b.T).numpy().reshape(-1), 0, len(b), len(a), len(b), u, v, -2.0, **rest)
-
-
-def _pull(out: torch.Tensor, x: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write to `out` the gradient by x of the sum over `parts` (A, y) of sum_ij A_ij |x_i - y_j|^2."""
-    mass = sum(matrix.sum(1, keepdim=True) for matrix, _ in parts)
-    torch.mul(x, mass, out=out)
-    for matrix, y in parts:
-        out.addmm_(matrix, y, alpha=-1.0)
-    out.mul_(2.0)
+    return PairTerms(soft_dtw, regulariser, *(gradients if weights is not None else ()))

@@ -41,6 +41,7 @@ WORK = 6 * _PITCH
 
 _EMPTY = -1e15  # exponent of P = 0
 _FLOOR = -1000.0  # summands 2^-1000 below the largest are lost
+_NEVER = 1e-5  # an alignment that passes a cell with a probability below 1e-5 of the rounding error never passes it
 # 2^f for |f| <= 1/2 by its Taylor series: the first term left out is below 2^-52.
 _EXP2 = tuple(math.log(2) ** k / math.factorial(k) for k in range(13))
 _ROUND = 1.5 * 2.0**52  # adding and subtracting it rounds to the nearest integer
@@ -104,13 +105,13 @@ def strip_size(columns: int) -> int:
 
 
 @_compiled
-def _powers(gram, base, stride, first, lanes, width, u, v, slope, scale, symmetric, powers):
+def _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, powers):
     """-C / (gamma ln 2) of one strip, skewed: that of (first + lane, j) goes to [j + lane, lane]."""
     for start in range(0, width, _TILE):
         for lane in range(lanes):
             stop = min(start + _TILE, min(width, first + lane) if symmetric else width)
             shift = u[first + lane] * scale
-            row = base + (first + lane) * stride
+            row = (first + lane) * stride
             at = lane * (LANES + 1)
             for j in range(start, stop):
                 powers[at + j * LANES] = (gram[row + j] * slope + shift) + v[j] * scale
@@ -120,7 +121,7 @@ def _powers(gram, base, stride, first, lanes, width, u, v, slope, scale, symmetr
 
 
 @_compiled
-def forward(gram, base, stride, rows, columns, u, v, a, symmetric, gamma, shares, powers, work, border):
+def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powers, work, border):
     """Soft-DTW value of one problem; fills `shares`.
 
     For a symmetric problem only cells with column < row are read. Scratch: `powers` of `strip_size`, `work` of
@@ -144,7 +145,7 @@ def forward(gram, base, stride, rows, columns, u, v, a, symmetric, gamma, shares
         if first == 0:
             work[_OLD_M] = 1.0
             work[_OLD_E] = 0.0
-        _powers(gram, base, stride, first, lanes, width, u, v, slope, scale, symmetric, powers)
+        _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, powers)
         cell = np.uint64(0)
         for k in range(width + LANES - 1):
             # Lanes in `low ... high` have a cell of the grid in this step.
@@ -219,23 +220,26 @@ def forward(gram, base, stride, rows, columns, u, v, a, symmetric, gamma, shares
 
 
 @_compiled
-def _collect(shares, at, first, lanes, width, symmetric, keep, weight, out, base, stride):
+def _collect(shares, at, first, lanes, width, symmetric, keep, weight, out, stride):
     """Bring the cells of one strip from their skewed place in `shares` to `out`."""
+    eps = np.finfo(shares.dtype).eps
     for start in range(0, width, _TILE):
         for lane in range(lanes):
             stop = min(start + _TILE, min(width, first + lane + 1) if symmetric else width)
-            row = base + (first + lane) * stride
+            row = (first + lane) * stride
             source = np.int64(at) + lane * (2 * LANES + 1)
             if keep == 0.0:
                 for j in range(start, stop):
-                    out[row + j] = weight * shares[source + j * (2 * LANES)]
+                    cell = shares[source + j * (2 * LANES)]
+                    out[row + j] = 0.0 if cell <= _NEVER * eps else weight * cell
             else:
                 for j in range(start, stop):
-                    out[row + j] = keep * out[row + j] + weight * shares[source + j * (2 * LANES)]
+                    cell = shares[source + j * (2 * LANES)]
+                    out[row + j] = keep * out[row + j] + (0.0 if cell <= _NEVER * eps else weight * cell)
 
 
 @_compiled
-def backward(shares, rows, columns, symmetric, keep, weight, out, base, stride, work, border):
+def backward(shares, rows, columns, symmetric, keep, weight, out, stride, work, border):
     """`out = keep * out + weight * E`, with E the expected alignment of one problem: dR / dC.
 
     Of a symmetric problem only the cells with column <= row are written; E is that of the whole problem. `shares` is
@@ -292,11 +296,11 @@ def backward(shares, rows, columns, symmetric, keep, weight, out, base, stride, 
                         work[_UP + lane] += sent_up
             if k < width:
                 border[k] = work[_UP]
-        _collect(shares, at, first, lanes, width, symmetric, keep, weight, out, base, stride)
+        _collect(shares, at, first, lanes, width, symmetric, keep, weight, out, stride)
 
 
 @_compiled
-def idm(gram, base, stride, rows, u, sigma, margin, squared, weight, sums):
+def idm(gram, stride, rows, u, sigma, margin, squared, weight, sums):
     """Sum of LASER's Eq. 1 over both triangles (`f`, not divided); the lower triangle becomes `weight * df / dC`.
 
     One pass over `C[i, j] = u[i] + u[j] - 2 gram[i, j]`, which soft-DTW of the frames with themselves needs as well.
@@ -305,7 +309,7 @@ def idm(gram, base, stride, rows, u, sigma, margin, squared, weight, sums):
     for j in range(rows):
         sums[j] = 0.0
     for i in range(rows):
-        row = base + i * stride
+        row = i * stride
         # Columns before `near` are at least `sigma` frames away and repel; from there to the diagonal frames attract.
         near = max(0, i - sigma + 1)
         if squared:
@@ -342,13 +346,3 @@ def idm(gram, base, stride, rows, u, sigma, margin, squared, weight, sums):
     for j in range(rows):
         total += sums[j]
     return 2.0 * total
-
-
-@_compiled
-def mirror(matrix, base, stride, rows):
-    """Copy the lower triangle of a square matrix to its upper one, by tiles."""
-    for start in range(0, rows, _TILE):
-        for first in range(0, start + 1, _TILE):
-            for i in range(start, min(start + _TILE, rows)):
-                for j in range(first, min(first + _TILE, i)):
-                    matrix[base + j * stride + i] = matrix[base + i * stride + j]
