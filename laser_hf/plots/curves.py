@@ -89,7 +89,7 @@ def training_figure(
                 axis.plot(
                     steps, found, color=colours[name], alpha=0.45 if pale else 1.0, linewidth=1.5 + 0.3 * held, **how
                 )
-        if min(shown) > 0 and max(shown) > 30 * min(shown):
+        if key in (*labels, "grad_norm") and 0 < 30 * min(shown) < max(shown):
             axis.set_yscale("log")
         if warm_up:
             axis.axvspan(0, warm_up, color="0.93", zorder=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import REPOSITORY
 
 from laser_hf import figures
 from laser_hf.encoders import load_encoder
@@ -19,7 +20,7 @@ from laser_hf.plots import draw_run, run_title
 from laser_hf.plots import run as run_module
 from laser_hf.plots.__main__ import main
 from laser_hf.plots.run import SHIPPED_ENCODER
-from laser_hf.records import read_record
+from laser_hf.records import read_json, read_record
 from laser_hf.training import parse_options
 from laser_hf.training.speech import load_pairs as load_held_out
 
@@ -71,6 +72,12 @@ def test_the_command_draws_a_run(finished_run, word_times, small_tree, tmp_path,
     assert "pairs of views (train), last layer\nleft: 2-10-0003, speed 1.1, +2 semitones" in saved["alignment.png"]
     assert "2-10-0003 (train)" in saved["self_similarity.png"]
     assert f"24 spoken words ({small_tree.name})" in saved["words.png"]
+
+
+def test_every_picture_has_a_caption_for_the_card():
+    """In `model_cards/texts.json`, the most telling picture first; the curves, drawn first, are last."""
+    captions = read_json(REPOSITORY / "model_cards" / "texts.json")["plots"]
+    assert [f"{name}.png" for name in captions] == [*PICTURES[1:], PICTURES[0]]
 
 
 def test_a_run_alone_is_drawn_on_its_held_out_speech(finished_run, small_tree, titles, caplog):
