@@ -124,7 +124,7 @@ def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -
     points, explained = principal_components(torch.cat([matrix - matrix.mean(0) for matrix in unit]))
     limits = [(float(low) - 0.05, float(high) + 0.05) for low, high in zip(points.amin(0), points.amax(0), strict=True)]
     (left, right), (bottom, top) = limits
-    size = (4.6 * len(vectors) + 1.4, max(4.2, 1.2 + 4 * (top - bottom) / (right - left)))
+    size = (4.6 * len(vectors) + 1.4, max(4.2, 1.7 + 4 * (top - bottom) / (right - left)))
     figure, axes = new_figure(1, len(vectors), size, squeeze=False)
     parts = points.split([len(matrix) for matrix in unit])
     for axis, (name, matrix), part in zip(axes.flat, vectors.items(), parts, strict=True):

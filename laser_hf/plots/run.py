@@ -99,9 +99,8 @@ def draw_run(
 
         measured = attempt("alignment.png", lambda: {name: shares(one) for name, one in encoders.items()})
         if measured:
-            about = (
-                f"\n{len(pairs)} pairs of views ({first.source}), last layer\nleft: {first.utterance}, {first.change}"
-            )
+            about = f"\n{len(pairs)} pairs of views ({first.source}), last layer"
+            about += f"\nleft: {first.utterance}, {first.change}"
             draw("alignment.png", about, alignment_figure, measured, (*shown[-1], first.speed), gamma, *times)
         clean = {name: one for name, (one, _) in views.items()}
         about = f"\n{first.utterance} ({first.source}), last layer"
@@ -143,9 +142,8 @@ def term_labels(record: Mapping[str, Any]) -> Mapping[str, str]:
 
 def curve_marks(records: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
     """Updates of warm-up and number of held-out pairs, where all `records` agree; else 0 and `None`."""
-    recipes = [record["recipe"].get("training", {}) for record in records]
-    steps = {(recipe.get("warmup_steps") or 0, recipe.get("max_steps") or 0) for recipe in recipes}
-    pairs = {record["data"].get("held_out_utterances") for record in records}
+    steps = {(one["recipe"].get("training", {}).get("warmup_steps") or 0, one["updates"]) for one in records}
+    pairs = {one["data"].get("held_out_utterances") for one in records}
     warm_up, updates = steps.pop() if len(steps) == 1 else (0, 0)
     # Below one it is a share of the run.
     return round(warm_up * updates) if warm_up < 1 else int(warm_up), pairs.pop() if len(pairs) == 1 else None

@@ -78,11 +78,11 @@ def test_warm_up_alarm_and_held_out_pairs_are_marked():
 
 @pytest.mark.parametrize(("steps", "marked"), [(20, 20), (0.1, 9), (0, 0), (None, 0)])
 def test_marks_come_from_the_record(steps, marked):
-    record = {"recipe": {"training": {"warmup_steps": steps, "max_steps": 90}}, "data": {"held_out_utterances": 64}}
+    record = {"recipe": {"training": {"warmup_steps": steps}}, "updates": 90, "data": {"held_out_utterances": 64}}
     assert curve_marks([record]) == curve_marks([record, record]) == (marked, 64)
-    other = {"recipe": {"training": {"warmup_steps": 7, "max_steps": 90}}, "data": {"held_out_utterances": 8}}
+    other = {"recipe": {"training": {"warmup_steps": 7}}, "updates": 90, "data": {"held_out_utterances": 8}}
     assert curve_marks([record, other]) == (0, None)
-    assert curve_marks([{"recipe": {}, "data": {}}]) == (0, None)  # of an earlier version
+    assert curve_marks([{"recipe": {}, "data": {}, "updates": 90}]) == (0, None)  # of an earlier version
 
 
 def test_a_single_run_is_not_named():
