@@ -104,7 +104,8 @@ def draw_run(
             draw("alignment.png", about, alignment_figure, measured, (*shown[-1], first.speed), gamma, *times)
         clean = {name: one for name, (one, _) in views.items()}
         about = f"\n{first.utterance} ({first.source}), last layer"
-        spoken = words.spoken(first.utterance) if words else []
+        cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
+        spoken = words.spoken(first.utterance) if words and not cropped else []
         draw("self_similarity.png", about, self_similarity_figure, clean, times[0], spoken)
     return drawn
 

@@ -245,6 +245,21 @@ def test_the_frames_are_those_of_the_last_layer(tiny_encoder, finished_run, smal
     assert not torch.allclose(*(clean for clean, *_ in seen))
 
 
+def test_words_are_not_named_in_a_part_of_an_utterance(copied_run, small_tree, word_times, titles, monkeypatch):
+    named = []
+
+    def figure(frames, seconds, words):
+        named.append([word.label for word in words])
+        return figures.plt.figure()
+
+    monkeypatch.setattr(run_module, "self_similarity_figure", figure)
+    draw_run(copied_run, data=small_tree, alignments=word_times, utterance="1-10-0001")
+    record = json.loads((copied_run / "laser_config.json").read_text())
+    record["recipe"]["data"]["crop_seconds"] = 0.5
+    draw_run(copied_run, data=small_tree, alignments=word_times, utterance="1-10-0001", record=record)
+    assert named == [["garden", "letter"], []]
+
+
 def test_titles_name_method_and_encoder(finished_run):
     record = read_record(finished_run / "laser_config.json") | {"base_model": {"name": "encoder"}, "updates": 90}
     assert run_title(record) == "LASER on encoder, 90 updates"
