@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 # For colour-blind readers too: Paul Tol, "Colour Schemes" (SRON/EPS/TN/09-002, 2021), bright and muted.
 LINE_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 POINT_COLOURS = ("#332288", "#CC6677", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933")
+LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DPI = 110
 _CHARACTERS_PER_INCH = 10.5  # of a title, at most

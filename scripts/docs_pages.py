@@ -6,6 +6,7 @@ relative paths. Here each link becomes one between pages of the site, or plain t
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import shutil
@@ -19,6 +20,7 @@ SOURCES = {
     "docs/**/*.png": "docs/",
     "docs/*.css": "docs/",
     "examples/*.md": "",
+    "examples/*.ipynb": "",
     "benchmarks/README.md": "",
     "experiments/**/*.md": "",
     "experiments/**/*.png": "",
@@ -36,19 +38,26 @@ def collect(out: Path = OUT) -> dict[str, str]:
     for pattern, prefix in SOURCES.items():
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
-            pages[name] = name.removeprefix(prefix)
+            pages[name] = re.sub(r"\.ipynb$", ".md", name.removeprefix(prefix))
     shutil.rmtree(out, ignore_errors=True)
     for name, page in pages.items():
         target = out / page
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".md":
-            text = relinked((ROOT / name).read_text(encoding="utf-8"), name, page, pages)
+            text = (ROOT / name).read_text(encoding="utf-8")
+            text = relinked(notebook_page(text) if name.endswith(".ipynb") else text, name, page, pages)
             if README_MARK in text:
                 text = text.replace(README_MARK, relinked(first_part_of_readme(), "README.md", page, pages))
             target.write_text(text, encoding="utf-8")
         else:
             shutil.copy(ROOT / name, target)
     return pages
+
+
+def notebook_page(notebook: str) -> str:
+    """The cells of a notebook as Markdown, without outputs."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook)["cells"]]
+    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells) + "\n"
 
 
 def first_part_of_readme() -> str:

@@ -124,6 +124,63 @@ def test_commands_and_options_exist(page):
         assert used <= allowed | {"--help", "--help_all"}, f"{page}: {name} {used - allowed}"
 
 
+# What a command on a page needs that a test has not, by what is in the command; and the word by which its page says so.
+NEEDS = {
+    "Hub": r"facebook/|your-name/|openslr/|--preset (hubert|wavlm)-base",
+    "LibriSpeech": r"LibriSpeech",
+    "QUESST": r"quesst14Database",
+    "DEMAND": r"DEMAND",
+    "released": r"states-3600\.ckpt",
+    "S3PRL": r"s3prl",
+    "pip install": r"pip (install|download)|--target site|site make",
+    "network": r"curl ",
+    "experiments": r"experiments\.(run|collect)",
+}
+# Where a command that needs nothing is executed, as it is or with fewer updates, other speech or another folder.
+EXECUTED = {
+    r"make demo": "tests/demo/test_demo.py::test_the_demo_ends_with_its_table",
+    r"make test": "tests/test_docs.py::test_commands_are_executed_or_need_something_that_the_page_names",
+    r"(train\.py|laser-hf train) --preset demo --train_data my_speech": "tests/test_docs.py::test_your_own_speech",
+    r"superb table": "tests/superb/test_table.py::test_golden_text",
+    r"laser-hf app *(#|$)": "tests/app/test_browser.py::test_the_shipped_encoder_is_the_first",
+    r"--num_processes 2 .*--preset demo --use_cpu": "tests/training/test_family.py::test_two_processes_equal_one",
+    r"my_losses:|my_views:": "tests/test_docs.py::test_an_own_objective_and_view_train",
+    r"my_tasks:": "tests/test_docs.py::test_an_own_task_measures",
+    r"laser-hf train --help": "tests/test_package.py::test_every_command_has_help",
+    r"laser-hf --help": "tests/test_package.py::test_the_command_works_outside_the_checkout",
+    r"laser_hf\.search --preset demo --over": "tests/search/test_command.py::test_a_search_trains_scores_and_records",
+    r"laser_hf\.search \.\.\.": "tests/search/test_study.py::test_two_processes_share_the_points",
+    r"qbe --model ID_OR_FOLDER": "tests/superb/qbe/test_task.py::test_tables_give_a_quick_record",
+    r"laser-hf plots": "tests/plots/test_command.py::test_the_command_draws_a_run",
+    r"render_tables\.py": "tests/test_readme.py::",
+}
+_PROGRAM = re.compile(
+    r"laser[-_]hf |train\.py|push_to_hub|eval_ctc|run_speech|pip |make |accelerate |experiments\.|s3prl|curl "
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_executed_or_need_something_that_the_page_names(page):
+    text = (REPOSITORY / page).read_text()
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for block in (code for kind, code in fences if kind in ("", "sh")):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"\s+", " ", line).strip()
+            if not _PROGRAM.search(line) or line.startswith(("#", "[")):
+                continue
+            needs = [name for name, pattern in NEEDS.items() if re.search(pattern, line)]
+            tests = [test for pattern, test in EXECUTED.items() if re.search(pattern, line)]
+            assert needs or tests, f"{page}: no test executes {line!r}, and it needs nothing that tests lack"
+            for name in needs:
+                assert name in text, f"{page} does not say that {line!r} needs {name}"
+
+
+@pytest.mark.parametrize("test", sorted(set(EXECUTED.values())))
+def test_the_tests_that_execute_commands_exist(test):
+    path, _, name = test.partition("::")
+    assert f"def {name}(" in (REPOSITORY / path).read_text() if name else (REPOSITORY / path).is_file()
+
+
 def block_after(page: str, before: str, language: str) -> str:
     """The first code block of `language` behind the text `before` of a page."""
     text = (REPOSITORY / page).read_text().split(before, 1)[1]

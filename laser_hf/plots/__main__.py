@@ -16,9 +16,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw each run, and the curves of several runs in one picture; `LaserError` if nothing could be drawn."""
     parser = argparse.ArgumentParser(
         prog="laser-hf plots",
-        description="Draw finished runs: loss terms, soft-DTW alignment and self-similarity of an utterance, and the "
-        "same words by several speakers, before and after fine-tuning. What cannot be drawn is left out and named. "
-        "The curves of several runs are also drawn into one picture.",
+        description="Draw finished runs: curves, and before and after fine-tuning the same words by several speakers, "
+        "how far aligned frames are from where they belong, and the self-similarity of an utterance. What cannot be "
+        "drawn is left out and named. The curves of several runs are also drawn into one picture.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of laser-hf train")
@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data", metavar="DIR", help="speech to draw (default: the run's held-out speech, else the shipped one)")
     add("--alignments", type=Path, metavar="FILE", help="word times (default: words.tsv or alignments.tsv near --data)")
     add("--splits", nargs="+", metavar="NAME", help="sub-folders of --data to use (default: all)")
-    add("--utterance", metavar="ID", help="utterance to draw (default: the first)")
+    add("--utterance", metavar="ID", help="utterance to draw (default: the one whose views differ most in duration)")
     options = parser.parse_args(argv)
     if options.splits and options.data is None:
         parser.error("--splits names sub-folders of --data, which is not given")
 
     from ..figures import save
-    from .panels import training_figure
-    from .run import attempt, draw_run, read_history, read_run, term_labels
+    from .curves import training_figure
+    from .run import attempt, curve_marks, draw_run, read_history, read_run, term_labels
 
     records = {run: read_run(run) for run in options.runs}
     names = {run: run.resolve().name for run in options.runs}
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = options.output or (options.output_dir or Path()) / CURVES
         labels = {term: label for record in records.values() for term, label in term_labels(record).items()}
         histories = attempt(path.name, lambda: {name: read_history(run) for run, name in names.items()})
-        together = histories and attempt(path.name, lambda: training_figure(histories, labels))
+        together = histories and attempt(
+            path.name, lambda: training_figure(histories, labels, *curve_marks([*records.values()]))
+        )
         drawn += [save(together, path, options.title)] if together else []
     if not drawn:
         raise LaserError("nothing could be drawn; the warnings above say why")

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..data import build_perturbation
+from ..data import PairTransform, build_perturbation
 from ..encoders import SAMPLE_RATE, load_encoder
 from ..errors import LaserError
 from ..objectives import Objective, find_objective
 from ..records import TRAINING_RECORD, located, read_json, read_record
 from ..superb.discrimination import mean_pooled, token_frames
-from ..superb.features import EncoderFeatures
+from ..superb.features import EncoderFeatures, pick_device
 from ..superb.frame_store import encode
-from .panels import alignment_figure, discrimination_figure, self_similarity_figure, training_figure, words_figure
-from .speech import ViewPair, WordSpeech, load_pair, load_words, or_shipped
+from .alignment import alignment_figure, shares_beyond
+from .curves import training_figure
+from .panels import self_similarity_figure, words_figure
+from .speech import ViewPair, WordSpeech, load_pairs, load_words, or_shipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY = "training_log.json"
 SHIPPED_ENCODER = "{laser_hf}/demo/encoder"
+MAX_PAIRS = 64  # whose alignments are measured; as many as training looks at by default
 _Found = TypeVar("_Found")
 
 
@@ -43,16 +46,16 @@ def draw_run(
 ) -> list[Path]:
     """All pictures of a finished run; returns the files written.
 
-    `loss_terms.png`; `discrimination.png`, if the run measured it; an utterance (`alignment.png`,
-    `self_similarity.png`) and words of several speakers (`words.png`) before and after fine-tuning. What cannot be
-    drawn is left out, with a warning that says why. Without `data` and `alignments`, utterance and words are from the
-    run's held-out speech (the utterance else from its training speech), or from the speech shipped with laser_hf.
+    `loss_terms.png`; `words.png`, words of several speakers; `alignment.png`, how far aligned frames are from where
+    they belong; `self_similarity.png` of an utterance. What cannot be drawn is left out, with a warning that says why.
+    Without `data` and `alignments`, pairs and words are from the run's held-out speech (pairs else from its training
+    speech), or from the speech shipped with laser_hf.
 
     Args:
         run_dir: output folder of `laser-hf train`.
         output_dir: where the pictures go; by default `plots` in the run.
         base: the encoder before fine-tuning; by default the one the run started from.
-        data, splits: folder of speech, or, for the utterance alone, id of a dataset on the Hub.
+        data, splits: folder of speech, or, for the pairs alone, id of a dataset on the Hub.
         alignments: word times, see `load_words`.
         utterance: name of the utterance to draw.
         record: of the run; by default the one in `run_dir`. Training passes it, because it writes the record last.
@@ -65,7 +68,7 @@ def draw_run(
     record = read_run(run_dir) if record is None else record
     title, drawn = run_title(record), []
 
-    def draw(name: str, about: str, make: Callable[..., Figure | None], *arguments: Any) -> None:
+    def draw(name: str, about: str, make: Callable[..., Figure], *arguments: Any) -> None:
         from ..figures import save
 
         figure = attempt(name, lambda: make(*arguments))
@@ -74,27 +77,36 @@ def draw_run(
 
     history = attempt("the curves", lambda: read_history(run_dir))
     if history is not None:
-        draw("loss_terms.png", "", training_figure, {title: history}, term_labels(record))
-        draw("discrimination.png", ", last layer", discrimination_figure, history)
+        draw("loss_terms.png", "", training_figure, {title: history}, term_labels(record), *curve_marks([record]))
     encoders = attempt("anything but the curves", lambda: _load_encoders(run_dir, record, base))
     if encoders is None:
         return drawn
     words = attempt("words.png", lambda: _find_words(record, data, alignments, splits))
-    pair = attempt("the utterance", lambda: _find_pair(record, data, splits, utterance))
-    views = pair and attempt("the utterance", lambda: _frames(encoders, pair))
+    vectors = words and attempt("words.png", lambda: _word_vectors(encoders, words))
+    if vectors:
+        about = f"\n{len(words.tokens)} spoken words ({words.source}), means of last-layer frames"
+        draw("words.png", about, words_figure, vectors, words.tokens)
+    pairs = attempt("the utterance", lambda: _find_pairs(record, data, splits, utterance))
+    views = pairs and attempt("the utterance", lambda: {name: _frames(one, pairs[0]) for name, one in encoders.items()})
     if views:
-        seconds = next(iter(encoders.values())).frame_seconds
+        first, shown = pairs[0], list(views.values())
+        features = next(iter(encoders.values()))
+        times = features.frame_seconds, _middle(features)
         gamma = record["recipe"]["objective"].get("gamma", 0.1)
-        about = f"\nSoft-DTW alignment of {pair}\nwith its perturbed view ({pair.change}); last layer"
-        draw("alignment.png", about, alignment_figure, views, seconds, gamma)
-        clean, spoken = {name: one for name, (one, _) in views.items()}, words.spoken(pair.utterance) if words else []
-        about = f"\nSelf-similarity of {pair}; last layer"
-        draw("self_similarity.png", about, self_similarity_figure, clean, seconds, spoken)
-    if words:
-        about = f"\n{len(words.tokens)} spoken words ({words.source}), means of last-layer frames, PCA of each panel"
-        vectors = attempt("words.png", lambda: _word_vectors(encoders, words))
-        if vectors:
-            draw("words.png", about, words_figure, vectors, words.tokens)
+
+        def shares(features: EncoderFeatures) -> torch.Tensor:
+            return shares_beyond(((*_frames(features, pair), pair.speed) for pair in pairs), gamma, *times)
+
+        measured = attempt("alignment.png", lambda: {name: shares(one) for name, one in encoders.items()})
+        if measured:
+            about = f"\n{len(pairs)} pairs of views ({first.source}), last layer"
+            about += f"\nleft: {first.utterance}, {first.change}"
+            draw("alignment.png", about, alignment_figure, measured, (*shown[-1], first.speed), gamma, *times)
+        clean = {name: one for name, (one, _) in views.items()}
+        about = f"\n{first.utterance} ({first.source}), last layer"
+        cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
+        spoken = words.spoken(first.utterance) if words and not cropped else []
+        draw("self_similarity.png", about, self_similarity_figure, clean, times[0], spoken)
     return drawn
 
 
@@ -129,6 +141,15 @@ def term_labels(record: Mapping[str, Any]) -> Mapping[str, str]:
     return getattr(_objective(record), "term_labels", {})
 
 
+def curve_marks(records: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
+    """Updates of warm-up and number of held-out pairs, where all `records` agree; else 0 and `None`."""
+    steps = {(one["recipe"].get("training", {}).get("warmup_steps") or 0, one["updates"]) for one in records}
+    pairs = {one["data"].get("held_out_utterances") for one in records}
+    warm_up, updates = steps.pop() if len(steps) == 1 else (0, 0)
+    # Below one it is a share of the run.
+    return round(warm_up * updates) if warm_up < 1 else int(warm_up), pairs.pop() if len(pairs) == 1 else None
+
+
 def _objective(record: Mapping[str, Any]) -> type[Objective] | None:
     return attempt("title and terms of the method", lambda: find_objective(record["method"]))
 
@@ -137,7 +158,7 @@ def attempt(what: str, action: Callable[[], _Found]) -> _Found | None:
     """What `action` gives, or `None` and a warning if the data do not allow it."""
     try:
         return action()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # the last: no memory
         logger.warning("Not drawn: %s (%s)", what, error)
         return None
 
@@ -148,21 +169,27 @@ def _load_encoders(run_dir: Path, record: Mapping[str, Any], base: str | None) -
         base = located(model["model_name_or_path"])
         revision = record["base_model"].get("revision") or model.get("model_revision")
     normalize = model.get("do_normalize", False)
-    before = load_encoder(base, revision, do_normalize=normalize)
-    after = load_encoder(str(run_dir), do_normalize=normalize)
+    device = pick_device("auto")
+    before = load_encoder(base, revision, do_normalize=normalize).to(device)
+    after = load_encoder(str(run_dir), do_normalize=normalize).to(device)
     return {"before fine-tuning": EncoderFeatures(before), "after fine-tuning": EncoderFeatures(after)}
 
 
-def _find_pair(record: Mapping[str, Any], data, splits, utterance: str | None) -> ViewPair:
+def _find_pairs(record: Mapping[str, Any], data, splits, utterance: str | None) -> list[ViewPair]:
     options = {k: located(v) if isinstance(v, str) else v for k, v in record["recipe"]["perturbations"].items()}
     perturbation = build_perturbation(options.pop("name"), options)
-    how = {"perturbation": perturbation, "seed": record["seed"] or 0, "utterance": utterance}
-    if data is not None:
-        return load_pair(data, splits=splits, **how)
+    limits = {k: v for k, v in record["recipe"]["data"].items() if k in ("min_seconds", "max_seconds", "crop_seconds")}
     about = record["data"]
+    how = {
+        "transform": PairTransform(perturbation, record["seed"] or 0, **limits),
+        "count": min(about.get("held_out_utterances") or MAX_PAIRS, MAX_PAIRS),
+        "utterance": utterance,
+    }
+    if data is not None:
+        return load_pairs(data, splits=splits, **how)
     names = ("held_out", "held_out_split", "held_out_name") if about.get("held_out") else ("source", "split", "name")
     source, split, name = (about.get(one) for one in names)
-    return or_shipped(load_pair, located(source or ""), splits=[split] if split else None, name=name, **how)
+    return or_shipped(load_pairs, located(source or ""), splits=[split] if split else None, name=name, **how)
 
 
 def _find_words(record: Mapping[str, Any], data, alignments, splits) -> WordSpeech:
@@ -176,9 +203,13 @@ def _find_words(record: Mapping[str, Any], data, alignments, splits) -> WordSpee
     return load_words(held_out, alignments, splits)
 
 
-def _frames(encoders: Mapping[str, EncoderFeatures], pair: ViewPair) -> dict[str, list[torch.Tensor]]:
-    views = [pair.clean, pair.perturbed]
-    return {name: features(views, [features.layers - 1])[0] for name, features in encoders.items()}
+def _middle(features: EncoderFeatures) -> float:
+    """Of the first frame, seconds."""
+    return features.shortest / 2 / SAMPLE_RATE
+
+
+def _frames(features: EncoderFeatures, pair: ViewPair) -> list[torch.Tensor]:
+    return features([pair.clean, pair.perturbed], [features.layers - 1])[0]
 
 
 def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) -> dict[str, torch.Tensor]:
@@ -186,6 +217,6 @@ def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) ->
     vectors = {}
     for name, features in encoders.items():
         (frames,) = encode(features, words.waveforms, [features.layers - 1])
-        middle = features.shortest / 2 / SAMPLE_RATE  # of the first frame, seconds
-        vectors[name] = torch.cat(mean_pooled(token_frames(frames, words.tokens, 1 / features.frame_seconds, middle)))
+        parts = token_frames(frames, words.tokens, 1 / features.frame_seconds, _middle(features))
+        vectors[name] = torch.cat(mean_pooled(parts))
     return vectors

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..data import BadAudio, PairTransform, Perturbation, decode_audio, find_audio_files, load_speech
+from ..data import BadAudio, PairTransform, decode_audio, find_audio_files, load_speech
 from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
 from ..records import located
 from ..superb.discrimination import SLACK, Token, long_words, read_alignments
+from .alignment import drawn_speed
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,6 @@ DEMO_SPLIT = "heldout"
 WORD_TIMES = ("words.tsv", "alignments.tsv")
 MAX_WORDS, MAX_SPEAKERS = 8, 6  # there are 8 colours and 8 markers
 MIN_LETTERS, MIN_SECONDS = 5, 0.2  # shorter words are mostly function words, whose spoken forms vary
-EPOCHS = 10  # whose draws are looked at
-STREAM_LIMIT = 1000  # utterances of a stream that are searched for one
 _Speech = TypeVar("_Speech")
 
 
@@ -41,7 +40,7 @@ def source_name(source: str | Path) -> str:
 def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> _Speech:
     """`load(source, ...)`; the same from the shipped speech if there is no source, or with a warning if that fails.
 
-    `load` is `load_pair` or `load_words`; `splits` and `name` are used for `source` alone.
+    `load` is `load_pairs` or `load_words`; `splits` and `name` are used for `source` alone.
     """
     if source:
         try:
@@ -54,57 +53,59 @@ def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> 
 
 @dataclass(frozen=True)
 class ViewPair:
-    """An utterance in two views, `(samples,)` float32 at 16 kHz; `change` and `source` are in words."""
+    """An utterance in two views, `(samples,)` float32 at 16 kHz. `change` is what was drawn, in words."""
 
     utterance: str
     clean: torch.Tensor
     perturbed: torch.Tensor
+    speed: float
     change: str
     source: str
 
-    def __str__(self) -> str:
-        return f"{self.utterance} ({self.source})"
 
-
-def load_pair(
+def load_pairs(
     source: str | Path,
-    perturbation: Perturbation,
+    transform: PairTransform,
+    count: int,
     *,
-    seed: int = 0,
     splits: Sequence[str] | None = None,
     name: str | None = None,
     utterance: str | None = None,
-) -> ViewPair:
-    """One utterance in two views. Of the draws of a run's first epochs it has the one that changes the duration most.
+) -> list[ViewPair]:
+    """The pairs of `count` utterances of each split, spread over it as training's held-out ones are.
 
     Args:
-        source, splits, name: as `load_speech` takes them; a dataset of the Hub is streamed.
-        perturbation, seed: of the perturbed view and its draws.
-        utterance: its id, or the last part of it; without one the first of half a second or more.
+        source, splits, name: as `load_speech` takes them; a dataset of the Hub is streamed, from its start.
+        utterance: the id of one more, or the last part of it. Its pair comes first, by default the one whose views
+            differ most in duration.
 
     Raises:
         LaserError: nothing usable at `source`, no such utterance, or it cannot be used.
     """
-    local = Path(source).exists()
-    transform = PairTransform(perturbation, seed, min_seconds=0.1 if utterance else 0.5)
+
+    def is_named(identity: str) -> bool:
+        return utterance in (identity, Path(identity).name)
+
+    local, found = Path(source).exists(), []
     for split in splits or [None]:
         speech = load_speech(source, split, name=name, streaming=not local)
-        for item in speech if local else itertools.islice(speech, STREAM_LIMIT):
-            if utterance is not None and utterance not in (item["id"], Path(item["id"]).name):
-                continue
-            epochs = range(1 if perturbation.keeps_duration else EPOCHS)
-            pairs = [transform.pair(item["id"], item["audio"], epoch) for epoch in epochs]
-            if not pairs[0]["skip"]:
-                pair = max(pairs, key=lambda one: abs(len(one["perturbed"]) - len(one["clean"])))
-                change = perturbation.describe(pair["drawn"])
-                return ViewPair(pair["id"], pair["clean"], pair["perturbed"], change, source_name(source))
-            if utterance is not None:
-                raise LaserError(f"{item['id']} cannot be used: {pairs[0]['skip']}")
-    where = f"{source} ({', '.join(splits)})" if splits else str(source)
-    if utterance is None:
-        raise LaserError(f"{where} holds no utterance of half a second or more that can be decoded")
-    among = "" if local else f" among the first {STREAM_LIMIT} utterances"
-    raise LaserError(f"{where} holds no utterance {utterance!r}{among}; --utterance takes the name of an audio file")
+        if local and count < len(speech):
+            picks = set(torch.linspace(0, len(speech) - 1, count).long().tolist())
+            speech = speech.select(i for i, one in enumerate(speech["id"]) if i in picks or is_named(one))
+        where = Path(source, split) if split and Path(source, split).is_dir() else source
+        for item in itertools.islice(speech, None if local else count):
+            pair = transform.pair(item["id"], item["audio"])
+            if is_named(item["id"]) and pair["skip"]:
+                raise LaserError(f"{item['id']} cannot be used: {pair['skip']}")
+            if not pair["skip"]:
+                about = drawn_speed(pair["drawn"]), transform.perturbation.describe(pair["drawn"]), source_name(where)
+                found.append(ViewPair(pair["id"], pair["clean"], pair["perturbed"], *about))
+    found.sort(key=lambda one: (not is_named(one.utterance), -abs(len(one.perturbed) - len(one.clean))))
+    if not found or (utterance is not None and not is_named(found[0].utterance)):
+        sought = "utterance that can be used" if utterance is None else f"utterance {utterance!r}"
+        among = "" if local else f" among its first {count}"
+        raise LaserError(f"{source} holds no {sought}{among}; --utterance takes the name of an audio file")
+    return found
 
 
 @dataclass(frozen=True)

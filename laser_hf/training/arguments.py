@@ -158,7 +158,7 @@ class LaserTrainingArguments(TrainingArguments):
     collapse_rank_fraction: float = setting(
         0.5, "the same: effective rank below this share of its start", low=0, high=1
     )
-    plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
+    plots: bool = setting(True, "draw loss terms, alignments and words at the end")
     push_to_hub: bool = setting(
         False, "publish the run at the end, with a card without results (laser-hf push adds them later)"
     )

@@ -199,6 +199,7 @@ def _make_record(
             "held_out": portable(data.eval_data),
             "held_out_name": data.eval_name,
             "held_out_split": data.eval_split,
+            "held_out_utterances": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
             "held_out_skipped": trainer.skipped_summary(held_out=True),
         },
         seed=args.seed,

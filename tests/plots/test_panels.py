@@ -1,4 +1,4 @@
-"""Panels of frames: alignment, cosines, and principal components against an eigendecomposition."""
+"""Panels of frames and words: cosines, silhouettes against loops, principal components by eigenvectors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from laser_hf.ops import soft_dtw_alignment
-from laser_hf.plots import alignment_figure, self_similarity_figure, words_figure
-from laser_hf.plots.panels import principal_components, self_similarity
+from laser_hf.plots import self_similarity_figure, silhouette, words_figure
+from laser_hf.plots.panels import principal_components
 from laser_hf.plots.speech import choose_words
 from laser_hf.superb.discrimination import Token
 
@@ -24,62 +23,65 @@ def panels_of(figure):
     return [axis for axis in figure.axes if axis.images]
 
 
-def test_alignment_of_the_first_seconds():
-    """What is drawn is the root of the expected alignment of unit frames, as far as the clean frames shown reach."""
-    views = {"before": (random_frames(50), random_frames(60, 1)), "after": (random_frames(50, 2), random_frames(60, 3))}
-    panels = panels_of(alignment_figure(views, 0.1, 0.5))
-    assert [axis.get_title() for axis in panels] == ["before", "after"]
-    drawn = [torch.as_tensor(axis.images[0].get_array().data) for axis in panels]
-    assert len({one.shape for one in drawn}) == 1
-    for shown, (clean, perturbed) in zip(drawn, views.values(), strict=True):
-        unit = [torch.nn.functional.normalize(view, dim=-1)[None] for view in (clean, perturbed)]
-        expected = soft_dtw_alignment(*unit, gamma=0.5)[0, :30]
-        torch.testing.assert_close(shown, expected.clamp(0, 1).sqrt()[:, : shown.shape[1]])
-        assert (expected[:, shown.shape[1] :].sum(0) <= 0.05).all()
-    rows, columns = drawn[0].shape
-    assert rows == 30
-    assert panels[0].images[0].get_extent() == pytest.approx([0, columns * 0.1, 0, 3.0])
+def cosines(frames):
+    return torch.nn.functional.cosine_similarity(frames[:, None].double(), frames[None].double(), dim=-1)
 
 
-def test_a_view_aligned_with_itself_is_the_diagonal():
-    frames = torch.randn(150, 12, generator=torch.Generator().manual_seed(0))
-    (axis,) = panels_of(alignment_figure({"same": (frames, frames)}, 0.02, 1e-3))
-    drawn = torch.as_tensor(axis.images[0].get_array().data)
-    torch.testing.assert_close(drawn.double(), torch.eye(150, dtype=torch.float64), atol=0.2, rtol=0)
-
-
-def test_cosines_of_all_pairs():
-    frames = random_frames()
-    matrix = self_similarity(frames)
-    assert matrix.dtype == torch.float64
-    torch.testing.assert_close(matrix.diagonal(), torch.ones(40, dtype=torch.float64))
-    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-12)
-    for i, j in ((0, 1), (7, 31), (39, 2)):
-        expected = torch.nn.functional.cosine_similarity(frames[i].double(), frames[j].double(), dim=0)
-        assert matrix[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
-    torch.testing.assert_close(self_similarity(100 * frames.double()), matrix)  # length does not matter
-
-
-def test_panels_share_a_scale_and_name_the_words():
+def test_self_similarity_is_cosines_and_their_change():
     words = [
         Token("u", 0.1, 0.3, "river", "s"),
         Token("u", 0.5, 0.2, "winter", "s"),
         Token("u", 0.9, 5.0, "too late", "s"),
     ]
-    frames = {"before": random_frames(), "after": random_frames(seed=1)}
+    frames = {"before": random_frames(), "after": 100 * random_frames(seed=1)}
     panels = panels_of(self_similarity_figure(frames, 0.02, words))
-    assert [axis.get_title() for axis in panels] == ["before", "after"]
-    limits = {image.get_clim() for axis in panels for image in axis.images}
-    assert limits == {(min(float(self_similarity(one).min()) for one in frames.values()), 1.0)}
-    for axis, one in zip(panels, frames.values(), strict=True):
+    assert [axis.get_title() for axis in panels] == ["before", "after", "change"]
+    before, after, change = (torch.as_tensor(axis.images[0].get_array().data) for axis in panels)
+    torch.testing.assert_close(before, cosines(frames["before"]))
+    torch.testing.assert_close(after, cosines(frames["after"]))
+    torch.testing.assert_close(change, after - before)
+    limits = [axis.images[0].get_clim() for axis in panels]
+    assert limits[:2] == [(min(float(before.min()), float(after.min())), 1.0)] * 2
+    assert limits[2] == (-change.abs().max(), change.abs().max())  # the colour map's middle is no change
+    for axis in panels:
         assert axis.get_xlim() == axis.get_ylim() == pytest.approx((0, 0.8))
-        torch.testing.assert_close(torch.as_tensor(axis.images[0].get_array().data), self_similarity(one))
         (names,) = axis.child_axes
         assert [label.get_text() for label in names.get_xticklabels()] == ["river", "winter"]
         assert names.get_xticks().tolist() == pytest.approx([0.25, 0.6])
     (alone,) = panels_of(self_similarity_figure({"alone": random_frames(500)}, 0.02))
     assert not alone.child_axes
     assert alone.get_xlim() == pytest.approx((0, 3.0))
+
+
+def brute_silhouette(vectors, labels):
+    """Rousseeuw 1987, Eq. 1, on cosine distances, with loops."""
+    distance = 1 - cosines(vectors)
+    values = []
+    for i, label in enumerate(labels):
+        groups = {}
+        for j, other in enumerate(labels):
+            if i != j:
+                groups.setdefault(other, []).append(float(distance[i, j]))
+        means = {name: sum(found) / len(found) for name, found in groups.items()}
+        own = means.pop(label, None)
+        nearest = min(means.values())
+        values.append(0.0 if own is None else (nearest - own) / max(own, nearest))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_silhouette_against_loops(seed):
+    vectors = random_frames(23, seed)
+    labels = [*"abc"[seed:] * 7, "alone", *"b" * 23][:23]
+    assert silhouette(vectors, labels) == pytest.approx(brute_silhouette(vectors, labels), abs=1e-9)
+
+
+def test_silhouette_of_perfect_wrong_and_single_groups():
+    points = torch.eye(2).repeat_interleave(4, 0)
+    assert silhouette(points, list("aaaabbbb")) == pytest.approx(1)
+    assert silhouette(points, list("abababab")) < 0
+    assert silhouette(torch.ones(4, 3), list("aabb")) == 0
+    assert np.isnan(silhouette(points, list("aaaaaaaa")))
 
 
 @pytest.mark.parametrize("shape", [(50, 6), (8, 40), (2, 2)])
@@ -165,22 +167,31 @@ def test_words_of_one_speaker_are_not_shown():
     assert {token.label for token in choose_words(shared + more, speakers=2)} == {"shared"}
 
 
-def test_colours_are_words_and_markers_speakers():
+def test_colours_are_words_and_markers_speakers_in_one_plane():
     tokens = [Token(f"{s}-{w}", 0.0, 1.0, w, s) for s in ("s1", "s2", "s3") for w in ("river", "winter")]
     generator = torch.Generator().manual_seed(0)
     vectors = {name: torch.randn(6, 4, generator=generator) for name in ("before", "after")}
     figure = words_figure(vectors, tokens)
-    for axis, matrix in zip(figure.axes, vectors.values(), strict=True):
-        points, explained = principal_components(matrix)
+    unit = [(one.double() / one.double().norm(dim=1, keepdim=True)).numpy() for one in vectors.values()]
+    centred = np.concatenate([one - one.mean(0) for one in unit])
+    _, singular, basis = np.linalg.svd(centred, full_matrices=False)
+    basis = basis[:2] * np.sign([row[np.abs(row).argmax()] for row in basis[:2]])[:, None]
+    share = 100 * (singular**2 / (singular**2).sum())[0]
+    for axis, one, matrix in zip(figure.axes, unit, vectors.values(), strict=True):
         drawn = np.array([line.get_xydata()[0] for line in axis.lines])
-        np.testing.assert_allclose(drawn, points.numpy())
-        assert f"({100 * explained[0]:.0f} % of the variance)" in axis.get_xlabel()
+        np.testing.assert_allclose(drawn, (one - one.mean(0)) @ basis.T, atol=1e-9)
+        assert axis.get_xlabel() == f"component 1 ({share:.0f} % of the variance)"
+        labels, voices = [token.label for token in tokens], [token.speaker for token in tokens]
+        scores = brute_silhouette(matrix, labels), brute_silhouette(matrix, voices)
+        assert axis.get_title().endswith("silhouette of words {:.3f}, of speakers {:.3f}".format(*scores))
         colours = [to_hex(line.get_color()) for line in axis.lines]
         markers = [line.get_marker() for line in axis.lines]
         assert len(set(colours)) == 2
         assert len(set(markers)) == 3
         assert colours[::2] == colours[:1] * 3
         assert markers[0] == markers[1] != markers[2]
+    before, after = figure.axes
+    assert (before.get_xlim(), before.get_ylim()) == (after.get_xlim(), after.get_ylim())
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["river", "winter", "speaker s1", "speaker s2", "speaker s3"]

@@ -423,7 +423,7 @@ def test_pictures_have_captions_and_the_most_telling_one_comes_first():
     card = render(make_record(), plots=PLOTS)
     shown = re.findall(r"^!\[(.*)\]\((.*)\)\n\n\*(.*)\*$", card, re.MULTILINE)
     assert [path for _, path, _ in shown] == [f"plots/{n}.png" for n in ("words", "alignment", "loss_terms", "own")]
-    assert all(title == caption for title, _, caption in shown)
+    assert all(name == path.removeprefix("plots/") and caption for name, path, caption in shown)
 
 
 def test_converted_checkpoints():

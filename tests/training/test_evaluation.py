@@ -73,7 +73,7 @@ def test_values_are_logged_recorded_and_drawn(with_evaluator):
         assert record["first"][f"eval_{name}"] == {"step": 0, "value": values[0][1][name]}
         assert record["last"][f"eval_{name}"] == {"step": 4, "value": values[-1][1][name]}
     assert "eval_alignments" not in record["recipe"]["data"]
-    assert (folder / "plots" / "discrimination.png").is_file()
+    assert (folder / "plots" / "loss_terms.png").is_file()
 
 
 def test_the_run_is_the_same_without_it(with_evaluator, tiny_encoder, small_tree, tmp_path):

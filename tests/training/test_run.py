@@ -221,6 +221,7 @@ def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_pa
     assert record["data"]["utterances"] == 22
     assert record["data"]["skipped"]["utterances"] == 4
     assert record["data"]["skipped"]["by_kind"] == {"nan": 1, "silent": 1, "too_short": 1, "undecodable": 1}
+    assert record["data"]["held_out_utterances"] == 22
     assert record["data"]["held_out_skipped"]["utterances"] == 4
     assert np.isfinite(record["last"]["eval_loss"]["value"])
     for name in ("1-10-0100", "1-10-0101", "1-10-0102", "1-10-0103"):

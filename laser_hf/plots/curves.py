@@ -1,0 +1,118 @@
+"""Curves of runs: loss terms relative to their start, and statistics of the frames, against updates."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LaserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+History = Sequence[Mapping[str, Any]]
+
+# Title and unit of what is drawn as it is.
+_MEASURES = {
+    "word_ap_across": ("word discrimination across speakers", "average precision (best 1)"),
+    "abx_across": ("ABX-like phone error across speakers", "error (chance 0.5, best 0)"),
+    "abx_within": ("ABX-like phone error within speakers", "error (chance 0.5, best 0)"),
+    "frame_cosine": ("mean pairwise cosine of frames", "cosine"),
+    "effective_rank": ("effective rank of frames", "dimensions"),
+    "grad_norm": ("gradient norm before clipping", "norm"),
+}
+_COLUMNS = 3
+_ALARM = "#CC3311"  # Paul Tol, vibrant red
+
+
+def _series(history: History, key: str) -> tuple[list[int], list[float]]:
+    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def alarm_step(history: History) -> int | None:
+    """The first update at which the collapse monitor warned, or `None`."""
+    fired = (one["step"] for one in history if one.get("eval_collapse") or one.get("collapse"))
+    return min(fired, default=None)
+
+
+def training_figure(
+    runs: Mapping[str, History], terms: Mapping[str, str] | None = None, warm_up: int = 0, held_out: int | None = None
+) -> Figure:
+    """A panel for each loss term, measure of words and phones, and statistic that the logs hold, against updates.
+
+    Total and terms are in percent of their first value: their size is mostly a matter of the random projection head.
+    Training values are pale, held-out ones (`eval_...`) strong. The first collapse alarm of each run is marked.
+
+    Args:
+        runs: log by name of the run.
+        terms: labels of the loss terms, as `Objective.term_labels`.
+        warm_up: updates until the learning rate has its peak, to be marked.
+        held_out: number of held-out pairs, for the legend.
+
+    Raises:
+        LaserError: no history holds a training or held-out loss.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    from ..figures import LINE_COLOURS, new_figure
+
+    labels = {"loss": "total loss", **(terms or {})}
+    labels["loss"] = labels.pop("total", labels["loss"])
+    values = {
+        key: {name: (_series(log, key), _series(log, f"eval_{key}")) for name, log in runs.items()}
+        for key in (*labels, *_MEASURES)
+    }
+    panels = [key for key, found in values.items() if any(steps for pair in found.values() for steps, _ in pair)]
+    if "loss" not in panels:
+        raise LaserError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
+    colours = {name: LINE_COLOURS[index % len(LINE_COLOURS)] for index, name in enumerate(runs)}
+    alarms = {name: step for name, log in runs.items() if (step := alarm_step(log)) is not None}
+    for axis, key in zip(axes.flat, panels, strict=False):
+        relative = key in labels and all(found[0] > 0 for pair in values[key].values() for _, found in pair if found)
+        shown = []
+        for name, pair in values[key].items():
+            for held, (steps, found) in enumerate(pair):
+                if not steps:
+                    continue
+                found = [100 * value / found[0] for value in found] if relative else found
+                shown += found
+                # A single logged line is one point, which needs a marker to be seen.
+                marker = "o" if held else "." if len(steps) == 1 else ""
+                how = {"marker": marker, "markersize": 4} if marker else {}
+                pale = not held and pair[1][0]
+                axis.plot(
+                    steps, found, color=colours[name], alpha=0.45 if pale else 1.0, linewidth=1.5 + 0.3 * held, **how
+                )
+        if key in (*labels, "grad_norm") and 0 < 30 * min(shown) < max(shown):
+            axis.set_yscale("log")
+        if warm_up:
+            axis.axvspan(0, warm_up, color="0.93", zorder=0)
+        for name, step in alarms.items():
+            axis.axvline(step, color=_ALARM if len(runs) == 1 else colours[name], linestyle=":", linewidth=1.6)
+        title, unit = _MEASURES.get(key, (labels.get(key), "% of its start" if relative else "value"))
+        axis.set_title(textwrap.fill(title, 44), fontsize=10)
+        axis.set(xlabel="update", ylabel=unit)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    keys = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours.items() if len(runs) > 1]
+    training_seen, held_seen = (any(pair[i][0] for key in panels for pair in values[key].values()) for i in (0, 1))
+    if training_seen and held_seen:
+        keys.append(Line2D([], [], color="black", alpha=0.45, label="training"))
+    if held_seen:
+        label = "held-out" if held_out is None else f"held-out ({held_out} pairs)"
+        keys.append(Line2D([], [], color="black", marker="o", markersize=4, linewidth=1.8, label=label))
+    if warm_up:
+        keys.append(Patch(color="0.93", label="warm-up"))
+    if alarms:
+        colour = _ALARM if len(runs) == 1 else "black"
+        keys.append(Line2D([], [], color=colour, linestyle=":", linewidth=1.6, label="collapse alarm"))
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(6, len(keys)), fontsize=9, frameon=False)
+    return figure
