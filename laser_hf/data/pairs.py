@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import LaserError
+from ..transfer import read_later
 from .decode import SAMPLE_RATE, BadAudio, decode_audio
 from .perturbation import Perturbation, draw_generator
 
@@ -123,23 +124,32 @@ def complete_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_sample
 
     Pairs whose view cannot be used are skipped, as `PairTransform.pair` skips them.
     """
+    return begin_pairs(pairs, perturbation, min_samples)()
+
+
+def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> Callable[[], list[Pair]]:
+    """Begin with `complete_pairs`; the function returned ends it, and waits if the device has not made the views."""
     if not pairs:
-        return []
+        return list
     try:
         views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
     except BadAudio as error:
-        if len(pairs) == 1:
-            return [_skipped(pairs[0]["id"], error)]
-        return [one for pair in pairs for one in complete_pairs([pair], perturbation, min_samples)]
-    made = []
-    finite = torch.stack([view.isfinite().all() for view in views]).tolist()
-    for pair, view, fine in zip(pairs, views, finite, strict=True):
-        try:
-            _check_view(len(view), fine, pair["drawn"], min_samples)
-            made.append({**pair, "perturbed": view})
-        except BadAudio as error:
-            made.append(_skipped(pair["id"], error))
-    return made
+        skipped = _skipped(pairs[0]["id"], error)
+        alone = [begin_pairs([pair], perturbation, min_samples) for pair in pairs] if len(pairs) > 1 else []
+        return lambda: [one for end in alone for one in end()] or [skipped]
+    finite = read_later(torch.stack([view.isfinite().all() for view in views]))
+
+    def end() -> list[Pair]:
+        made = []
+        for pair, view, fine in zip(pairs, views, finite().tolist(), strict=True):
+            try:
+                _check_view(len(view), fine, pair["drawn"], min_samples)
+                made.append({**pair, "perturbed": view})
+            except BadAudio as error:
+                made.append(_skipped(pair["id"], error))
+        return made
+
+    return end
 
 
 def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

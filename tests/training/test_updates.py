@@ -101,7 +101,7 @@ def test_waveforms_go_to_the_device_and_lengths_stay():
 def test_perturbing_an_update_gives_what_the_workers_make():
     later = [pair(index, clean) for index, (clean, _) in enumerate(LENGTHS)]
     later[2] = PAIRS[2]  # made already
-    completed = add_perturbed_views(later, SpeedPitch())
+    completed = add_perturbed_views(later, SpeedPitch())()
     assert completed[2]["perturbed"] is PAIRS[2]["perturbed"]
     for one, other in zip(completed, later, strict=True):
         if other["perturbed"] is None:
