@@ -111,10 +111,13 @@ class Waits(Counter):
     """How often the program waited, by what and where: `{"item at laser_hf/...:12": 3}`."""
 
     def note(self, what: str) -> None:
-        where = [frame for frame in traceback.extract_stack() if str(TESTS) not in frame.filename]
-        ours = [frame for frame in where if "laser_hf" in frame.filename] or where
-        short = "/".join(Path(ours[-1].filename).parts[-2:])
-        self[f"{what} at {short}:{ours[-1].lineno}"] += 1
+        where = [
+            frame for frame in traceback.extract_stack()
+            if str(TESTS) not in frame.filename and "/torch/" not in frame.filename
+        ]  # fmt: skip
+        places = [[frame for frame in where if part in frame.filename][-1:] for part in ("laser_hf", "")]
+        short = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}" for (frame,) in filter(None, places)]
+        self[f"{what} at {' < '.join(dict.fromkeys(short))}"] += 1
 
 
 class ShadowDevice(TorchDispatchMode):
@@ -401,6 +404,26 @@ def shadow_device(monkeypatch, devices: int = 1):
 
     # Its C++ part makes a new tensor where, for that part, the sequences are: on the CPU.
     monkeypatch.setattr(torch._C._nn, "pad_sequence", padded)
+
+    def grouped(lists, with_indices=False):
+        found = {}
+        for index, tensors in enumerate(zip(*lists, strict=True)):
+            first = next(one for one in tensors if one is not None)
+            group, indices = found.setdefault((first.device, first.dtype), ([[] for _ in lists], []))
+            indices.append(index)
+            for own, one in zip(group, tensors, strict=True):
+                own.append(one)
+        return {key: (group, indices if with_indices else []) for key, (group, indices) in found.items()}
+
+    def group(lists, with_indices=False):
+        longest = max(map(len, lists))
+        filled = grouped([own or [None] * longest for own in lists], with_indices)
+        return {
+            key: ([own if lists[place] else [] for place, own in enumerate(found)], indices)
+            for key, (found, indices) in filled.items()
+        }
+
+    monkeypatch.setattr(torch._C, "_group_tensors_by_device_and_dtype", group)
 
     def cast(self, device_type, *args, **kwargs):
         autocast(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
