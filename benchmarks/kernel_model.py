@@ -1,7 +1,7 @@
 """What Triton's compiler says of the soft-DTW kernels, and a model of their time. It needs no GPU and times nothing.
 
-Every kernel is compiled ahead of time for sm_80, sm_90 and sm_100. ptxas reports registers and spills, Triton the shared
-memory, and the disassembler the instructions of the innermost loop, which is one anti-diagonal of `sweep`. The model:
+Every kernel is compiled ahead of time for sm_80, sm_90 and sm_100. ptxas reports registers and spills, Triton the
+shared memory, and the disassembler the instructions of the innermost loop, one anti-diagonal of `sweep`. The model:
 
 * a step of `sweep` takes `instructions x warps / 4` cycles, as each of the four schedulers of an SM issues one
   instruction a cycle, and `LATENCY` more for the exchange between warps (a barrier and a way through shared memory);
@@ -123,7 +123,7 @@ def model(sweeps: dict[str, int], capability: int, frames: int) -> dict[str, flo
     cycles = sweeps["loop_instructions"] * max(1.0, beside * sweeps["warps"] / 4) + LATENCY
     steps = 2 * (2 * frames - 1)
     cells = PROBLEMS * frames * frames
-    # Bytes of a cell: skew reads and writes 4 each; the sweeps read 4, write 8, read 8, write 4; collect reads 8, writes 4.
+    # Bytes of a cell: skew moves 4 + 4; the sweeps read 4, write 8, read 8, write 4; collect reads 8 and writes 4.
     return {
         "sweep_ms": rounds * steps * cycles / gigahertz / 1e6,
         "traffic_ms": cells * (8 + 24 + 12) / terabytes / 1e9,

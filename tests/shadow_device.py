@@ -231,7 +231,9 @@ class ShadowDevice(TorchDispatchMode):
         """Results on the device; of an operation in place, its argument itself."""
         arguments = func._schema.arguments
         given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
-        written = [given.get(argument.name) for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+        written = [
+            given.get(argument.name) for argument in arguments if argument.alias_info and argument.alias_info.is_write
+        ]
         written = [one for one in tree_flatten(written)[0] if isinstance(one, torch.Tensor)]
 
         def wrap(value):
@@ -292,7 +294,7 @@ class ShadowDevice(TorchDispatchMode):
     # ---- soft-DTW ----
 
     def _soft_dtw(self, func, args, kwargs):
-        """Values from the CPU backend; shapes from the operator's fake; the CUDA backend's own steps without kernels."""
+        """Values from the CPU backend, after the CUDA backend's own steps but for its kernels."""
         self._target(func, "", args, kwargs, [one for one in args if isinstance(one, torch.Tensor)], [args[0]])
         device = args[0].device
         assert "triton" in args, f"{func} on the device with another backend"

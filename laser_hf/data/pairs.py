@@ -35,7 +35,7 @@ class PairTransform:
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
         crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
         min_samples: pairs with a shorter view are skipped; the receptive field of the encoder.
-        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `complete_pairs`.
+        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `begin_pairs`.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -119,16 +119,12 @@ def _check_view(samples: int, finite: bool, drawn: Mapping[str, Any], min_sample
         raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
 
 
-def complete_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> list[Pair]:
-    """The pairs with perturbed views made where the clean ones lie, in one batched call and with one host sync.
-
-    Pairs whose view cannot be used are skipped, as `PairTransform.pair` skips them.
-    """
-    return begin_pairs(pairs, perturbation, min_samples)()
-
-
 def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> Callable[[], list[Pair]]:
-    """Begin with `complete_pairs`; the function returned ends it, and waits if the device has not made the views."""
+    """Begin to make perturbed views where the clean ones lie, in one batched call.
+
+    The function returned gives the complete pairs, and waits if the device is not done. Pairs whose view cannot be used
+    are skipped, as `PairTransform.pair` skips them.
+    """
     if not pairs:
         return list
     try:

@@ -178,10 +178,10 @@ class Equalizer(Perturbation):
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         """`(samples,)` each, on their device; the filters are computed on the CPU and go there in one copy."""
         responses = [self.impulse_response(**one).to(waveforms[0].dtype) for one in drawn]
-        together = [(waveforms, responses)]
-        if waveforms and waveforms[0].device.type == "cpu":  # whose transforms depend on how many there are
-            together = [([waveform], [response]) for waveform, response in zip(waveforms, responses, strict=True)]
-        return [row.clamp(-1, 1) for batch in together for row in _convolve(*batch)]
+        # On the CPU, transforms depend in their last digit on how many there are.
+        size = 1 if waveforms and waveforms[0].device.type == "cpu" else len(waveforms) or 1
+        parts = [slice(first, first + size) for first in range(0, len(waveforms), size)]
+        return [row.clamp(-1, 1) for part in parts for row in _convolve(waveforms[part], responses[part])]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `equaliser of 10 bands`."""
@@ -229,23 +229,17 @@ def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.nda
 
 
 def _convolve(waveforms: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The first `samples` of each convolution, by overlap-save in blocks that suit the length of its response."""
-    out = list(waveforms)
-    sizes = [max(MIN_BLOCK, 2 ** (2 * (len(response) - 1)).bit_length()) for response in responses]
-    for block in sorted(set(sizes)):
-        rows = [row for row, size in enumerate(sizes) if size == block]
-        overlaps = [len(responses[row]) - 1 for row in rows]
-        blocks = []
-        for row, overlap in zip(rows, overlaps, strict=True):
-            samples, step = len(waveforms[row]), block - overlap
-            count = max(1, -(-samples // step))
-            blocks.append(pad(waveforms[row], (overlap, count * step - samples)).unfold(0, block, step))
-        counts = [len(own) for own in blocks]
-        padded = torch.stack([pad(responses[row], (0, block - len(responses[row]))) for row in rows])
-        spectra = torch.fft.rfft(to_device(padded, waveforms[0].device)).split(1)
-        products = torch.fft.rfft(torch.cat(blocks)).split(counts)
-        product = torch.cat([own * spectrum for own, spectrum in zip(products, spectra, strict=True)])
-        found = torch.fft.irfft(product, block).split(counts)
-        for row, overlap, own in zip(rows, overlaps, found, strict=True):
-            out[row] = own[:, overlap:].reshape(-1)[: len(waveforms[row])]
-    return out
+    """The first `samples` of each convolution, by overlap-save in blocks that suit the longest response."""
+    block = max([MIN_BLOCK, *(2 ** (2 * (len(response) - 1)).bit_length() for response in responses)])
+    blocks, overlaps = [], [len(response) - 1 for response in responses]
+    for waveform, overlap in zip(waveforms, overlaps, strict=True):
+        samples, step = len(waveform), block - overlap
+        count = max(1, -(-samples // step))
+        blocks.append(pad(waveform, (overlap, count * step - samples)).unfold(0, block, step))
+    padded = torch.stack([pad(response, (0, block - len(response))) for response in responses])
+    spectra = torch.fft.rfft(to_device(padded, waveforms[0].device)).split(1)
+    counts = [len(own) for own in blocks]
+    products = zip(torch.fft.rfft(torch.cat(blocks)).split(counts), spectra, strict=True)
+    found = torch.fft.irfft(torch.cat([own * spectrum for own, spectrum in products]), block).split(counts)
+    cut = zip(waveforms, overlaps, found, strict=True)
+    return [own[:, overlap:].reshape(-1)[: len(waveform)] for waveform, overlap, own in cut]

@@ -22,7 +22,7 @@ SUPPORTED_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 
 
 def _mask_of_padding(*args: Any, attention_mask: torch.Tensor | None = None, **how: Any) -> torch.Tensor | None:
-    """transformers' mask for SDPA. `SpeechEncoder` passes one only where a frame is padding; to ask for it is a sync."""
+    """The mask of SDPA. `SpeechEncoder` passes one only if there is padding: transformers need not ask the device."""
     how["allow_is_bidirectional_skip"] = attention_mask is None
     return sdpa_mask(*args, attention_mask=attention_mask, **how)
 

@@ -90,7 +90,6 @@ def fix_targets(monkeypatch, targets) -> None:
     """Sinkhorn that hands out given targets, for x and y in turn."""
     in_turn = itertools.cycle(targets)
 
-
     def fixed(*_, used):
         targets = next(in_turn)
         return targets.new_zeros(len(used), targets.shape[1]).masked_scatter(used[:, None], targets)

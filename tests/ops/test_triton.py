@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import kernel_model
 
+from benchmarks import kernel_model
 from laser_hf.ops import SoftDTWBackendError, pick_backend, soft_dtw
 from laser_hf.ops.soft_dtw import api
 

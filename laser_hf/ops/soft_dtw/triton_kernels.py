@@ -23,8 +23,7 @@ from its Gram matrix, and value and gradient of the IDM term.
 
 Sizes change with every micro-batch, so they are not specialised: Triton would compile anew for multiples of 16 and 1.
 
-Expected on an H200, by arithmetic; no GPU has run these kernels yet: with 16 warps a step takes 300 to 500 cycles, so
-two sweeps over 24 problems of 635 x 635, which run at once, 0.5 to 0.8 ms; `skew` and `collect` take 20 to 40 us.
+No GPU has run these kernels yet; `benchmarks.kernel_model` models their time from what the compiler says of them.
 """
 
 from __future__ import annotations
