@@ -26,7 +26,14 @@ RECORDS = ROOT / "docs" / "records"
 BENCHMARKS = ROOT / "benchmarks" / "records"
 EXPERIMENTS = ROOT / "experiments" / "records" / "small_encoder.json"
 PRESETS = ROOT / "laser_hf" / "presets"
-PAGES = ("README.md", "docs/presets.md", "docs/superb.md", "docs/clusters.md", "benchmarks/README.md", "experiments/README.md")
+PAGES = (
+    "README.md",
+    "docs/presets.md",
+    "docs/superb.md",
+    "docs/clusters.md",
+    "benchmarks/README.md",
+    "experiments/README.md",
+)
 
 
 def read(path: Path) -> dict:
@@ -153,7 +160,7 @@ def kernels_table() -> str:
         for one in record["kernels"]
     ]
     header = ["GPU", "kernel", "registers", "spills", "shared memory", "instructions of a step", "model: both sweeps"]
-    note = f"{record['problems']} problems at once, Triton {record['peers']['triton']}. Times are a model; no GPU was used."
+    note = f"{record['problems']} problems at once, Triton {record['peers']['triton']}. Times are a model."
     return table([*header, "model: memory traffic"], rows) + f"\n\n{note}"
 
 
@@ -169,12 +176,13 @@ def memory_table() -> str:
         seconds = [max(0.0, mib - found["mib_besides"]) / found["mib_per_second"] for mib in left]
         rows.append([name, f"{found['mib_per_second']:.0f} MiB", *(f"{one:.0f} s" for one in seconds)])
     header = ["trained", "a second of speech", *(f"{size} GB" for size in record["gpus_gb"])]
-    note = (
-        f"Arithmetic from peaks measured on a CPU in fp32 (HuBERT base, random weights): seconds of speech, both views "
-        f"counted, that fit into a micro-batch beside {weights:.0f} MiB of weights, {state:.0f} MiB of gradients and Adam's "
-        f"moments, and {record['reserved_gb']} GB that are left free. Not yet measured on a GPU, nor in bf16. {measured_on(record)}."
+    notes = (
+        "Arithmetic from peaks measured on a CPU in fp32 (HuBERT base, random weights): seconds of speech, both views",
+        f"counted, that fit into a micro-batch beside {weights:.0f} MiB of weights, {state:.0f} MiB of gradients and",
+        f"Adam's moments, and {record['reserved_gb']} GB that are left free. Not yet measured on a GPU, nor in bf16.",
+        f"{measured_on(record)}.",
     )
-    return table(header, rows) + f"\n\n{note}"
+    return table(header, rows) + f"\n\n{' '.join(notes)}"
 
 
 def perturbation_table() -> str:

@@ -222,7 +222,5 @@ def _cleared(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """`values` `(waveforms, frames, ...)` with zeros from frame `counts[waveform]` on."""
     if min(counts) == values.shape[1]:
         return values
-    behind = (
-        torch.arange(values.shape[1], device=values.device) >= to_device(torch.tensor(counts), values.device)[:, None]
-    )
-    return values.masked_fill(behind[..., None], 0.0)
+    ends = to_device(torch.tensor(counts), values.device)[:, None]
+    return values.masked_fill((torch.arange(values.shape[1], device=values.device) >= ends)[..., None], 0.0)

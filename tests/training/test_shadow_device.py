@@ -16,11 +16,12 @@ from laser_hf.training import LaserTrainer, parse_options, run_training
 
 SPIN = ("--seconds_per_update", "3", "--per_device_train_seconds", "1.5", "--codes", "8")
 OBJECTIVES = {
-    "laser": (),
-    "soft_dtw": (),
-    "score": (),
-    "spin": (*SPIN, "--perturbations", "noise", "equalizer"),
-    "mse_idm": ("--perturbations", "noise", "equalizer"),
+    "laser": ("--objective", "laser"),
+    "released": ("--objective", "laser", "--released", "true"),
+    "soft_dtw": ("--objective", "soft_dtw"),
+    "score": ("--objective", "score"),
+    "spin": (*SPIN, "--objective", "spin", "--perturbations", "noise", "equalizer"),
+    "mse_idm": ("--objective", "mse_idm", "--perturbations", "noise", "equalizer"),
 }
 
 
@@ -73,7 +74,7 @@ def run(monkeypatch, device, argv):
 def short_run(monkeypatch, folder, encoder, speech, noise, objective, *extra):
     """Three updates of two micro-batches, an evaluation and a checkpoint."""
     argv = (
-        "--objective", objective, *OBJECTIVES[objective], "--pairs_per_update", "4", "--max_steps", "3",
+        *OBJECTIVES[objective], "--pairs_per_update", "4", "--max_steps", "3",
         "--per_device_train_batch_size", "2", "--eval_data", str(speech), "--max_eval_samples", "3",
         "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "3", *extra,
     )  # fmt: skip
@@ -123,6 +124,6 @@ def test_on_a_gpu_views_are_made_there_and_the_run_is_that_of_the_cpu(
 
 def test_voice_stays_in_the_worker(monkeypatch, tmp_path, tiny_encoder, small_tree, noise):
     pytest.importorskip("parselmouth")
-    extra = ("--perturbations", "voice", "noise", "--max_steps", "1", "--eval_data", "", "--objective", "mse_idm")
+    extra = ("--perturbations", "voice", "noise", "--max_steps", "1", "--eval_data", "")
     record, *_ = short_run(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, "mse_idm", *extra)
     assert record["perturbed_on"] == "worker"
