@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import make_model
 from shadow_device import ShadowTensor, shadow_device
 
 from laser_hf import LaserLoss
+from laser_hf.encoders import SpeechEncoder
 from laser_hf.transfer import read_later, to_device
 
 WAITS = {
@@ -103,3 +105,21 @@ def test_kernels_are_launched_where_the_frames_are(monkeypatch):
         assert not device.waits
         assert {place for _, place in device.launches} == {1}
         assert device.current == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "stable"),
+    [("hubert", "group", False), ("hubert", "layer", True), ("wavlm", "group", False), ("wav2vec2", "group", False)]
+    + [("wavlm", "layer", True), ("data2vec-audio", "layer", False)],
+)
+def test_no_encoder_waits_in_a_ragged_batch(monkeypatch, kind, norm, stable):
+    encoder = SpeechEncoder(make_model(kind, norm, stable))
+    waveforms, lengths = 0.1 * torch.randn(3, 9000), torch.tensor([9000, 4000, 6500])
+    with torch.no_grad():
+        expected = encoder(waveforms, lengths)
+        with shadow_device(monkeypatch) as device:
+            moved, speech = encoder.to("cuda"), waveforms.to("cuda")
+            device.waits.clear()
+            found = moved(speech, lengths)
+            assert not device.waits
+            torch.testing.assert_close(found.frames.cpu(), expected.frames, rtol=1e-4, atol=1e-5)
