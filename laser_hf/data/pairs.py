@@ -120,30 +120,34 @@ def _check_view(samples: int, finite: bool, drawn: Mapping[str, Any], min_sample
 
 
 def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> Callable[[], list[Pair]]:
-    """Begin to make perturbed views where the clean ones lie, in one batched call.
+    """Begin to make the perturbed views that usable pairs lack, where the clean ones lie, in one batched call.
 
     The function returned gives the complete pairs, and waits if the device is not done. Pairs whose view cannot be used
     are skipped, as `PairTransform.pair` skips them.
     """
-    if not pairs:
-        return list
+    missing = [pair for pair in pairs if pair["perturbed"] is None]
+    if not missing:
+        return lambda: list(pairs)
     try:
-        views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
+        views = perturbation.apply_batch([pair["clean"] for pair in missing], [pair["drawn"] for pair in missing])
     except BadAudio as error:
-        skipped = _skipped(pairs[0]["id"], error)
+        skipped = _skipped(missing[0]["id"], error)
         alone = [begin_pairs([pair], perturbation, min_samples) for pair in pairs] if len(pairs) > 1 else []
         return lambda: [one for end in alone for one in end()] or [skipped]
     finite = read_later(torch.stack([view.isfinite().all() for view in views]))
 
     def end() -> list[Pair]:
-        made = []
-        for pair, view, fine in zip(pairs, views, finite().tolist(), strict=True):
-            try:
-                _check_view(len(view), fine, pair["drawn"], min_samples)
-                made.append({**pair, "perturbed": view})
-            except BadAudio as error:
-                made.append(_skipped(pair["id"], error))
-        return made
+        made, completed = zip(views, finite().tolist(), strict=True), []
+        for pair in pairs:
+            if pair["perturbed"] is None:
+                view, fine = next(made)
+                try:
+                    _check_view(len(view), fine, pair["drawn"], min_samples)
+                    pair = {**pair, "perturbed": view}
+                except BadAudio as error:
+                    pair = _skipped(pair["id"], error)
+            completed.append(pair)
+        return completed
 
     return end
 

@@ -68,8 +68,7 @@ def add_perturbed_views(
 
     The function returned gives the pairs. Raises `LaserError` where there is no perturbation to make the views.
     """
-    missing = [pair for pair in pairs if pair["perturbed"] is None]
-    if not missing:
+    if all(pair["perturbed"] is not None for pair in pairs):
         return lambda: list(pairs)
     if perturbation is None:
         raise LaserError(
@@ -77,13 +76,7 @@ def add_perturbed_views(
             "no attribute `perturbation` to make it with; PairDataset has one"
         )
     with record_function("perturb"):
-        end = begin_pairs(missing, perturbation, min_samples)
-
-    def complete() -> list[Pair]:
-        made = iter(end())
-        return [next(made) if pair["perturbed"] is None else pair for pair in pairs]
-
-    return complete
+        return begin_pairs(pairs, perturbation, min_samples)
 
 
 def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
