@@ -177,7 +177,8 @@ def memory_table() -> str:
         rows.append([name, f"{found['mib_per_second']:.0f} MiB", *(f"{one:.0f} s" for one in seconds)])
     header = ["trained", "a second of speech", *(f"{size} GB" for size in record["gpus_gb"])]
     notes = (
-        "Arithmetic from peaks measured on a CPU in fp32 (HuBERT base, random weights): seconds of speech, both views",
+        "Arithmetic, far beyond what was measured: peaks of micro-batches of 10 to 38 s of speech, in utterances of at",
+        "most 20 s, on a CPU in fp32 (HuBERT base, random weights). The columns are seconds of speech, both views",
         f"counted, that fit into a micro-batch beside {weights:.0f} MiB of weights, {state:.0f} MiB of gradients and",
         f"Adam's moments, and {record['reserved_gb']} GB that are left free. Not yet measured on a GPU, nor in bf16.",
         f"{measured_on(record)}.",
