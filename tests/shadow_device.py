@@ -444,6 +444,16 @@ def shadow_device(monkeypatch, devices: int = 1):
     monkeypatch.setattr(torch.autocast, "__init__", cast)
     # Else a parameter would be filled with what is in the moved one, and lose its class.
     monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    module_to = torch.nn.Module.to
+
+    def moved_module(self, *args, **kwargs):
+        place, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        if dtype is None and all(one.device == device.placed(place) for one in tensors):
+            return self  # an optimiser may hold its parameters already
+        return module_to(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", moved_module)
     only_cpu = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
