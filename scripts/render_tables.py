@@ -26,7 +26,14 @@ RECORDS = ROOT / "docs" / "records"
 BENCHMARKS = ROOT / "benchmarks" / "records"
 EXPERIMENTS = ROOT / "experiments" / "records" / "small_encoder.json"
 PRESETS = ROOT / "laser_hf" / "presets"
-PAGES = ("README.md", "docs/presets.md", "docs/superb.md", "benchmarks/README.md", "experiments/README.md")
+PAGES = (
+    "README.md",
+    "docs/presets.md",
+    "docs/superb.md",
+    "docs/clusters.md",
+    "benchmarks/README.md",
+    "experiments/README.md",
+)
 
 
 def read(path: Path) -> dict:
@@ -166,6 +173,49 @@ def epoch_table() -> str:
     return "\n".join(steps) + f"\n\nNot in it: {record['prediction']['not_in_it']}. {measured_on(record)}."
 
 
+def kernels_table() -> str:
+    """What the compiler says of the CUDA kernels, and the model of their time."""
+    record = read(BENCHMARKS / "kernel_model-none.json")
+    rows = [
+        [
+            one["gpu"],
+            one["kernel"] + (f", {one['frames']} frames" if "frames" in one else ""),
+            str(one["registers"]),
+            f"{one['spill_stores'] + one['spill_loads']} bytes",
+            f"{one['shared_bytes'] / 1024:.0f} KiB",
+            str(one["loop_instructions"] or "no loop"),
+            f"{one['sweep_ms']:.2f} ms" if "sweep_ms" in one else "",
+            f"{one['traffic_ms']:.2f} ms" if "traffic_ms" in one else "",
+        ]
+        for one in record["kernels"]
+    ]
+    header = ["GPU", "kernel", "registers", "spills", "shared memory", "instructions of a step", "model: both sweeps"]
+    note = f"{record['problems']} problems at once, Triton {record['peers']['triton']}. Times are a model."
+    return table([*header, "model: memory traffic"], rows) + f"\n\n{note}"
+
+
+def memory_table() -> str:
+    """Peak of a micro-batch, and what fits on a GPU by arithmetic."""
+    record = read(BENCHMARKS / "memory-hubert-base-cpu.json")
+    weights = 4 * record["parameters"] / 2**20
+    # Top two layers: gradients and two moments of Adam in fp32 for 2 of 12 layers, 14 of 94 million parameters.
+    state = 3 * 4 * 14.2e6 / 2**20
+    rows = []
+    for name, found in record["variants"].items():
+        left = [(size * 1e9 - record["reserved_gb"] * 1e9) / 2**20 - weights - state for size in record["gpus_gb"]]
+        seconds = [max(0.0, mib - found["mib_besides"]) / found["mib_per_second"] for mib in left]
+        rows.append([name, f"{found['mib_per_second']:.0f} MiB", *(f"{one:.0f} s" for one in seconds)])
+    header = ["trained", "a second of speech", *(f"{size} GB" for size in record["gpus_gb"])]
+    notes = (
+        "Arithmetic, far beyond what was measured: peaks of micro-batches of 10 to 38 s of speech, in utterances of at",
+        "most 20 s, on a CPU in fp32 (HuBERT base, random weights). The columns are seconds of speech, both views",
+        f"counted, that fit into a micro-batch beside {weights:.0f} MiB of weights, {state:.0f} MiB of gradients and",
+        f"Adam's moments, and {record['reserved_gb']} GB that are left free. Not yet measured on a GPU, nor in bf16.",
+        f"{measured_on(record)}.",
+    )
+    return table(header, rows) + f"\n\n{' '.join(notes)}"
+
+
 def perturbation_table() -> str:
     """Pitch shift against torchaudio."""
     record = read(BENCHMARKS / "perturbation-cpu.json")
@@ -278,6 +328,8 @@ TABLES = {
     "update": update_table,
     "epoch": epoch_table,
     "perturbation": perturbation_table,
+    "kernels": kernels_table,
+    "memory": memory_table,
     "matching": matching_table,
     "presets": presets_table,
     "experiments-collapse": experiment("collapse"),

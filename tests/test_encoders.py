@@ -163,6 +163,26 @@ def test_batch_statistics_stay_those_of_the_checkpoint():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
 
 
+def test_the_exact_group_norm_makes_no_copy_of_a_frozen_front_end():
+    encoder = SpeechEncoder(make_model())
+    norm = encoder.model.feature_extractor.conv_layers[0].layer_norm
+    seen = []
+    norm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    waveforms, lengths = 0.1 * torch.randn(2, 9000), torch.tensor([9000, 4000])
+    with_gradients = encoder(waveforms, lengths).frames  # the front-end is trained: its input must stay
+    before, after = seen.pop()
+    assert before.data_ptr() != after.data_ptr()
+    encoder.freeze_except(2)
+    assert torch.equal(encoder(waveforms, lengths).frames, with_gradients)
+    before, after = seen.pop()
+    assert before.data_ptr() == after.data_ptr()
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(waveforms, lengths)
+    before, after = seen.pop()
+    assert after.shape == before.shape
+    assert after[1, :, (4000 - 10) // 5 + 1 :].abs().max() == 0
+
+
 def test_two_encoders_around_one_model_are_both_exact():
     model = make_model()
     first, second = SpeechEncoder(model), SpeechEncoder(model)

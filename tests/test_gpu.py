@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -137,3 +138,45 @@ def test_a_run(tiny_encoder, small_tree, tmp_path, precision):
     assert record["hardware"]["gpus"]
     assert json.loads((tmp_path / "laser_config.json").read_text())["updates"] == 3
     assert torch.isfinite(torch.tensor(record["last"]["eval_loss"]["value"]))
+
+
+def test_the_loss_on_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    x = unit_frames(2, 40, 16, seed=1).float()
+    lengths = torch.tensor([40, 9])
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        leaf = x.to(device).requires_grad_()
+        LaserLoss()(leaf, lengths, leaf.detach(), lengths)["total"].sum().backward()
+        found.append(leaf.grad.cpu())
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("objective", ["laser", "spin"])
+def test_an_update_waits_once(tiny_encoder, small_tree, tmp_path, monkeypatch, objective):
+    """As on the shadow device of `tests/training/test_shadow_device.py`, by PyTorch's own count."""
+    pytest.importorskip("datasets")
+    from laser_hf.training import LaserTrainer, parse_options, run_training
+
+    step = LaserTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        torch.cuda.set_sync_debug_mode("warn" if self.state.global_step == 2 else "default")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaserTrainer, "training_step", training_step)
+    arguments = [
+        "--preset", "demo", "--model_name_or_path", str(tiny_encoder), "--train_data", str(small_tree),
+        "--eval_data", "", "--output_dir", str(tmp_path), "--max_steps", "4", "--report_to", "none",
+        "--plots", "false", "--projection_dim", "8", "--logging_steps", "100", "--save_strategy", "no",
+        "--objective", objective, *(("--perturbations", "equalizer") if objective == "spin" else ()),
+    ]  # fmt: skip
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run_training(parse_options(arguments))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
+    assert len(waits) <= 1, [f"{one.filename}:{one.lineno}" for one in waits]

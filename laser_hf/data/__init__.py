@@ -12,7 +12,7 @@ from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table
 from .noise import Noise
 from .pair_sets import PairDataset, PairStream, keep_decoded
-from .pairs import PairTransform, SkipLog, complete_pairs, pad_pairs
+from .pairs import PairTransform, SkipLog, begin_pairs, pad_pairs
 from .perturbation import Compose, Perturbation, draw_generator
 from .resampling import resample
 from .speaker import Equalizer, Voice
@@ -22,7 +22,7 @@ from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, spee
 __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
-    "build_perturbation", "complete_pairs", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation",
+    "begin_pairs", "build_perturbation", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation",
     "keep_decoded", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table",
     "resample", "source_digest", "speed", "speed_batch",
 ]  # fmt: skip

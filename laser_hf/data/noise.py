@@ -11,6 +11,7 @@ import torch
 
 from ..errors import LaserError
 from ..plugins import NOISE_ROBUST_BIBTEX, NOISE_ROBUST_PAPER, Option
+from ..transfer import to_device
 from .decode import BadAudio, decode_audio
 from .files import files_digest, find_audio_files
 from .perturbation import Perturbation
@@ -66,13 +67,26 @@ class Noise(Perturbation):
         return {"file": file, "start": start, "snr": self.snrs[int(rng.integers(len(self.snrs)))]}
 
     def apply(self, waveform: torch.Tensor, *, file: str, start: float, snr: float) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`, on the device of `waveform`; the noise is cut on the CPU."""
-        speech_power = float(waveform.double().square().mean()) if len(waveform) else 0.0
-        if speech_power == 0:
-            return waveform.clone()
-        noise = _cut(self._recording(file), start, len(waveform))
-        scale = (speech_power / float(noise.double().square().mean()) / 10 ** (snr / 10)) ** 0.5
-        return waveform + (scale * noise.double()).to(waveform)
+        """`(samples,)` to `(samples,)`; see `apply_batch`."""
+        return self.apply_batch([waveform], [{"file": file, "start": start, "snr": snr}])[0]
+
+    def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+        """`(samples,)` each, on their device; the noise is cut on the CPU and goes there in one copy."""
+        if not waveforms:
+            return []
+        lengths = [len(waveform) for waveform in waveforms]
+        cuts = [_cut(self._recording(one["file"]), one["start"], n) for one, n in zip(drawn, lengths, strict=True)]
+        ratios = torch.tensor([10 ** (one["snr"] / 10) for one in drawn], dtype=torch.float64)
+        noise_power = torch.stack([cut.double().square().sum() for cut in cuts])
+        device, dtype = waveforms[0].device, waveforms[0].dtype
+        noises = to_device(torch.cat(cuts), device).split(lengths)
+        speech_power = torch.stack([waveform.double().square().sum() for waveform in waveforms])
+        # Silent speech stays as it is.
+        scales = (speech_power / to_device(noise_power.clamp(min=torch.finfo().tiny) * ratios, device)).sqrt()
+        return [
+            waveform + (scale * noise.double()).to(dtype)
+            for waveform, scale, noise in zip(waveforms, scales, noises, strict=True)
+        ]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `street.flac at 10 dB`."""
@@ -102,7 +116,7 @@ def _cut(recording: torch.Tensor, start: float, samples: int) -> torch.Tensor:
     """`samples` from the fraction `start` on, wrapping around at the end, not all of them zero."""
     places = int(start * len(recording)) + torch.arange(samples)
     cut = recording[places % len(recording)]
-    if not cut.any():
+    if samples and not cut.any():
         until_sound = ((torch.nonzero(recording)[:, 0] - places[0]) % len(recording)).min()
         cut = recording[(places + until_sound) % len(recording)]
     return cut

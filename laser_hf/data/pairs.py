@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import LaserError
+from ..transfer import read_later
 from .decode import SAMPLE_RATE, BadAudio, decode_audio
 from .perturbation import Perturbation, draw_generator
 
@@ -46,7 +47,7 @@ class PairTransform:
         max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
         crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
         min_samples: pairs with a shorter view are skipped; the receptive field of the encoder.
-        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `complete_pairs`.
+        perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `begin_pairs`.
 
     Raises:
         LaserError: the limits contradict each other.
@@ -133,30 +134,39 @@ def _check_view(samples: int, finite: bool, drawn: Mapping[str, Any], min_sample
         raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
 
 
-def complete_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> list[Pair]:
-    """The pairs with perturbed views made where the clean ones lie, in one batched call and with one host sync.
+def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> Callable[[], list[Pair]]:
+    """Begin to make the perturbed views that usable pairs lack, where the clean ones lie, in one batched call.
 
-    Pairs whose view cannot be used are skipped, as `PairTransform.pair` skips them.
+    The function returned gives the complete pairs, and waits if the device is not done. Pairs whose view cannot be used
+    are skipped, as `PairTransform.pair` skips them.
     """
-    if not pairs:
-        return []
+    missing = [pair for pair in pairs if pair["perturbed"] is None]
+    if not missing:
+        return lambda: list(pairs)
     try:
-        longest = max(pairs, key=lambda pair: len(pair["clean"]))["id"]
+        longest = max(missing, key=lambda pair: len(pair["clean"]))["id"]
         with in_memory(f"an update whose longest utterance is {longest}"):
-            views = perturbation.apply_batch([pair["clean"] for pair in pairs], [pair["drawn"] for pair in pairs])
+            views = perturbation.apply_batch([pair["clean"] for pair in missing], [pair["drawn"] for pair in missing])
     except BadAudio as error:
-        if len(pairs) == 1:
-            return [_skipped(pairs[0]["id"], error)]
-        return [one for pair in pairs for one in complete_pairs([pair], perturbation, min_samples)]
-    made = []
-    finite = torch.stack([view.isfinite().all() for view in views]).tolist()
-    for pair, view, fine in zip(pairs, views, finite, strict=True):
-        try:
-            _check_view(len(view), fine, pair["drawn"], min_samples)
-            made.append({**pair, "perturbed": view})
-        except BadAudio as error:
-            made.append(_skipped(pair["id"], error))
-    return made
+        skipped = _skipped(missing[0]["id"], error)
+        alone = [begin_pairs([pair], perturbation, min_samples) for pair in pairs] if len(pairs) > 1 else []
+        return lambda: [one for end in alone for one in end()] or [skipped]
+    finite = read_later(torch.stack([view.isfinite().all() for view in views]))
+
+    def end() -> list[Pair]:
+        made, completed = zip(views, finite().tolist(), strict=True), []
+        for pair in pairs:
+            if pair["perturbed"] is None:
+                view, fine = next(made)
+                try:
+                    _check_view(len(view), fine, pair["drawn"], min_samples)
+                    pair = {**pair, "perturbed": view}
+                except BadAudio as error:
+                    pair = _skipped(pair["id"], error)
+            completed.append(pair)
+        return completed
+
+    return end
 
 
 def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

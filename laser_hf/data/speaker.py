@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from torchaudio.functional import lfilter
 
 from ..errors import LaserError
 from ..plugins import Option
+from ..transfer import to_device
 from .decode import SAMPLE_RATE
 from .files import read_table
 from .perturbation import Perturbation
@@ -103,7 +105,7 @@ class Voice(Perturbation):
         if not np.isfinite(changed).all():
             return waveform.clone()
         changed = torch.from_numpy(changed[: len(waveform)]).to(waveform.dtype)
-        return torch.nn.functional.pad(changed, (0, len(waveform) - len(changed)))
+        return pad(changed, (0, len(waveform) - len(changed)))
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `formants x 1.2, pitch x 0.8, pitch range x 1.1`."""
@@ -170,8 +172,16 @@ class Equalizer(Perturbation):
         return {"gains": gains, "qualities": (Q_LOW * (Q_HIGH / Q_LOW) ** rng.random(bands)).tolist()}
 
     def apply(self, waveform: torch.Tensor, *, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`, on the device of `waveform`."""
-        return _convolve(waveform, self.impulse_response(gains, qualities).to(waveform)).clamp(-1, 1)
+        """`(samples,)` to `(samples,)`; see `apply_batch`."""
+        return self.apply_batch([waveform], [{"gains": gains, "qualities": qualities}])[0]
+
+    def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+        """`(samples,)` each, on their device; the filters are computed on the CPU and go there in one copy."""
+        responses = [self.impulse_response(**one).to(waveforms[0].dtype) for one in drawn]
+        # On the CPU, transforms depend in their last digit on how many there are.
+        size = 1 if waveforms and waveforms[0].device.type == "cpu" else len(waveforms) or 1
+        parts = [slice(first, first + size) for first in range(0, len(waveforms), size)]
+        return [row.clamp(-1, 1) for part in parts for row in _convolve(waveforms[part], responses[part])]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `equaliser of 10 bands`."""
@@ -218,12 +228,18 @@ def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.nda
     return np.array(numerator) / denominator[0], np.array(denominator) / denominator[0]
 
 
-def _convolve(waveform: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """The first `samples` of the convolution, by overlap-save in blocks that suit the length of the response."""
-    samples, overlap = len(waveform), len(response) - 1
-    block = max(MIN_BLOCK, 2 ** (2 * overlap).bit_length())
-    step = block - overlap
-    count = max(1, -(-samples // step))
-    blocks = torch.nn.functional.pad(waveform, (overlap, count * step - samples)).unfold(0, block, step)
-    product = torch.fft.rfft(blocks) * torch.fft.rfft(response, block)
-    return torch.fft.irfft(product, block)[:, overlap:].reshape(-1)[:samples]
+def _convolve(waveforms: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The first `samples` of each convolution, by overlap-save in blocks that suit the longest response."""
+    block = max([MIN_BLOCK, *(2 ** (2 * (len(response) - 1)).bit_length() for response in responses)])
+    blocks, overlaps = [], [len(response) - 1 for response in responses]
+    for waveform, overlap in zip(waveforms, overlaps, strict=True):
+        samples, step = len(waveform), block - overlap
+        count = max(1, -(-samples // step))
+        blocks.append(pad(waveform, (overlap, count * step - samples)).unfold(0, block, step))
+    padded = torch.stack([pad(response, (0, block - len(response))) for response in responses])
+    spectra = torch.fft.rfft(to_device(padded, waveforms[0].device)).split(1)
+    counts = [len(own) for own in blocks]
+    products = zip(torch.fft.rfft(torch.cat(blocks)).split(counts), spectra, strict=True)
+    found = torch.fft.irfft(torch.cat([own * spectrum for own, spectrum in products]), block).split(counts)
+    cut = zip(waveforms, overlaps, found, strict=True)
+    return [own[:, overlap:].reshape(-1)[: len(waveform)] for waveform, overlap, own in cut]

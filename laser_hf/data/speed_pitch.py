@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ..plugins import Option
+from ..transfer import to_device
 from .decode import SAMPLE_RATE
 from .perturbation import Perturbation
 from .resampling import resample, resampled_length
@@ -184,8 +185,8 @@ def _phase_vocoder(
     position = pad_sequence(positions, batch_first=True)
     first_row = torch.arange(waveforms)[:, None] * (frames + 2)
     sought = (position.long() + first_row).reshape(-1), ((position + 1).long() + first_row).reshape(-1)
-    rows = [index.to(spectrum.device, non_blocking=True) for index in sought]
-    weight = (position % 1.0)[..., None].to(spectrum.device, non_blocking=True)
+    rows = [to_device(index, spectrum.device) for index in sought]
+    weight = to_device(position % 1.0, spectrum.device)[..., None]
 
     def before_and_after(values: torch.Tensor) -> list[torch.Tensor]:
         values = pad(_cleared(values, counts), (0, 0, 0, 2)).reshape(
@@ -221,5 +222,5 @@ def _cleared(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """`values` `(waveforms, frames, ...)` with zeros from frame `counts[waveform]` on."""
     if min(counts) == values.shape[1]:
         return values
-    inside = torch.arange(values.shape[1]) < torch.tensor(counts)[:, None]
-    return values.masked_fill(~inside[..., None].to(values.device, non_blocking=True), 0.0)
+    ends = to_device(torch.tensor(counts), values.device)[:, None]
+    return values.masked_fill((torch.arange(values.shape[1], device=values.device) >= ends)[..., None], 0.0)

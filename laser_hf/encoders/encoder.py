@@ -10,12 +10,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from ..errors import LaserError
+from ..transfer import to_device
 
 SAMPLE_RATE = 16_000
 SUPPORTED_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+
+
+def _mask_of_padding(*args: Any, attention_mask: torch.Tensor | None = None, **how: Any) -> torch.Tensor | None:
+    """The mask of SDPA. `SpeechEncoder` passes one only if there is padding: transformers need not ask the device."""
+    how["allow_is_bidirectional_skip"] = attention_mask is None
+    return sdpa_mask(*args, attention_mask=attention_mask, **how)
+
+
+SDPA = "laser_hf_sdpa"
+AttentionInterface.register(SDPA, sdpa_attention_forward)
+AttentionMaskInterface.register(SDPA, _mask_of_padding)
 
 
 @dataclass
@@ -73,13 +87,16 @@ class _UtteranceGroupNorm(nn.GroupNorm):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.valid is None or min(self.valid) == hidden.shape[-1]:
             return super().forward(hidden)
-        utterances = []
-        for utterance, valid in zip(hidden, self.valid, strict=True):
-            normalised = nn.functional.group_norm(
-                utterance[None, :, :valid], self.num_groups, self.weight, self.bias, self.eps
+        # The largest tensor of an update. Without a gradient it is overwritten, and one utterance at a time is copied.
+        out = None if hidden.requires_grad or self.weight.requires_grad else hidden
+        for row, valid in enumerate(self.valid):
+            own = nn.functional.group_norm(
+                hidden[row : row + 1, :, :valid], self.num_groups, self.weight, self.bias, self.eps
             )
-            utterances.append(nn.functional.pad(normalised, (0, hidden.shape[-1] - valid)))
-        return torch.cat(utterances)
+            if out is None or out.dtype != own.dtype:  # autocast normalises in float32
+                out = torch.empty_like(hidden, dtype=own.dtype)
+            out[row, :, :valid], out[row, :, valid:] = own[0], 0.0
+        return out
 
 
 def _use_utterance_statistics(model: PreTrainedModel) -> _UtteranceGroupNorm | None:
@@ -123,6 +140,8 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         check_supported(model.config.to_dict(), model.config.name_or_path or type(model).__name__)
         self.model = model
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(SDPA)
         self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
         self.do_normalize = do_normalize
         self.revision = revision
@@ -192,7 +211,7 @@ class SpeechEncoder(nn.Module):
             )
         frames = self.frame_lengths(lengths)
         index = torch.arange(int(frames.max()), device=waveforms.device)
-        lengths, frames = (count.to(waveforms.device, non_blocking=True) for count in (lengths, frames))
+        lengths, frames = to_device(torch.stack((lengths, frames)), waveforms.device)
         inside = torch.arange(longest, device=waveforms.device) < lengths.unsqueeze(1)
         waveforms = waveforms[:, :longest].masked_fill(~inside, 0.0)
         if self.do_normalize:

@@ -116,8 +116,8 @@ class Objective(Plugin, nn.Module):
             torch.full((len(view),), view.shape[1]) if lengths is None else torch.as_tensor(lengths)
             for view, lengths in ((x, lengths_x), (y, lengths_y))
         )
-        # Without a host sync as long as the lengths are on the CPU.
-        if x.shape[1] != y.shape[1] or (m is not n and (m != n.to(m.device)).any()):
+        seen = m.device.type == n.device.type == "cpu"  # reading them elsewhere is a host sync
+        if x.shape[1] != y.shape[1] or (seen and not torch.equal(m, n)):
             raise ValueError(
                 f"the two views must have equally many frames, got {m.tolist()} of {x.shape[1]} and {n.tolist()} of "
                 f"{y.shape[1]}; {self.title or type(self).__name__} needs perturbations that keep the duration"

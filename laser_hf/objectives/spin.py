@@ -21,8 +21,10 @@ def several_processes(group: dist.ProcessGroup | None = None) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def _logsumexp_of_codes(log_q: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    own = torch.logsumexp(log_q, dim=0)
+def _logsumexp_of_codes(
+    log_q: torch.Tensor, used: torch.Tensor | None, group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    own = torch.logsumexp(log_q if used is None else log_q.masked_fill(~used.unsqueeze(1), -torch.inf), dim=0)
     if not several_processes(group):
         return own
     largest = own.clone()
@@ -34,7 +36,11 @@ def _logsumexp_of_codes(log_q: torch.Tensor, group: dist.ProcessGroup | None) ->
 
 @torch.no_grad()
 def sinkhorn(
-    scores: torch.Tensor, epsilon: float, iterations: int, group: dist.ProcessGroup | None = None
+    scores: torch.Tensor,
+    epsilon: float,
+    iterations: int,
+    group: dist.ProcessGroup | None = None,
+    used: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Distribution over codes of each frame, such that all frames together use all codes nearly alike.
 
@@ -53,6 +59,7 @@ def sinkhorn(
         epsilon: smoothing, in units of the scores; the assignment becomes one-hot as it goes to 0.
         iterations: how often both steps are repeated; codes are exactly balanced only in the limit.
         group: processes that share the frames; `None` for all.
+        used: bool `(frames,)`: the others are padding, and get zeros; `None` for all.
 
     Returns:
         `(frames, codes)` in the dtype of `scores`, rows of sum 1, without graph.
@@ -63,8 +70,8 @@ def sinkhorn(
     check_tensor("scores", scores, "(frames, codes)", 2)
     log_q = scores / EPSILON.check(epsilon)
     for _ in range(ITERATIONS.check(iterations)):
-        log_q = (log_q - _logsumexp_of_codes(log_q, group)).log_softmax(dim=1)
-    return log_q.exp()
+        log_q = (log_q - _logsumexp_of_codes(log_q, used, group)).log_softmax(dim=1)
+    return log_q.exp() if used is None else log_q.exp().masked_fill(~used.unsqueeze(1), 0.0)
 
 
 class SpinLoss(Objective):
@@ -144,30 +151,34 @@ class SpinLoss(Objective):
                 f"x must have shape (batch, frames, {self.codebook.in_features}), the dimension of the codebook, got "
                 f"{tuple(x.shape)}"
             )
+        # Padding is masked: to take the frames in use by a boolean index would be a host sync.
         valid = frames_in_use(m, x.shape[1])
+        used = valid.flatten()
         codebook = self.codebook.weight.to(x.dtype)
         if not self.training:
             codebook = nn.functional.normalize(codebook, dim=1)
-        scores_x, scores_y = (nn.functional.linear(view[valid], codebook) for view in (x, y))
-        targets_x, targets_y = (sinkhorn(scores, self.epsilon, self.iterations) for scores in (scores_x, scores_y))
+        scores_x, scores_y = (
+            nn.functional.linear(view.masked_fill(~valid.unsqueeze(2), 0.0).flatten(0, 1), codebook) for view in (x, y)
+        )
+        targets_x, targets_y = (
+            sinkhorn(scores, self.epsilon, self.iterations, used=used) for scores in (scores_x, scores_y)
+        )
         swapped_x, swapped_y = (
-            _sum_per_pair(-(targets * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1), valid)
+            -(targets * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1).reshape(valid.shape).sum(dim=1)
             for scores, targets in ((scores_x, targets_y), (scores_y, targets_x))
         )
-        in_targets, nearest = _perplexities(torch.cat((targets_x, targets_y)), torch.cat((scores_x, scores_y)))
+        both = torch.cat((targets_x, targets_y)), torch.cat((scores_x, scores_y)), torch.cat((used, used))
+        in_targets, nearest = _perplexities(*both)
         values = (0.5 * (swapped_x + swapped_y), swapped_x, swapped_y, in_targets * m, nearest * m)
         return dict(zip(self.term_names, values, strict=True))
 
 
-def _sum_per_pair(per_frame: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    return per_frame.new_zeros(valid.shape).masked_scatter(valid, per_frame).sum(dim=1)
-
-
 @torch.no_grad()
-def _perplexities(targets: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def _perplexities(targets: torch.Tensor, scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     """Effective numbers of codes in the targets and among the nearest codes, over all processes: `(2,)`."""
-    nearest = torch.bincount(scores.argmax(dim=1), minlength=scores.shape[1])
-    counts = torch.stack((targets.sum(dim=0), nearest.to(targets.dtype)))
+    codes = torch.arange(scores.shape[1], device=scores.device)
+    nearest = (scores.argmax(dim=1, keepdim=True) == codes) & used.unsqueeze(1)
+    counts = torch.stack((targets.sum(dim=0), nearest.sum(dim=0).to(targets.dtype)))
     if several_processes():
         dist.all_reduce(counts)
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1.0)

@@ -78,11 +78,12 @@ class DataArguments:
         "longer ones are left out (of a stream: on the way, so that updates get smaller); default: none, as the paper",
         above=0,
     )
-    perturb_on: str = option(
-        "worker",
+    perturb_on: str = setting(
+        "auto",
         "where perturbed views are made, with the same draws: worker (processes that load the data) or device (of the "
-        "model, a whole update at once: a GPU does not wait for CPU cores)",
-        choices=["worker", "device"],
+        "model, a whole update at once); auto: on a GPU if all perturbations can (not voice), so that it waits for no "
+        "CPU core",
+        choices=["auto", "worker", "device"],
     )
     cache_decoded: str | None = setting(
         None,
@@ -151,7 +152,9 @@ class LaserTrainingArguments(TrainingArguments):
     save_total_limit: int | None = setting(2, "checkpoints kept", low=1)
     report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none")
     disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
-    dataloader_num_workers: int = setting(2, "processes that decode and perturb", low=0)
+    dataloader_num_workers: int | None = setting(
+        None, "processes that decode and perturb, for each GPU; default: its share of the cores, at most 8", low=0
+    )
     collapse_cosine_fraction: float = setting(
         0.5, "collapse alarm: share of the way to 1 that the frames' mean cosine has covered", low=0, high=1
     )
@@ -184,6 +187,10 @@ class LaserTrainingArguments(TrainingArguments):
             if os.environ.get(name, "").lower() in ("true", "1"):
                 raise ValueError(f"{name} is set: FSDP and DeepSpeed are not taken, because {DDP}")
         check_values(self)
+        if self.dataloader_num_workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self.dataloader_num_workers = min(8, max(1, cores // local))
         if self.output_dir == "":
             raise ValueError("--output_dir is empty; give the folder for this run's files")
         if self.eval_strategy not in ("steps", "no"):

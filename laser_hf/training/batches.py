@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -17,11 +17,12 @@ import torch
 from torch.profiler import record_function
 from transformers import PretrainedConfig
 
-from ..data import Perturbation, complete_pairs, draw_generator, pad_pairs
+from ..data import Perturbation, begin_pairs, draw_generator, pad_pairs
 from ..data.pairs import in_memory
 from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
 from ..objectives import Objective
+from ..transfer import to_device
 
 Batch = dict[str, Any]
 Pair = Mapping[str, Any]
@@ -50,7 +51,7 @@ def pack(pairs: Sequence[Pair | None]) -> Update:
 
 def unpack(update: Update, device: torch.device | str) -> list[Pair]:
     """The pairs, skipped ones included, with waveforms on `device`; the copy from pinned memory does not block."""
-    samples, used, pairs = update["samples"].to(device, non_blocking=True), 0, []
+    samples, used, pairs = to_device(update["samples"], torch.device(device)), 0, []
     for packed in update["pairs"]:
         pair = dict(packed)
         for view in VIEWS:
@@ -61,22 +62,22 @@ def unpack(update: Update, device: torch.device | str) -> list[Pair]:
 
 
 @torch.no_grad()
-def add_perturbed_views(pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400) -> list[Pair]:
-    """The usable pairs with the perturbed views that are missing, see `complete_pairs`; some may be skipped after all.
+def add_perturbed_views(
+    pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400
+) -> Callable[[], list[Pair]]:
+    """Begin to make the perturbed views that usable pairs lack, see `begin_pairs`; some may be skipped after all.
 
-    Raises `LaserError` where there is no perturbation to make them.
+    The function returned gives the pairs. Raises `LaserError` where there is no perturbation to make the views.
     """
-    missing = [pair for pair in pairs if pair["perturbed"] is None]
-    if not missing:
-        return list(pairs)
+    if all(pair["perturbed"] is not None for pair in pairs):
+        return lambda: list(pairs)
     if perturbation is None:
         raise LaserError(
             "the pairs come without their perturbed view (PairTransform with perturb=False), and the training set has "
             "no attribute `perturbation` to make it with; PairDataset has one"
         )
     with record_function("perturb"):
-        made = iter(complete_pairs(missing, perturbation, min_samples))
-    return [next(made) if pair["perturbed"] is None else pair for pair in pairs]
+        return begin_pairs(pairs, perturbation, min_samples)
 
 
 def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
@@ -132,7 +133,7 @@ def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> t
     clean, perturbed = (torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
     waveforms, lengths = (clean, perturbed), (batch["clean_lengths"], batch["perturbed_lengths"])
     if swap is not None:
-        on_device = swap.to(clean.device, non_blocking=True).unsqueeze(1)
+        on_device = to_device(swap, clean.device).unsqueeze(1)
         waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
         lengths = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
     return torch.cat(waveforms), torch.cat(lengths)

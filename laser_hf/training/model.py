@@ -137,8 +137,8 @@ def pair_terms(
         # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
         output = model(waveforms, lengths.tolist())
     frames = core.frames_of(lengths)
-    (x, y), (m, n) = output["projected"].split(count), output["lengths"].split(count)
-    longest_x, longest_y = (int(part.max()) for part in frames.split(count))
+    (x, y), (m, n) = output["projected"].split(count), frames.split(count)  # the loss checks lengths on the CPU
+    longest_x, longest_y = int(m.max()), int(n.max())
     with record_function(f"{about}loss"):
         terms = core.objective(x[:, :longest_x], m, y[:, :longest_y], n)
     return terms, x, frames.tolist()

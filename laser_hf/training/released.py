@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..encoders import receptive_field
+from ..transfer import to_device
 from .model import AlignmentModel
 
 
@@ -37,11 +38,11 @@ class ReleasedModel(AlignmentModel):
         frames = waveforms.new_zeros(len(lengths), int(kept.max()), self.encoder.hidden_size)
         pairs = len(lengths) // 2
         for pair in range(pairs):
-            rows = torch.tensor([pair, pair + pairs])
+            rows = slice(pair, None, pairs)  # both views
             encoded = self._encode(waveforms[rows, : int(lengths[rows].max())], lengths[rows])
-            for row, output in zip(rows.tolist(), encoded, strict=True):
+            for row, output in zip((pair, pair + pairs), encoded, strict=True):
                 frames[row, : kept[row]] = output[: kept[row]]
-        return {"projected": self.head(frames), "frames": frames.detach(), "lengths": kept.to(waveforms.device)}
+        return {"projected": self.head(frames), "frames": frames.detach(), "lengths": to_device(kept, waveforms.device)}
 
     def _encode(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         config, samples = self.encoder.config, waveforms.shape[1]
@@ -51,7 +52,7 @@ class ReleasedModel(AlignmentModel):
         # transformers counts frames by the samples of the mask: as many as give `valid` frames.
         hop = math.prod(config.conv_stride)
         shown = (receptive_field(config) + hop * (valid - 1)).unsqueeze(1)
-        mask = (torch.arange(samples) < shown).long().to(waveforms.device)
+        mask = (torch.arange(samples, device=waveforms.device) < to_device(shown, waveforms.device)).long()
         return self.encoder.model(waveforms, attention_mask=mask).last_hidden_state
 
 

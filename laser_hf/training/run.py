@@ -213,6 +213,7 @@ def _make_record(
         processed_hours=own_state["processed_seconds"] / 3600,
         processes=args.world_size,
         precision=PRECISIONS[args.mixed_precision],
+        perturbed_on=data.perturb_on,
         continued_from=recipe.get("continued_from"),
         collapse={"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
         first=_summary(reversed(history)),

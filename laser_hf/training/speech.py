@@ -43,6 +43,8 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     values = {dest: value for choice in options.perturbations for dest, value in choice.values.items()}
     perturbation = build_perturbation([choice.name for choice in options.perturbations], values)
 
+    if data.perturb_on == "auto":  # what runs is recorded
+        data.perturb_on = "device" if perturbation.batched and args.device.type == "cuda" else "worker"
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
 
     def transform() -> PairTransform:

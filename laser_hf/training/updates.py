@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ from ..encoders import receptive_field
 from ..errors import LaserError
 from ..objectives import Objective
 from ..records import write_json
-from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
+from .batches import Batch, Pair, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
@@ -40,9 +40,11 @@ class UpdateTrainer(Trainer):
     skip_log: SkipLog
     micro_batches: int  # of a full update, on each process
     losses: list[tuple[list[str], torch.Tensor]]  # of the update that is made
-    units: int | torch.Tensor  # pairs (or frames) of it, over all processes
+    units: int  # pairs (or frames) of it, on this process
     resumed_at: int = 0  # updates made before this start
     _sampler: UpdateSampler | None = None
+    _items: Iterator[Update] = iter(())  # updates to come, of this epoch
+    _ahead: dict[str, Any] | None = None  # the next one, begun
 
     @property
     def objective(self) -> Objective:
@@ -75,6 +77,7 @@ class UpdateTrainer(Trainer):
         return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
 
     def _run_epoch(self, **kwargs):
+        self._ahead = None
         if self._sampler is not None:  # a stream counts its epochs itself
             self._sampler.set_epoch(kwargs["epoch"])
             if hasattr(self.train_dataset, "set_epoch"):
@@ -84,11 +87,28 @@ class UpdateTrainer(Trainer):
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs  # already on the device, with lengths on the CPU
 
-    def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
-        """Micro-batches on the device, with both views."""
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As the Trainer's: one update; that of the last look ahead if there was one."""
+        self._items = epoch_iterator
+        if self._ahead is None:
+            self._look_ahead()
+        item, self._ahead = self._ahead, None
+        return [] if item is None else [item], None
+
+    def _look_ahead(self) -> None:
+        """Begin the next update: its views are then made, and known to be usable, before anything waits for them."""
+        item = next(self._items, None)
+        self._ahead = item and {**item, "complete": self._begin(item, self.train_dataset)}
+
+    def _begin(self, update: Update, dataset) -> Callable[[], list[Pair]]:
+        """Begin to move the usable pairs to the device and to make their views there."""
         usable = [pair for pair in unpack(update, self.args.device) if not pair["skip"]]
         shortest = receptive_field(self.model.encoder.config)
-        pairs = add_perturbed_views(usable, getattr(dataset, "perturbation", None), shortest)
+        return add_perturbed_views(usable, getattr(dataset, "perturbation", None), shortest)
+
+    def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
+        """Micro-batches on the device, with both views."""
+        pairs = (update.get("complete") or self._begin(update, dataset))()
         skip_log.update((pair["id"], pair["skip"]) for pair in [*update["pairs"], *pairs] if pair["skip"])
         return cut_by_length([pair for pair in pairs if not pair["skip"]], count)
 
@@ -108,8 +128,6 @@ class UpdateTrainer(Trainer):
         self.units = sum(map(self._units, batches))
         # Filled on the device: a copy from the CPU would be a host sync.
         units = sum_over_processes(torch.full((), self.units, device=self.args.device), self.args.device)
-        if self.args.world_size > 1:
-            self.units = units
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
             last = batch is batches[-1]
@@ -118,6 +136,8 @@ class UpdateTrainer(Trainer):
             with exchange, named, record_function("micro_batch"):
                 loss += super().training_step(model, batch, units)
         self.window.draw()
+        if self.state.global_step + 1 < self.args.max_steps:
+            self._look_ahead()  # while the device computes
         return loss
 
     def compute_loss(self, model, inputs: Batch, return_outputs=False, num_items_in_batch=None):
@@ -141,18 +161,21 @@ class UpdateTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         # The Trainer's last call before the optimiser steps, with or without clipping.
         norm = super()._get_grad_norm(model, grad_norm)
-        self._check_finite(norm)
-        if not self.args.fp16 and not int(self.units):  # no pair: momentum and weight decay would move the weights
+        units = self._check_finite(norm)
+        if not self.args.fp16 and not units:  # no pair: momentum and weight decay would move the weights
             self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _check_finite(self, gradient_norm: torch.Tensor | float) -> None:
-        """Stop before the optimiser steps, once the state before this update is saved; one host sync per update."""
+    def _check_finite(self, gradient_norm: torch.Tensor | float) -> int:
+        """Stop before the optimiser steps, once the state before this update is saved; one host sync per update.
+
+        Returns the pairs (or frames) of the update, over all processes.
+        """
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        found = find_non_finite(self.losses, norm, self.args.device)
+        found, units = find_non_finite(self.losses, norm, self.args.device, self.units)
         if found is None:
-            return
+            return units
         self._check_weights()
         what, ids, losses = found
         step = self.state.global_step
@@ -190,25 +213,28 @@ class NonFiniteLossError(LaserError):
 
 
 def find_non_finite(
-    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device
-) -> tuple[str, list[str], dict[str, float]] | None:
-    """What is not finite in an update on any process, each of which calls it, or `None`; one host sync if all is well.
+    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device, units: int = 1
+) -> tuple[tuple[str, list[str], dict[str, float]] | None, int]:
+    """What is not finite in an update on any process, each of which calls it; one host sync if all is well.
 
     Args:
         losses: of the micro-batches of this process.
         gradient_norm: a scalar on `device`; `None` if it does not matter.
         device: where processes communicate.
+        units: pairs (or frames) of this process.
 
     Returns:
-        "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses that are not
-        finite by utterance.
+        `None`, or "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses
+        that are not finite by utterance; and the sum of `units` over the processes.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:
         found.append(torch.isfinite(gradient_norm))
-    if sum_over_processes((~torch.stack(found).all()).to(torch.int64), device).item() == 0:
-        return None
+    own = torch.stack(((~torch.stack(found).all()).to(torch.int64), torch.full((), units, device=found[0].device)))
+    wrong, units = sum_over_processes(own, device).tolist()
+    if not wrong:
+        return None, units
     everywhere = from_all_processes([pair for ids, total in losses for pair in zip(ids, total.tolist(), strict=True)])
     values = dict(pair for process in everywhere for pair in process)
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    return ("loss", list(bad), bad) if bad else ("gradient", list(values), bad)
+    return ("loss" if bad else "gradient", list(bad or values), bad), units

@@ -18,7 +18,7 @@ from laser_hf.data import (
     Perturbation,
     SkipLog,
     SpeedPitch,
-    complete_pairs,
+    begin_pairs,
     decode_audio,
     draw_generator,
     load_speech,
@@ -215,11 +215,11 @@ def test_what_cannot_be_perturbed_is_skipped_alike_in_workers_and_on_the_device(
     assert kinds == ["too_long", "nan", "empty", "too_short", "", "nan", ""]
     device = PairTransform(ByName(), perturb=False)
     for some in (names, names[1:], names[:1], names[-1:]):
-        made = complete_pairs([device.pair(name, audio) for name in some], device.perturbation)
+        made = begin_pairs([device.pair(name, audio) for name in some], device.perturbation)()
         for one, other in zip(made, worker[-len(some) :] if some != ["r"] else worker[:1], strict=True):
             assert one["skip"] == other["skip"]
             assert one["skip"] or same(one, other)
-    assert complete_pairs([], device.perturbation) == []
+    assert begin_pairs([], device.perturbation)() == []
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_an_utterance_without_memory_for_it_is_named(libri, error):
         PairTransform(perturbation).pair(row["id"], row["audio"])
     pair = PairTransform(perturbation, perturb=False).pair(row["id"], row["audio"])
     with pytest.raises(LaserError, match=f"longest utterance is 30-40-0000 {advice}"):
-        complete_pairs([pair], perturbation)
+        begin_pairs([pair], perturbation)
 
 
 def test_views_shorter_than_the_receptive_field_are_skipped(speech):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -294,8 +295,16 @@ def test_what_belongs_to_the_recipe(tmp_path):
         "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "seed", "data_seed",
         "bf16", "fp16", "seconds_per_update", "per_device_train_seconds", "coupled_weight_decay", "released",
     }  # fmt: skip
-    assert {"train_data", "streaming", "min_seconds", "perturb_on"} <= set(recipe["data"])
-    assert not [name for name in recipe["data"] if name.startswith(("eval_", "max_eval", "cache_"))]
+    assert {"train_data", "streaming", "min_seconds"} <= set(recipe["data"])
+    assert not [name for name in recipe["data"] if name.startswith(("eval_", "max_eval", "cache_", "perturb_on"))]
+
+
+@pytest.mark.parametrize(("cores", "local", "workers"), [(2, 1, 2), (1, 1, 1), (16, 1, 8), (16, 4, 4), (4, 8, 1)])
+def test_workers_share_the_cores(tmp_path, monkeypatch, cores, local, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    assert parse(output=tmp_path).training.dataloader_num_workers == workers
+    assert parse("--dataloader_num_workers", "0", output=tmp_path).training.dataloader_num_workers == 0
 
 
 def test_a_folder_of_ones_own_does_not_get_the_split_of_the_preset(tmp_path):

@@ -25,6 +25,7 @@ from laser_hf.training.batches import (
     stack_views,
     unpack,
 )
+from laser_hf.training.model import pair_terms
 
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout"), 0.0)
 
@@ -101,7 +102,7 @@ def test_waveforms_go_to_the_device_and_lengths_stay():
 def test_perturbing_an_update_gives_what_the_workers_make():
     later = [pair(index, clean) for index, (clean, _) in enumerate(LENGTHS)]
     later[2] = PAIRS[2]  # made already
-    completed = add_perturbed_views(later, SpeedPitch())
+    completed = add_perturbed_views(later, SpeedPitch())()
     assert completed[2]["perturbed"] is PAIRS[2]["perturbed"]
     for one, other in zip(completed, later, strict=True):
         if other["perturbed"] is None:
@@ -222,6 +223,46 @@ def test_activation_checkpointing_changes_no_gradient(kwargs, tmp_path, monkeypa
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({}, id="base"),
+        pytest.param({"norm": "layer", "stable": True}, id="large"),
+        pytest.param({"norm": "layer", "stable": True, "conv_bias": True, "num_hidden_layers": 5}, id="xlarge"),
+        pytest.param({"kind": "wavlm"}, id="wavlm-base"),
+        pytest.param({"kind": "wavlm", "norm": "layer", "stable": True}, id="wavlm-large"),
+    ],
+)
+def test_checkpointing_with_the_layer_norm_in_front_of_all_layers(flags):
+    """Of every architecture, at a small width: the same loss and gradients, and every layer computed twice."""
+    found = []
+    for checkpointing in (False, True):
+        encoder = SpeechEncoder(make_model(**flags, layerdrop=0.0, apply_spec_augment=False, **NO_DROPOUT))
+        encoder.freeze_except(2, encoder_layer_norm=True)
+        torch.manual_seed(0)
+        model = AlignmentModel(encoder, 8)
+        model.objective = LaserLoss()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.train()
+        calls = []
+        for layer in encoder.model.encoder.layers:
+            layer.feed_forward.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        terms, _, _ = pair_terms(model, model, pad_pairs(PAIRS[:3]))
+        terms["total"].sum().backward()
+        gradients_of = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        assert "encoder.model.encoder.layer_norm.weight" in gradients_of
+        found.append((terms["total"].detach(), gradients_of, len(calls)))
+    (loss, expected, once), (own_loss, own, twice) = found
+    assert torch.equal(loss, own_loss)
+    assert own.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(own[name], value, rtol=0, atol=0, msg=name)
+    # With a stable LayerNorm that stands behind the last layer, only trained layers have a gradient.
+    assert once == encoder.num_layers
+    assert twice == once + (2 if flags.get("stable") else once)
 
 
 def test_micro_batches_give_loss_and_gradients_of_the_whole_update(tmp_path, monkeypatch):

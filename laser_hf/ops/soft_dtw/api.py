@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...transfer import to_device
 from . import IDM, operators
 from .reference import ReferenceSoftDTW
 
@@ -92,7 +93,7 @@ def check_lengths(lengths: Counts, batch: int, longest: int, device: torch.devic
     seen = lengths.device.type == "cpu" and batch and not torch.compiler.is_compiling()
     if seen and (lengths.min() < 1 or lengths.max() > longest):
         raise ValueError(f"{name} must lie between 1 and {longest}, got {lengths.tolist()}")
-    return lengths.to(device=device, dtype=torch.int64)
+    return to_device(lengths.to(torch.int64), device)
 
 
 def frames_in_use(lengths: Tensor, longest: int) -> Tensor:

@@ -29,7 +29,8 @@ def soft_dtw(
     cost: Tensor, lengths_x: Tensor, lengths_y: Tensor, gamma: float, backend: str, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Values `(batch,)`, and expected alignments like `cost` (empty without `with_gradient`)."""
-    return _module(backend).soft_dtw(cost, lengths_x, lengths_y, gamma, with_gradient)
+    with torch.cuda.device_of(cost):  # Triton launches on the current device
+        return _module(backend).soft_dtw(cost, lengths_x, lengths_y, gamma, with_gradient)
 
 
 @soft_dtw.register_fake
@@ -56,7 +57,8 @@ soft_dtw.register_autograd(_soft_dtw_backward, setup_context=_keep_alignment)
 
 def _pair_terms(x, y, lengths_x, lengths_y, gamma, with_idm, sigma, margin, squared, backend, weights) -> PairTerms:
     idm = IDM(sigma, margin, squared) if with_idm else None
-    return _module(backend).pair_terms(x, y, lengths_x, lengths_y, gamma, idm, weights)
+    with torch.cuda.device_of(x):
+        return _module(backend).pair_terms(x, y, lengths_x, lengths_y, gamma, idm, weights)
 
 
 @torch.library.custom_op("laser_hf::pair_terms", mutates_args=())

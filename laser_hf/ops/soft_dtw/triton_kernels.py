@@ -21,8 +21,9 @@ lane. `skew` therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array
 `collect` moves the result back. Both are parallel passes over tiles, and both also do the element-wise work: the cost
 from its Gram matrix, and value and gradient of the IDM term.
 
-Expected on an H200, by arithmetic; no GPU has run these kernels yet: with 16 warps a step takes 300 to 500 cycles, so
-two sweeps over 24 problems of 635 x 635, which run at once, 0.5 to 0.8 ms; `skew` and `collect` take 20 to 40 us.
+Sizes change with every micro-batch, so they are not specialised: Triton would compile anew for multiples of 16 and 1.
+
+No GPU has run these kernels yet; `benchmarks.kernel_model` models their time from what the compiler says of them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _cost(gram, squares_x, squares_y, problem, i, j, inside, M, N, a, first_symm
     return cost
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "first_symmetric"])
 def skew(
     gram, squares_x, squares_y, lengths_x, lengths_y, powers, M, N, a, scale, first_symmetric,
     NORMS: tl.constexpr, TILE: tl.constexpr,
@@ -75,7 +76,7 @@ def skew(
     tl.store(place, -scale * cost, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N"])
 def sweep(
     powers, share_diagonal, share_up, border, border_back, lengths_x, lengths_y, result_mantissa, result_exponent,
     M, N, BLOCK: tl.constexpr, STRIPS: tl.constexpr, BACKWARD: tl.constexpr, STAGES: tl.constexpr,
@@ -191,7 +192,7 @@ def sweep(
             tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "first_symmetric", "sigma"])
 def collect(
     aligned, gram, squares_x, squares_y, lengths_x, lengths_y, weights, idm_weights, out, idm_sums, M, N, a,
     first_symmetric, sigma, margin,
