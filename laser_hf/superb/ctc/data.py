@@ -23,12 +23,9 @@ from ...data import BadAudio, decode_audio
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
 from ..frame_store import FrameStore
-from .task import CtcTask, UnusableText
+from .task import LISTED, CtcTask, UnusableText
 
 logger = logging.getLogger(__name__)
-
-LISTED = 50
-"""Skipped utterances, and unknown words, that a record lists by name; all of them are counted."""
 
 
 @dataclass
@@ -53,6 +50,7 @@ class Split(torch.utils.data.Dataset):
     speech: Any  # data set with `id`, `audio` and `text`
     utterances: list[Utterance]
     skipped: list[Utterance]
+    usable: int  # of the whole split, of which `utterances` may be a part
     unknown: Counter[str] = field(default_factory=Counter)  # units without a label
     store: FrameStore | None = None  # hidden states; without it, waveforms are encoded each time
 
@@ -90,6 +88,7 @@ class Split(torch.utils.data.Dataset):
         words = Counter(word for entry in self.skipped for word in entry.words)
         skipped: dict[str, Any] = {
             "utterances": len(self.skipped),
+            "share": round(len(self.skipped) / (len(self.skipped) + self.usable), 4),
             "by_kind": dict(sorted(Counter(entry.reason.partition(":")[0] for entry in self.skipped).items())),
             "listed": {entry.id: entry.reason for entry in self.skipped[:LISTED]},
         }
@@ -127,7 +126,7 @@ def read_split(
         looks = pool.map(look, range(len(speech)))
         found = list(tqdm(looks, total=len(speech), desc=f"reading {name}", disable=not progress, mininterval=1))
     usable = [utterance for utterance in found if not utterance.reason]
-    split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason])
+    split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason], len(usable))
     if split.skipped:
         counts = split.counts()["skipped"]
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts["by_kind"].items())

@@ -57,6 +57,10 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
         command.finish(command.folder, record)
     if command.main:
         logger.info("Everything is in %s", command.folder.path)
+        for split in command.splits:
+            if (skipped := split.counts()["skipped"])["share"] >= 0.02:
+                what = f"{skipped['utterances']} utterances of {split.name} are skipped: {skipped['by_kind']}"
+                print(f"Note: {skipped['share']:.0%} of the data is not measured. {what}")
         for metric in record["metrics"]:
             spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
             print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({command.protocol})")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .heads import CtcHead
 
 
+LISTED = 50
+"""Skipped utterances, and words that the lexicon lacks, that a record lists by name; all of them are counted."""
+
+
 def value(default: Any, text: str, **bounds: Any) -> Any:
     """A value of a recipe: its default, help, and bounds as `Option` has them."""
     return field(default=default, metadata={"help": text, **bounds})

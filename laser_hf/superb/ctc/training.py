@@ -93,15 +93,15 @@ class CtcTrainer(Trainer):
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        if not torch.isfinite(torch.as_tensor(norm)):
-            # No step, as in S3PRL: Adam passes over parameters without a gradient.
-            logger.warning("update %d left out: its gradient is not finite", self.state.global_step + 1)
+        if torch.isnan(torch.as_tensor(norm)):
+            # No step, as in S3PRL, which steps for an infinite norm: Adam passes over parameters without a gradient.
+            logger.warning("update %d left out: its gradient is not a number", self.state.global_step + 1)
             self.log({"left_out": 1})
             model.zero_grad(set_to_none=True)
         return norm
 
     def left_out(self) -> int:
-        """Updates without a step because their gradient was not finite, over all starts."""
+        """Updates without a step because their gradient was not a number, over all starts."""
         return sum(entry.get("left_out", 0) for entry in self.state.log_history)
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class CtcTrainer(Trainer):
         if self.state.best_metric is None:
             self.state.best_metric = self.task.FIRST_BEST
         if self.left_out() == self.state.global_step:
-            raise LaserError(f"no gradient of {self.left_out()} updates was finite: is the encoder?")
+            raise LaserError(f"no gradient of {self.left_out()} updates was a number: is the encoder finite?")
         decoded, loss = self.decode(self.eval_dataset)
         metrics = {f"eval_{name}": value for name, value in {**self.task.metrics(decoded), "loss": loss}.items()}
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
