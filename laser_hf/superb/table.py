@@ -39,9 +39,14 @@ QUICK_TITLES = {
     "cer": "CER, %",
     "per": "PER, %",
     "mean_average_precision": "QbE mean average precision",
+    "perturbed_mean_average_precision": "QbE mean average precision, perturbed queries",
+    "perturbed_word_ap_across": "word discrimination AP, perturbed words",
+    "view_distance": "distance of a word from its perturbed copy",
     "word_ap_across": "word discrimination AP, across speakers",
     "abx_across": "ABX-like error, across speakers",
     "abx_within": "ABX-like error, within speakers",
+    "accuracy": "speaker identification, %",
+    "last_layer_accuracy": "speaker identification on the last layer, %",
 }
 _QUICK_NOTE = "Comparable down a column at most: the same task, metric and split. Layer: the one of the record."
 _NOTE = "Empty: no published value found, or not measured. † quoted as the paper's, not checked in its table."

@@ -103,6 +103,8 @@ class AsrRecipe(Recipe):
     """CTC on characters: two bidirectional LSTM layers, SpecAugment on the weighted sum."""
 
     halve_above_samples: int = value(2_000, "up to this length (samples) twice batch_size are a batch", low=0)
+    decay: float = value(0.0, "share of the updates, the last ones, in which the rate falls to 0", low=0, high=1)
+    stack: int = value(1, "successive frames that the head takes as one", low=1)
     lstm_size: int = value(1024, "units of an LSTM, per direction", low=1)
     lstm_layers: int = value(2, "bidirectional LSTM layers", low=1)
     dropout: float = value(0.2, "after each LSTM layer", low=0, high=0.95)
@@ -122,7 +124,7 @@ class PrRecipe(Recipe):
 
     max_steps: int = value(100_000, "updates", low=1)
     eval_steps: int = value(1_000, "updates between two decodings of the dev split, which choose the head", low=1)
-    learning_rate: float = value(5e-4, "of Adam, constant (S3PRL's file has 1e-2: too high)", above=0)
+    learning_rate: float = value(5e-4, "of Adam, constant; of several the best on dev counts", above=0)
     projection_size: int = value(256, "dimension between the two linear layers", low=1)
     halve_above_samples: int = value(300_000, "a batch that starts with a longer utterance (samples) is halved", low=0)
     batches_per_update: int = value(2, "gradient accumulation", low=1)
@@ -180,7 +182,7 @@ class Asr(CtcTask):
 
         augment = SpecAugment(**{entry.name: getattr(values, entry.name) for entry in dataclasses.fields(SpecAugment)})
         sizes = (values.projection_size, values.lstm_size, values.lstm_layers, values.dropout)
-        return CtcHead(layers, LstmHead(dim, len(cls.LABELS), *sizes), augment)
+        return CtcHead(layers, LstmHead(dim * values.stack, len(cls.LABELS), *sizes), augment, values.stack)
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
         references = [self.written(item.reference) for item in decoded]

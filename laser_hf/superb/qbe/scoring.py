@@ -34,6 +34,8 @@ DIGITS = 4
 """Decimals of a written score. The official scorer sees no others, so term-weighted values are taken from these."""
 PRIMARY = {"quick": ("mean_average_precision", "subset"), "superb": ("mtwv", "superb")}
 """Metric and trials that a protocol reports."""
+PERTURBED = "perturbed_mean_average_precision"
+"""Name of the mean over views of the mean average precision with perturbed queries."""
 
 
 @dataclass(frozen=True)
