@@ -1,4 +1,4 @@
-"""Downstream tasks after SUPERB (Yang et al., 2021) on any encoder: `python -m laser_hf.superb TASK`.
+"""Downstream tasks after SUPERB (Yang et al., 2021) on any encoder: `laser-hf superb TASK`.
 
 A task is a module or a class with `HELP`, `add_arguments(parser)` and `run(arguments)`. Shipped ones have a name; your
 own are given by import path, as `package.module` or `package.module:Class`.

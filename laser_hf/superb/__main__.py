@@ -1,4 +1,4 @@
-"""`python -m laser_hf.superb TASK ...`: run one downstream task and write its record."""
+"""`laser-hf superb TASK ...`: run one downstream task and write its record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import cli
 from ..errors import LaserError
 from . import TASKS, find_task
 
-PROGRAM = "python -m laser_hf.superb"
+PROGRAM = "laser-hf superb"
 INPUTS = ("model", "data", "dev_data", "alignments", "lexicon")
 """Options of the tasks that name what is read."""
 

@@ -40,7 +40,7 @@ PLOT = "accuracy.png"
 ROLES = ("train", "dev", "test")
 OPTIONS = (
     Option("per_speaker", 25, "utterances of each speaker, spread evenly over the sorted ones", low=5),
-    Option("seconds", 2.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
+    Option("seconds", 1.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
     Option("max_steps", 2000, "updates", low=1),
     Option("eval_steps", 100, "updates between two looks at dev", low=1),
     Option("learning_rate", 1e-3, "of Adam, constant (S3PRL's file has 1e-4, for 200,000 updates)", above=0),
@@ -178,7 +178,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     split = "+".join(arguments.split or ["all"])
 
     def entry(name: str, found: dict[str, float], role: str = "test", **more: Any) -> dict[str, Any]:
-        return {"metric": name, "value": found[role], "unit": "percent", "split": f"{split} ({role})", **more}
+        return {
+            "metric": name,
+            "value": found[role],
+            "unit": "percent",
+            "split": split if role == "test" else role,
+            **more,
+        }
 
     metrics = [entry("accuracy", weighted), entry("last_layer_accuracy", alone[-1]), entry("accuracy", weighted, "dev")]
     metrics += [entry("layer_accuracy", found, layer=layer) for layer, found in enumerate(alone)]

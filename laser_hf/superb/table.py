@@ -1,4 +1,4 @@
-"""`python -m laser_hf.superb table`: the LASER paper's tables, published values beside measured ones.
+"""`laser-hf superb table`: the LASER paper's tables, published values beside measured ones.
 
 Rows are an encoder and what was done to it. Published values come from `published.json` with their sources, measured
 ones from records. A cell without a number stays empty. Numbers of protocol "quick" have a table of their own and never
@@ -45,6 +45,8 @@ QUICK_TITLES = {
     "word_ap_across": "word discrimination AP, across speakers",
     "abx_across": "ABX-like error, across speakers",
     "abx_within": "ABX-like error, within speakers",
+    "zerospeech_abx_across": "triphone ABX error, across speakers",
+    "zerospeech_abx_within": "triphone ABX error, within speakers",
     "accuracy": "speaker identification, %",
     "last_layer_accuracy": "speaker identification on the last layer, %",
 }

@@ -51,7 +51,7 @@ def test_a_task_of_ones_own_by_import_path(package, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("transcribe", "unknown task 'transcribe'; shipped are asr, pr, qbe, discrimination, table"),
+        ("transcribe", "unknown task 'transcribe'; shipped are asr, pr, qbe, discrimination, sid, table"),
         ("no.such", "cannot import the task 'no.such'.*PYTHONPATH"),
         ("own_tasks.letters:None_such", "cannot import the task"),
         ("own_tasks", "unknown task"),
@@ -74,7 +74,7 @@ def test_every_shipped_task_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
-    assert f"laser_hf.superb {name}" in capsys.readouterr().out
+    assert f"laser-hf superb {name}" in capsys.readouterr().out
 
 
 def test_help_does_not_import_what_only_a_task_needs():

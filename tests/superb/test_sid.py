@@ -88,6 +88,6 @@ def test_a_command(tiny_encoder, small_tree, tmp_path):
     assert main(["sid", *words, "--output_dir", str(tmp_path / "b")])["metrics"] == record["metrics"]
     tables = main(["table", str(tmp_path / "a"), "--output", str(tmp_path / "t.md")])
     titles = [column["title"] for column in tables["tables"][-1]["columns"]]
-    assert titles == [f"speaker identification{where}, %, all (test) (quick)" for where in ("", " on the last layer")]
+    assert titles == [f"speaker identification{where}, %, all (quick)" for where in ("", " on the last layer")]
     with pytest.raises(LaserError, match="seconds must be at least 0"):
         main(["sid", *words, "--seconds", "-1", "--output_dir", str(tmp_path / "c")])

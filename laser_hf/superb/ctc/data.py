@@ -117,8 +117,8 @@ class Known:
         data, path = audio.get("bytes"), audio.get("path")
         with contextlib.suppress(OSError, TypeError):  # decoding says what is wrong
             data = Path(path).read_bytes() if data is None else data
-        key = data and f"{sha256(data).hexdigest()} {shortest}"
-        if key and key in self.found:
+        key = None if data is None else f"{sha256(data).hexdigest()} {shortest}"
+        if key in self.found:
             return tuple(self.found[key])
         try:
             waveform = decode_audio(audio, min_seconds=shortest / SAMPLE_RATE).waveform

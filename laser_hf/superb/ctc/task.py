@@ -130,7 +130,7 @@ class CtcTask:
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Options of `python -m laser_hf.superb NAME`; the protocol decides values of the recipe that are not given."""
+        """Options of `laser-hf superb NAME`; the protocol decides values of the recipe that are not given."""
         add = parser.add_argument
         add("--model", required=True, help="encoder: hub id or folder (HuBERT, WavLM, wav2vec 2.0, data2vec-audio)")
         add("--revision", help="branch, tag or commit of the encoder")

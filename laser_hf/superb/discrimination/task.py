@@ -1,4 +1,4 @@
-"""`python -m laser_hf.superb discrimination`: diagnostics of an encoder's frames on a little aligned speech.
+"""`laser-hf superb discrimination`: diagnostics of an encoder's frames on a little aligned speech.
 
 `measure` gives word discrimination, an ABX-like phone error, and the mean pairwise cosine and the effective rank of the
 frames, in seconds. A training run measures at every evaluation.
@@ -23,12 +23,13 @@ from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
-from ..features import Features, chosen_features, plot_by_layer
+from ..features import VIEWS, Features, chosen_features, plot_by_layer
 from ..features import add_arguments as add_feature_arguments
 from ..frame_store import encode
 from .comparisons import AbxReport, NoComparison, WordReport, abx_error, word_discrimination
 from .invariance import invariance
 from .speech import DEFAULTS, AlignedSpeech, DiscriminationSettings, load_aligned_speech
+from .zerospeech import zerospeech_abx
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="LibriSpeech tree or folder of audio; files are found by name")
     add("--split", nargs="+", help="sub-folders of --data to use; default: all")
     add("--alignments", type=Path, required=True, help="tab-separated words (and phones) with times")
+    add("--zerospeech", action="store_true", help="also ABX as the ZeroSpeech challenges have it (needs the extra abx)")
     for setting in fields(DiscriminationSettings):
         if setting.name != "seed":
             default = setting.default
@@ -121,7 +123,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, write `results.json` (and `discrimination.png` for several layers), return the record."""
     began = time.time()
     settings = DiscriminationSettings(**{f.name: getattr(arguments, f.name) for f in fields(DiscriminationSettings)})
-    recipe = {**asdict(settings), "layer": arguments.layer, "perturbed": arguments.perturbed}
+    recipe = asdict(settings) | {name: getattr(arguments, name) for name in ("layer", "perturbed", "zerospeech")}
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(), owned=(PLOT,))
     speech = load_aligned_speech(arguments.data, arguments.alignments, arguments.split, settings)
     features, layers = chosen_features(arguments)
@@ -129,9 +131,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     reports = dict(zip(layers, measure(features, speech, layers, settings, progress=True), strict=True))
     for layer, report in reports.items():
         print(f"layer {layer}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.summary().items()))
-    moved: dict[int, dict[str, dict[str, float]]] = {}
+    more: dict[int, dict[str, Any]] = {}
     if arguments.perturbed:
-        moved = dict(zip(layers, invariance(features, speech, layers, settings, **frame_times(features)), strict=True))
+        more = dict(zip(layers, invariance(features, speech, layers, settings, **frame_times(features)), strict=True))
+    if arguments.zerospeech:
+        for layer, errors in zip(layers, zerospeech_abx(features, speech, layers, settings.seed), strict=True):
+            print(f"layer {layer}: " + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
+            more.setdefault(layer, {}).update(errors)
     last = reports[layers[-1]]
     if last.summary().keys() <= {"frame_cosine", "effective_rank"}:
         selected = f"({len(speech.words)} words and {len(speech.phones)} phones are selected)"
@@ -142,7 +148,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         rough = f"only {pairs} same-word pairs of different speakers, so word_ap_across is a rough number"
         print(f"Note: {rough}; more speech or a lower --min_letters or --min_seconds gives more pairs.")
     if len(layers) > 1:
-        plot_layers(reports, moved, arguments.output_dir / PLOT, arguments.model)
+        plot_layers(reports, more, arguments.output_dir / PLOT, arguments.model)
     split = "+".join(arguments.split) if arguments.split else "all"
     source = {"source": str(arguments.data), "alignments": str(arguments.alignments), "splits": arguments.split}
     record = new_record(
@@ -151,9 +157,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         model=features.describe(arguments.model),
         # The last layer comes first: it is the one that is fine-tuned, and the one that query by example reads.
         metrics=[
-            entry
-            for layer in reversed(layers)
-            for entry in _metrics(reports[layer], moved.get(layer, {}), layer, split)
+            entry for layer in reversed(layers) for entry in _metrics(reports[layer], more.get(layer, {}), layer, split)
         ],
         data=source | speech.counts(),
         recipe={**recipe, "layers": layers, "frame_seconds": features.frame_seconds},
@@ -164,9 +168,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _metrics(
-    report: DiscriminationReport, moved: Mapping[str, Mapping[str, float]], layer: int, split: str
-) -> list[dict[str, Any]]:
+def _metrics(report: DiscriminationReport, more: Mapping[str, Any], layer: int, split: str) -> list[dict[str, Any]]:
     """The metrics of a layer with their counts or their values by view; what could not be measured is left out."""
     metrics = []
 
@@ -186,14 +188,15 @@ def _metrics(
             enter(f"abx_{name}", abx[name], "fraction", **counts)
     enter("frame_cosine", report.frame_cosine)
     enter("effective_rank", report.effective_rank)
-    for name, views in moved.items():
-        enter(name, fmean(views.values()), "fraction", views=views)
+    for name, found in more.items():
+        value, views = (fmean(found.values()), {"views": found}) if isinstance(found, Mapping) else (found, {})
+        enter(name, value, "fraction", **views)
     return metrics
 
 
 def plot_layers(
     reports: Mapping[int, DiscriminationReport],
-    moved: Mapping[int, Mapping[str, Mapping[str, float]]],
+    more: Mapping[int, Mapping[str, Any]],
     path: Path,
     title: str,
 ) -> None:
@@ -209,8 +212,7 @@ def plot_layers(
         label: {name: {layer: one[name] for layer, one in summaries.items() if name in one} for name in names}
         for label, names in panels.items()
     }
-    if moved:
-        for name, label in INVARIANCE.items():
-            views = moved[min(moved)][name]
-            lines[label] = {view: {layer: one[name][view] for layer, one in moved.items()} for view in views}
+    for name, label in INVARIANCE.items():
+        if perturbed := {layer: one[name] for layer, one in more.items() if name in one}:
+            lines[label] = {view: {layer: one[view] for layer, one in perturbed.items()} for view in VIEWS}
     plot_by_layer(lines, path, title)

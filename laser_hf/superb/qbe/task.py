@@ -1,4 +1,4 @@
-"""`python -m laser_hf.superb qbe`: options, and the run from audio to record."""
+"""`laser-hf superb qbe`: options, and the run from audio to record."""
 
 from __future__ import annotations
 

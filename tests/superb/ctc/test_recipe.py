@@ -79,7 +79,9 @@ def test_the_trainer_is_told_so(tmp_path):
     assert (args.max_steps, args.eval_steps, args.learning_rate, args.seed) == (200_000, 2_000, 1e-4, 1337)
     command.recipe = dataclasses.replace(ASR["superb"], max_steps=10, eval_steps=5, decay=0.3)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = Trainer(torch.nn.Linear(1, 1), command.training_arguments()).create_scheduler(10, optimizer)
+    schedule = Trainer(torch.nn.Linear(1, 1), command.training_arguments(), eval_dataset=[0]).create_scheduler(
+        10, optimizer
+    )
     rates = []
     for _ in range(10):
         rates += schedule.get_last_lr()

@@ -12,6 +12,7 @@ from laser_hf.errors import LaserError
 from laser_hf.records import read_record
 from laser_hf.superb import frame_store
 from laser_hf.superb.__main__ import main
+from laser_hf.superb.features import VIEWS, Utterance, read_waveform
 from laser_hf.superb.qbe import report, scoring, search, task
 
 
@@ -326,3 +327,27 @@ def test_scores_are_measured_as_they_are_written(tmp_path):
     assert len(read) == 149
     assert all(written["abc".index(query), int(document)] == score for (query, document), score in read.items())
     assert np.isnan(written[1, 7])
+
+
+def test_perturbed_queries(task_folder, tiny_encoder, tmp_path):
+    """Each view is the same search with queries that were perturbed before: here by hand, from files."""
+    record = run(tiny_encoder, task_folder, tmp_path / "a", "--layer", "all", "--perturbed")
+    found = {m["layer"]: m for m in record["metrics"] if m["metric"] == "perturbed_mean_average_precision"}
+    assert list(found) == [0, 1, 2, 3]
+    assert (tmp_path / "a" / "layers.png").is_file()
+    plain = run(tiny_encoder, task_folder, tmp_path / "b", "--layer", "all")
+    kept = [metric for metric in record["metrics"] if metric["metric"] != "perturbed_mean_average_precision"]
+    assert plain["metrics"] == kept
+    for view in VIEWS:
+        folder = tmp_path / view
+        shutil.copytree(task_folder, folder)
+        rows = [line.split("\t") for line in (folder / "queries.tsv").read_text().splitlines()]
+        for row in rows[1:]:
+            query = Utterance("", folder / row[1], float(row[2]), float(row[3]), view=view)
+            soundfile.write(folder / f"{row[0]}.wav", read_waveform(query).numpy(), 16_000, subtype="FLOAT")
+            row[1:4] = f"{row[0]}.wav", "0", "9"
+        (folder / "queries.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
+        alone = run(tiny_encoder, folder, tmp_path / f"out {view}", "--layer", "all")
+        for metric in alone["metrics"]:
+            if metric["metric"] == "mean_average_precision":
+                assert found[metric["layer"]]["views"][view] == pytest.approx(metric["value"])
