@@ -22,7 +22,7 @@ from ..records import RESULTS, describe_model
 
 SPECTRAL = ("mfcc", "logmel")
 VIEWS = {"+2 semitones": (1.0, 2.0), "-2 semitones": (1.0, -2.0), "speed 0.9": (0.9, 0.0), "speed 1.1": (1.1, 0.0)}
-"""Speed and pitch of the perturbed words that invariance is measured with."""
+"""Speed and pitch of the perturbed words that invariance is measured with: `--perturbed`."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,8 @@ class EncoderFeatures:
     """Hidden states of an encoder on the device it is on; number 0 is the input of the first Transformer layer.
 
     The encoder runs in evaluation mode without gradients or random draws; its own mode is restored. Every utterance of
-    a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which SUPERB cuts.
-
-    Attributes:
-        layers: number of hidden states.
-        dim: dimension of a frame.
-        shortest: samples that give one frame.
-        frame_seconds: time from one frame to the next.
+    a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which SUPERB cuts. `shortest`
+    samples give one frame of dimension `dim`, and `frame_seconds` lie between two.
     """
 
     def __init__(self, encoder: SpeechEncoder):
@@ -193,7 +188,7 @@ Features = EncoderFeatures | SpectralFeatures
 
 
 def add_arguments(parser: argparse.ArgumentParser, layer: bool = True) -> None:
-    """Options that all tasks on frames have; those for layers and words only with `layer`."""
+    """Options that all tasks on frames have; `--layer` only with `layer`."""
     add = parser.add_argument
     add("--model", required=True, help="encoder id or folder, random:ID_OR_FOLDER (fresh weights), mfcc or logmel")
     add("--revision", help="branch, tag or commit of a model on the Hub")
@@ -201,7 +196,6 @@ def add_arguments(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     add("--do_normalize", action=argparse.BooleanOptionalAction, help=text)
     if layer:
         add("--layer", default="-1", help="hidden state: 0 is the input of the first layer, -1 the last; 3,6,9; or all")
-        add("--perturbed", action="store_true", help="measure invariance too: words with another speed or pitch")
     add("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
     add("--seed", type=int, default=0, help="of everything that is drawn, such as the weights of random:MODEL")
     add("--output_dir", type=Path, required=True, help=f"{RESULTS}, files and pictures go here")

@@ -6,7 +6,7 @@ best on dev. All before the cross-entropy is linear, so the means of the hidden 
 needs, and each recording is encoded once. Fine-tuning moves the last layers, and the weighted sum may lean on others:
 each layer has a head of its own too.
 
-Protocol `quick`: speakers of any corpus instead of VoxCeleb1's 1,251, and stretches of a few seconds instead of whole
+Protocol `quick`: speakers of any corpus instead of VoxCeleb1's 1,251, and stretches of a second instead of whole
 utterances, which a few speakers do not make hard enough. Recordings of one speaker share room and microphone, which the
 accuracy counts as the speaker's.
 """
@@ -19,10 +19,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..data import BadAudio, decode_audio, load_speech
 from ..encoders import SAMPLE_RATE
@@ -37,7 +37,6 @@ from .frame_store import length_batches
 NAME = "sid"
 HELP = "speaker identification: accuracy of a linear head on the mean of the frames"
 PLOT = "accuracy.png"
-ROLES = ("train", "dev", "test")
 OPTIONS = (
     Option("per_speaker", 25, "utterances of each speaker, spread evenly over the sorted ones", low=5),
     Option("seconds", 1.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
@@ -48,7 +47,7 @@ OPTIONS = (
 
 
 class SpeakerHead(nn.Module):
-    """SUPERB's head on means over frames `(layers, batch, dim)`; of one `layer` alone, if it is given."""
+    """SUPERB's head on means over frames `(layers, batch, dim)`, of one `layer` alone if it is given; gives logits."""
 
     def __init__(self, layers: int, dim: int, speakers: int, layer: int | None = None):
         super().__init__()
@@ -56,37 +55,33 @@ class SpeakerHead(nn.Module):
         self.projection, self.output = nn.Linear(dim, 256), nn.Linear(256, speakers)
 
     def forward(self, means: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch, speakers)`."""
         features = self.weighted_sum(means.unsqueeze(2))[:, 0] if self.layer is None else means[self.layer]
         return self.output(self.projection(features))
 
 
-def split_by_speaker(ids: Sequence[str], speakers: Sequence[str], per_speaker: int) -> list[list[int]]:
-    """Rows of train, dev and test: of the sorted utterances of each speaker the first 60 %, 20 % and 20 %.
+def split_by_speaker(ids: Sequence[str], speakers: Sequence[str], per_speaker: int) -> dict[str, list[int]]:
+    """Rows of train, dev and test: the first 60 %, then 20 % and 20 % of the sorted utterances of each speaker.
 
     At most `per_speaker` of them are taken, spread evenly; speakers with fewer than five are left out. `LaserError` if
     fewer than two are left.
     """
-    by_speaker = defaultdict(list)
+    by_speaker, roles = defaultdict(list), {"train": [], "dev": [], "test": []}
     for row in sorted(range(len(ids)), key=lambda row: ids[row]):
         by_speaker[speakers[row]].append(row)
-    roles: list[list[int]] = [[], [], []]
-    kept = [own for own in by_speaker.values() if len(own) >= 5]
-    if len(kept) < 2:
+    if len(kept := [rows for rows in by_speaker.values() if len(rows) >= 5]) < 2:
         raise LaserError(f"two speakers with five utterances are needed; {len(kept)} of {len(by_speaker)} have so many")
-    for own in kept:
-        if len(own) > per_speaker:
-            own = [own[pick] for pick in torch.linspace(0, len(own) - 1, per_speaker).long().tolist()]
-        bounds = [0, round(0.6 * len(own)), round(0.8 * len(own)), len(own)]
-        for role, rows in enumerate(roles):
-            rows += own[bounds[role] : bounds[role + 1]]
+    for rows in kept:
+        picks = np.linspace(0, len(rows) - 1, min(len(rows), per_speaker)).astype(int)
+        parts = np.split(np.array(rows)[picks], [round(0.6 * len(picks)), round(0.8 * len(picks))])
+        for role, part in zip(roles, parts, strict=True):
+            roles[role] += part.tolist()
     return roles
 
 
 def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float) -> list[torch.Tensor]:
     """Means over frames of each waveform, `(layers, stretches, dim)`; what is too short for a stretch is left out."""
     found: list[torch.Tensor] = [torch.empty(0)] * len(waveforms)
-    for batch in tqdm(length_batches([len(waveform) for waveform in waveforms]), desc="frames", mininterval=2):
+    for batch in length_batches([len(waveform) for waveform in waveforms]):
         encoded = features([waveforms[index] for index in batch], range(features.layers))
         for index, *layers in zip(batch, *encoded, strict=True):
             states = torch.stack(layers)
@@ -96,36 +91,27 @@ def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float
     return found
 
 
-def train_heads(
-    heads: Sequence[nn.Module],
-    data: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    max_steps: int,
-    eval_steps: int,
-    learning_rate: float,
-    seed: int,
-) -> list[dict[str, float]]:
-    """Train heads on the same batches; of each the accuracies on dev and test (percent) where dev was best.
+def train_heads(heads: Sequence[nn.Module], data: Sequence[tuple], values: dict[str, Any], seed: int) -> list[dict]:
+    """Train heads on the same batches; of each the accuracies (percent) on dev and test where dev was best, and `step`.
 
-    Args:
-        data: means `(layers, items, dim)` and labels `(items,)` of train, dev and test.
+    `data` holds means `(layers, items, dim)` and labels `(items,)` of train, dev and test; `values` those of `OPTIONS`.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizers = [torch.optim.Adam(head.parameters(), lr=learning_rate) for head in heads]
+    optimizers = [torch.optim.Adam(head.parameters(), lr=values["learning_rate"]) for head in heads]
     best: list[dict[str, float]] = [{"dev": -1.0} for _ in heads]
     (means, labels), *others = data
-    for step in range(1, max_steps + 1):
+    for step in range(1, values["max_steps"] + 1):
         batch = torch.randint(len(labels), (32,), generator=generator)
         for head, optimizer in zip(heads, optimizers, strict=True):
             optimizer.zero_grad()
             F.cross_entropy(head(means[:, batch]), labels[batch]).backward()
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
-        if step % eval_steps == 0 or step == max_steps:
-            with torch.no_grad():
-                for number, head in enumerate(heads):
-                    right = [100 * (head(x).argmax(1) == y).double().mean().item() for x, y in others]
-                    if right[0] > best[number]["dev"]:
-                        best[number] = {"dev": right[0], "test": right[1], "step": step}
+        if step % values["eval_steps"] == 0 or step == values["max_steps"]:
+            for number, head in enumerate(heads):
+                dev, test = (100 * (head(x).argmax(1) == y).double().mean().item() for x, y in others)
+                if dev > best[number]["dev"]:
+                    best[number] = {"dev": dev, "test": test, "step": step}
     return best
 
 
@@ -133,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser, layer=False)
     parser.add_argument("--data", required=True, help="a LibriSpeech tree, or any data set with a column `speaker`")
-    parser.add_argument("--split", nargs="+", help="splits, or sub-folders of the tree; default: all")
+    parser.add_argument("--split", help="split, or sub-folder of the tree; default: all")
     for option in OPTIONS:
         parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
 
@@ -143,66 +129,55 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.time()
     recipe = {option.name: option.check(getattr(arguments, option.name)) for option in OPTIONS}
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(), owned=(PLOT,))
-    splits = [load_speech(arguments.data, split) for split in arguments.split or [None]]
-    if any("speaker" not in split.column_names for split in splits):
+    speech = load_speech(arguments.data, arguments.split)
+    if "speaker" not in speech.column_names:
         raise LaserError(f"{arguments.data} does not say who speaks: no column `speaker`")
-    ids, speakers = ([one for split in splits for one in split[name]] for name in ("id", "speaker"))
-    audio = [(split, row) for split in splits for row in range(len(split))]
-    roles = split_by_speaker(ids, speakers, recipe["per_speaker"])
-    features, _ = chosen_features(arguments)
+    speakers = list(speech["speaker"])
+    roles = split_by_speaker(list(speech["id"]), speakers, recipe["per_speaker"])
+    features, layers = chosen_features(arguments)
     folder.prepare(recipe, arguments.overwrite_output_dir)
 
     shortest, skipped = max(features.shortest / SAMPLE_RATE, recipe["seconds"] + 0.05), Counter()
-    names = sorted({speakers[row] for row in roles[0]})
-    data, counts = [], []
-    for rows in roles:
+    names = sorted({speakers[row] for row in roles["train"]})
+    data, counts = [], {}
+    for role, rows in roles.items():
         waveforms, labels = [], []
-        for split, row, speaker in ((*audio[row], speakers[row]) for row in rows):
+        for row in rows:
             try:
-                waveforms.append(decode_audio(split[row]["audio"], min_seconds=shortest).waveform)
-                labels.append(names.index(speaker))
+                waveforms.append(decode_audio(speech[row]["audio"], min_seconds=shortest).waveform)
+                labels.append(names.index(speakers[row]))
             except BadAudio as error:
                 skipped[error.kind] += 1
         if not waveforms:
-            raise LaserError(f"no utterance of {ROLES[len(data)]} can be used: {dict(skipped)}")
+            raise LaserError(f"no utterance of {role} can be used: {dict(skipped)}")
         means = pooled(features, waveforms, recipe["seconds"])
-        items = torch.tensor([label for label, one in zip(labels, means, strict=True) for _ in range(one.shape[1])])
+        items = torch.tensor(labels).repeat_interleave(torch.tensor([one.shape[1] for one in means]))
         data.append((torch.cat(means, 1), items))
-        counts.append({"utterances": len(waveforms), "stretches": len(items)})
+        counts[role] = {"utterances": len(waveforms), "stretches": len(items)}
 
     torch.manual_seed(arguments.seed)
-    sizes = features.layers, features.dim, len(names)
-    heads = [SpeakerHead(*sizes, layer) for layer in [None, *range(features.layers)]]
-    how = {name: recipe[name] for name in ("max_steps", "eval_steps", "learning_rate")}
-    weighted, *alone = train_heads(heads, data, **how, seed=arguments.seed)
-    split = "+".join(arguments.split or ["all"])
-
-    def entry(name: str, found: dict[str, float], role: str = "test", **more: Any) -> dict[str, Any]:
-        return {
-            "metric": name,
-            "value": found[role],
-            "unit": "percent",
-            "split": split if role == "test" else role,
-            **more,
-        }
-
-    metrics = [entry("accuracy", weighted), entry("last_layer_accuracy", alone[-1]), entry("accuracy", weighted, "dev")]
-    metrics += [entry("layer_accuracy", found, layer=layer) for layer, found in enumerate(alone)]
+    heads = [SpeakerHead(features.layers, features.dim, len(names), layer) for layer in (None, *layers)]
+    weighted, *alone = train_heads(heads, data, recipe, arguments.seed)
+    split = arguments.split or "all"
+    metrics = [
+        {"metric": name, "value": value, "unit": "percent", "split": where, **more}
+        for name, value, where, more in (
+            ("accuracy", weighted["test"], split, {}),
+            ("last_layer_accuracy", alone[-1]["test"], split, {}),
+            ("accuracy", weighted["dev"], "dev", {}),
+            *(("layer_accuracy", found["test"], split, {"layer": layer}) for layer, found in enumerate(alone)),
+        )
+    ]
     lines = {"each layer alone": dict(enumerate(found["test"] for found in alone))}
-    lines["weighted sum of all"] = dict.fromkeys(range(features.layers), weighted["test"])
+    lines["weighted sum of all"] = dict.fromkeys(layers, weighted["test"])
     plot_by_layer({"speaker identification, accuracy (%)": lines}, folder.path / PLOT, arguments.model)
+    about = {"source": str(arguments.data), "split": arguments.split, "speakers": len(names), "skipped": dict(skipped)}
     record = new_record(
         NAME,
         protocol="quick",
         model=features.describe(arguments.model),
         metrics=metrics,
-        data={
-            "source": str(arguments.data),
-            "splits": arguments.split,
-            "speakers": len(names),
-            "skipped": dict(skipped),
-        }
-        | dict(zip(ROLES, counts, strict=True)),
+        data=about | counts,
         recipe=recipe,
         seed=arguments.seed,
         wall_seconds=time.time() - began,

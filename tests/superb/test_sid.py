@@ -47,7 +47,7 @@ def test_stretches_of_frames(tiny_encoder):
 def test_speakers_are_in_every_part_and_utterances_in_one():
     ids = [f"{speaker}-{number:02d}" for speaker in "abc" for number in range(20)] + ["d-0", "d-1"]
     speakers = [one[0] for one in ids]
-    roles = split_by_speaker(ids, speakers, 10)
+    roles = list(split_by_speaker(ids, speakers, 10).values())
     assert [len(rows) for rows in roles] == [18, 6, 6]
     assert len({row for rows in roles for row in rows}) == 30
     for rows in roles:
@@ -66,7 +66,7 @@ def test_what_can_be_told_apart_is_learned_and_noise_is_not():
         labels = torch.arange(count) % 4
         data.append((torch.stack([centres[labels] + 0.3 * torch.randn(count, 8), torch.randn(count, 8)]), labels))
     heads = [SpeakerHead(2, 8, 4, layer) for layer in (None, 0, 1)]
-    weighted, right, noise = train_heads(heads, data, 200, 50, 1e-2, 0)
+    weighted, right, noise = train_heads(heads, data, {"max_steps": 200, "eval_steps": 50, "learning_rate": 1e-2}, 0)
     assert weighted["test"] > 95
     assert right["test"] > 95
     assert noise["test"] < 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ import jiwer
 import numpy as np
 from safetensors.torch import save_file
 
-from ...records import RESULTS, new_record, write_json
+from ...records import new_record, write_json
 from .data import Split
 from .heads import WEIGHTS_NAME
-from .task import CtcTask, Decoded, Recipe, changes
+from .task import CtcTask, Decoded, changes
 
 if TYPE_CHECKING:
     from .run import Command
@@ -27,55 +28,14 @@ WORST = 20
 """Utterances shown in `worst.txt`."""
 
 
-def make_record(
-    command: Command, seed: int, recipe: Recipe, seconds: float, metrics: Sequence[Mapping[str, Any]], **more: Any
-) -> dict[str, Any]:
-    """The record of one run, or of several; the first of `metrics` is the primary one on the first test split."""
-    arguments, (train, dev, *tests) = command.arguments, command.splits
-    addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
-    commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
-    differs = changes(recipe, command.task.RECIPES["superb"])
-    return new_record(
-        command.task.NAME,
-        recipe={
-            **dataclasses.asdict(recipe),
-            "optimizer": "Adam",
-            "frozen_encoder": True,
-            "do_normalize": arguments.do_normalize,
-            "cached_features": train.store is not None,
-            "micro_batch_size": arguments.micro_batch_size,
-            **command.task.describe(),
-        },
-        data={
-            "source": arguments.data,
-            "name": arguments.data_name,
-            "revision": commit[1] if commit else arguments.data_revision,
-            "train": train.counts(),
-            "dev": dev.counts(),
-            "test": [split.counts() for split in tests],
-        },
-        seed=seed,
-        wall_seconds=seconds,
-        protocol=command.protocol,
-        model=command.model,
-        metrics=metrics,
-        changed_from_superb={k: v for k, v in command.changed.items() if k != "learning_rate"} | differs,
-        **more,
-    )
-
-
 def leave_run(
-    command: Command,
-    place: Path,
-    trainer: CtcTrainer,
-    number: int,
-    recipe: Recipe,
-    decoded: Sequence[tuple[Split, list[Decoded]]],
-    about: Mapping[str, Any],
-    seconds: float,
+    command: Command, place: Path, trainer: CtcTrainer, number: int, decoded: Sequence[tuple[Split, list[Decoded]]]
 ) -> dict[str, Any]:
-    """Leave texts, weights, log and pictures of the head `number` in `place`; of several its record too."""
-    task, head, (seed, _) = command.task, trainer.heads[number], trainer.runs[number]
+    """Leave texts, weights, log and pictures of the head `number` in `place`; return its record.
+
+    The first of its metrics is the primary one on the first test split.
+    """
+    task, head, (seed, rate) = command.task, trainer.heads[number], trainer.runs[number]
     metrics: list[dict[str, Any]] = []
     for split, found in decoded:
         values = task.metrics(found)
@@ -86,28 +46,52 @@ def leave_run(
     write_json(place / LOG_NAME, {"log": history})
     plot_layer_weights({f"seed {seed}": shares}, place / "plots" / "layer_weights.png", command.title)
     plot_training(history, task.PRIMARY, place / "plots" / "training.png", command.title)
-    sizes = {"layers": command.features.layers, "dim": command.features.dim, "labels": list(task.LABELS)}
-    training = {
-        "updates": trainer.state.global_step,
-        "seconds": round(about["trained"], 1),
-        "updates_left_out": trainer.left_out(number),
-        "processes": about["processes"],
-        "heads": len(trainer.heads),
-    }
-    record = make_record(
-        command,
-        seed,
-        recipe,
-        seconds,
-        metrics,
-        selected=about["selected"],
+
+    arguments, (train, dev, *tests) = command.arguments, command.splits
+    addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
+    commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
+    recipe = dataclasses.replace(command.recipe, learning_rate=rate)
+    return new_record(
+        task.NAME,
+        recipe={
+            **dataclasses.asdict(recipe),
+            "optimizer": "Adam",
+            "frozen_encoder": True,
+            "do_normalize": arguments.do_normalize,
+            "cached_features": train.store is not None,
+            "micro_batch_size": arguments.micro_batch_size,
+            **task.describe(),
+        },
+        data={
+            "source": arguments.data,
+            "name": arguments.data_name,
+            "revision": commit[1] if commit else arguments.data_revision,
+            "train": train.counts(),
+            "dev": dev.counts(),
+            "test": [split.counts() for split in tests],
+        },
+        seed=seed,
+        wall_seconds=time.time() - command.began + trainer.earlier_seconds(),
+        protocol=command.protocol,
+        model=command.model,
+        metrics=metrics,
+        changed_from_superb={**command.changed, **changes(recipe, task.RECIPES["superb"])},
+        selected=trainer.selected[number],
         layer_weights=shares,
-        head={**sizes, "parameters": sum(p.numel() for p in head.parameters())},
-        training=training,
+        head={
+            "layers": command.features.layers,
+            "dim": command.features.dim,
+            "labels": list(task.LABELS),
+            "parameters": sum(p.numel() for p in head.parameters()),
+        },
+        training={
+            "updates": trainer.state.global_step,
+            "seconds": round(trainer.trained_seconds(), 1),
+            "updates_left_out": trainer.left_out(number),
+            "processes": trainer.args.world_size,
+            "heads": len(trainer.heads),
+        },
     )
-    if place != command.folder.path:
-        write_json(place / RESULTS, record)
-    return record
 
 
 def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,26 +108,21 @@ def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[st
         entries = [entry for record in by_rate[rate] for entry in record["metrics"]]
         return statistics.fmean(e["value"] for e in entries if (e["metric"], e["split"]) == (name, dev))
 
-    best = min(by_rate, key=dev_error)
-    chosen, metrics = by_rate[best], []
+    chosen, metrics = by_rate[min(by_rate, key=dev_error)], []
     for entries in zip(*(record["metrics"] for record in chosen), strict=True):
         values = [entry["value"] for entry in entries]
         spread = {"standard_deviation": statistics.stdev(values)} if len(values) > 1 else {}
         metrics.append(entries[0] | {"value": statistics.fmean(values)} | spread)
     weights = {f"seed {record['seed']}": record["layer_weights"] for record in chosen}
     plot_layer_weights(weights, command.folder.path / "plots" / "layer_weights.png", command.title)
+    summary = {entry: value for entry, value in chosen[0].items() if entry not in ("selected", "training")}
+    summary |= {**metrics[0], "metrics": metrics}
+    summary["layer_weights"] = [statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)]
     kept = ("seed", "metrics", "selected", "layer_weights")
-    rates = {f"{rate:g}": {f"dev_{name}": dev_error(rate)} for rate in by_rate}
-    return make_record(
-        command,
-        records[0]["seed"],
-        next(recipe for recipe in command.recipes if recipe.learning_rate == best),
-        max(record["wall_seconds"] for record in records),
-        metrics,
-        layer_weights=[statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)],
-        runs=[{entry: record[entry] for entry in kept} for record in chosen],
-        **({"learning_rates": rates} if len(rates) > 1 else {}),
-    )
+    summary["runs"] = [{entry: record[entry] for entry in kept} for record in chosen]
+    if len(by_rate) > 1:
+        summary["learning_rates"] = {f"{rate:g}": {f"dev_{name}": dev_error(rate)} for rate in by_rate}
+    return summary
 
 
 def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask) -> None:

@@ -22,7 +22,7 @@ from ...data import load_speech
 from ...encoders import load_encoder
 from ...errors import LaserError
 from ...plugins import Option
-from ...records import RESULTS
+from ...records import RESULTS, write_json
 from ...runs import CONTENT, WRITING, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
@@ -51,8 +51,8 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
         logger.info("Everything is in %s", command.folder.path)
         for split in command.splits:
             if (skipped := split.counts()["skipped"])["share"] >= 0.02:
-                what = f"{skipped['utterances']} utterances of {split.name} are skipped: {skipped['by_kind']}"
-                print(f"Note: {skipped['share']:.0%} of the data is not measured. {what}")
+                what = f"{skipped['share']:.0%} of the utterances of {split.name} are left out: {skipped['by_kind']}"
+                print(f"Note: {what}" + "; --oov g2p keeps unknown words" * ("unknown_word" in skipped["by_kind"]))
         for metric in record["metrics"]:
             spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
             print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({record['protocol']})")
@@ -121,6 +121,7 @@ class Command:
         if self.main and self.protocol != arguments.protocol:
             why = "; ".join(f"{name} {one['superb']} -> {one['here']}" for name, one in self.changed.items())
             logger.warning("This is not SUPERB's recipe, and will be recorded as protocol quick, because of: %s", why)
+        self.changed.pop("learning_rate", None)  # of several each head has its own
         self.title = f"{kind.NAME} on {Path(arguments.model).name} ({self.protocol})"
         if (kept := arguments.cache_features) != "no":
             everything = kept == "yes" or (kept, arguments.protocol) == ("auto", "quick")
@@ -197,33 +198,30 @@ class Command:
             if self.main:
                 folder.prepare(self.fingerprint())
             checkpoint = folder.last_checkpoint()
-        seeds = range(self.arguments.seed, self.arguments.seed + self.arguments.runs)
-        runs, heads = [(recipe, seed) for recipe in self.recipes for seed in seeds], {}
-        for recipe, seed in runs:
-            set_seed(seed)
-            heads[seed, recipe.learning_rate] = task.build_head(recipe, self.features.layers, self.features.dim)
+        heads = {}
+        for recipe in self.recipes:
+            for seed in range(self.arguments.seed, self.arguments.seed + self.arguments.runs):
+                set_seed(seed)
+                heads[seed, recipe.learning_rate] = task.build_head(recipe, self.features.layers, self.features.dim)
         train, dev, *tests = self.splits
         size = self.arguments.micro_batch_size
         trainer = CtcTrainer(heads, self.features, task, self.recipe, args, train, dev, size)
-        before = time.time() - self.began
         if checkpoint:
             logger.info("Resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trained, selected = trainer.trained_seconds(), trainer.load_best()
+        trainer.load_best()
         decoded = [(split, trainer.decode(split)) for split in (*tests, dev)]
         record: dict[str, Any] = {}
         if self.main:
             records = []
-            for number, (recipe, seed) in enumerate(runs):
-                place = folder.path
-                if len(runs) > 1:
-                    rate = f"rate-{recipe.learning_rate:g}-" if len(self.recipes) > 1 else ""
-                    place /= f"{rate}seed-{seed}"
-                about = {"selected": selected[number], "processes": args.world_size, "trained": trained}
-                metrics = [(split, heads_found[number][0]) for split, heads_found in decoded]
-                seconds = before + trainer.trained_seconds()
-                records.append(leave_run(self, place, trainer, number, recipe, metrics, about, seconds))
-            record = records[0] if len(runs) == 1 else summarise(self, records)
+            for number, (seed, rate) in enumerate(heads):
+                named = f"rate-{rate:g}-seed-{seed}" if len(self.recipes) > 1 else f"seed-{seed}"
+                place = folder.path / named if len(heads) > 1 else folder.path
+                own = [(split, found[number][0]) for split, found in decoded]
+                records.append(leave_run(self, place, trainer, number, own))
+                if len(heads) > 1:
+                    write_json(place / RESULTS, records[-1])
+            record = records[0] if len(heads) == 1 else summarise(self, records)
             folder.finish(record)
             tidy(folder)
         trainer.accelerator.wait_for_everyone()

@@ -130,9 +130,10 @@ class PrRecipe(Recipe):
     batches_per_update: int = value(2, "gradient accumulation", low=1)
 
 
+# Found by trials on the shipped encoder; see docs/superb.md.
 _ASR_QUICK = AsrRecipe(
-    max_steps=600, eval_steps=100, learning_rate=3e-3, batch_size=8, projection_size=128, max_train_utterances=600,
-    lstm_size=128, warp_window=0, feature_masks=2, feature_mask_width=16, time_masks=1,
+    max_steps=1300, eval_steps=325, learning_rate=2e-3, batch_size=4, projection_size=128, decay=0.3, stack=2,
+    lstm_size=256, lstm_layers=1, dropout=0.3, warp_window=0, feature_masks=2, feature_mask_width=16, time_masks=1,
 )  # fmt: skip
 ASR = {"superb": AsrRecipe(), "quick": _ASR_QUICK}
 _PR_QUICK = PrRecipe(max_steps=200, eval_steps=50, learning_rate=5e-3, batch_size=8, max_train_utterances=300)
@@ -154,6 +155,14 @@ class Asr(CtcTask):
     END, UNKNOWN = 2, 3
     PRIMARY = "wer"
     FIRST_BEST = 100.0  # as in S3PRL
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Asr:
+        """What `quick` trains recognises characters, hardly a word: there CER chooses the head and is reported."""
+        task = cls()
+        if arguments.protocol == "quick":
+            task.PRIMARY, task.FIRST_BEST = "cer", None
+        return task
 
     def units(self, transcript: str) -> list[str]:
         """Upper-case characters, `|` after every word."""
@@ -187,11 +196,12 @@ class Asr(CtcTask):
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
         references = [self.written(item.reference) for item in decoded]
         hypotheses = [self.written(item.hypothesis) for item in decoded]
-        return {
+        found = {
             "wer": 100 * jiwer.process_words(references, hypotheses).wer,
             "cer": 100 * jiwer.process_characters(references, hypotheses).cer,
             "uer": error_rate([item.reference for item in decoded], [item.hypothesis for item in decoded]),
         }
+        return {self.PRIMARY: found[self.PRIMARY]} | found
 
     @staticmethod
     def written(units: Sequence[str]) -> str:

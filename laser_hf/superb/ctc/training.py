@@ -207,10 +207,10 @@ class CtcTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def load_best(self) -> list[dict[str, Any]]:
+    def load_best(self) -> None:
         """Give each head the weights that did best on dev, or leave the last ones if none were good enough.
 
-        Returns for records the `step` (`None` for the last) and the `rule` it was chosen by.
+        `selected` says of each the `step` (`None` for the last) and the `rule` it was chosen by.
         """
         rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
         for head, best in zip(self.heads, self.best, strict=True):
@@ -220,13 +220,17 @@ class CtcTrainer(Trainer):
             else:
                 head.load_state_dict(best.weights)
         last = "last update: no dev value was low enough to be kept"
-        return [{"step": best.step, "rule": last if best.step is None else rule} for best in self.best]
+        self.selected = [{"step": best.step, "rule": last if best.step is None else rule} for best in self.best]
 
-    def trained_seconds(self) -> float:
-        """Seconds since the trainer was made, and those that the log knows of earlier starts."""
+    def earlier_seconds(self) -> float:
+        """Seconds of training that the log knows of earlier starts."""
         if self._earlier is None:
             self._earlier = max((entry.get("trained_seconds", 0.0) for entry in self.state.log_history), default=0.0)
-        return self._earlier + time.perf_counter() - self._started
+        return self._earlier
+
+    def trained_seconds(self) -> float:
+        """Those, and the seconds since the trainer was made."""
+        return self.earlier_seconds() + time.perf_counter() - self._started
 
     def _save_checkpoint(self, model, trial):
         """Write it aside, with the best heads, so that it appears whole or not at all, and older ones go only then."""

@@ -109,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
     add = parser.add_argument
+    add("--perturbed", action="store_true", help="measure invariance too: words with another speed or pitch")
     add("--data", type=Path, required=True, help="LibriSpeech tree or folder of audio; files are found by name")
     add("--split", nargs="+", help="sub-folders of --data to use; default: all")
     add("--alignments", type=Path, required=True, help="tab-separated words (and phones) with times")

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
     add = parser.add_argument
+    add("--perturbed", action="store_true", help="measure invariance too: words with another speed or pitch")
     layouts = (
         "QUESST 2014 (quesst14Database): protocol superb, judged by MTWV; or a folder with queries.tsv, documents.tsv "
         "and targets.tsv: protocol quick, judged by mean average precision"

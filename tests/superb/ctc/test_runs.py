@@ -21,10 +21,10 @@ from .conftest import command, run, write_chapter
 def test_what_an_asr_run_leaves(finished_asr):
     folder, record = finished_asr
     assert json.loads((folder / "results.json").read_text())["value"] == record["value"]
-    assert (record["task"], record["metric"], record["unit"], record["split"]) == ("asr", "wer", "percent", "test")
+    assert (record["task"], record["metric"], record["unit"], record["split"]) == ("asr", "cer", "percent", "test")
     assert record["protocol"] == "quick"
     named = [(metric["metric"], metric["split"]) for metric in record["metrics"]]
-    assert named == [(metric, split) for split in ("test", "dev") for metric in ("wer", "cer", "uer")]
+    assert named == [(metric, split) for split in ("test", "dev") for metric in ("cer", "wer", "uer")]
     assert sum(record["layer_weights"]) == pytest.approx(1)
     assert len(record["layer_weights"]) == 4
     assert record["recipe"]["lstm_size"] == 6

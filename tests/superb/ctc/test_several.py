@@ -82,7 +82,7 @@ def test_a_head_that_is_not_a_number_does_not_touch_the_others(tiny_encoder, cor
 
 def test_the_learning_rate_with_the_lowest_error_on_dev_counts(tiny_encoder, corpus, tmp_path):
     record = run("asr", tiny_encoder, corpus, tmp_path, "--learning_rate", "1e-6", "3e-2", "--max_steps", "6")
-    dev = {rate: entry["dev_wer"] for rate, entry in record["learning_rates"].items()}
+    dev = {rate: entry["dev_cer"] for rate, entry in record["learning_rates"].items()}
     assert list(dev) == ["1e-06", "0.03"]
     best = min(dev, key=dev.get)
     assert record["recipe"]["learning_rate"] == float(best)
