@@ -88,7 +88,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus
         interrupt_at(patch, 3)
         with pytest.raises(Interrupted):
             run("asr", tiny_encoder, corpus, tmp_path)
-    with pytest.raises(LaserError, match=r"--dropout 0.2 -> 0.5"):
+    with pytest.raises(LaserError, match=r"--dropout 0.3 -> 0.5"):
         run("asr", tiny_encoder, corpus, tmp_path, "--dropout", "0.5")
 
 
