@@ -79,3 +79,25 @@ def test_speed_moves_the_words(speech):
     for name in ("perturbed_word_ap_across", "view_distance"):
         assert found[name].keys() == VIEWS.keys()
         assert all(0 <= value < 2 for value in found[name].values())
+
+
+class Loud:
+    """Whether there is sound, by frames of 20 ms."""
+
+    def __call__(self, waveforms, layers):
+        loud = [
+            (waveform[: len(waveform) // 320 * 320].view(-1, 320).abs().amax(1) > 0.2).long() for waveform in waveforms
+        ]
+        return [[torch.nn.functional.one_hot(one, 2).float() for one in loud] for _ in layers]
+
+
+def test_the_times_of_words_move_with_the_speed():
+    tone = torch.zeros(16_000)
+    tone[12_800:14_400] = torch.sin(torch.arange(1_600) * 0.3)
+    speech = AlignedSpeech({"a-1": tone, "b-1": tone}, [], [], Skipped())
+    for name in speech.waveforms:
+        speech.words += [Token(name, 0.8, 0.1, "loud", name[0]), Token(name, 0.3, 0.1, "quiet", name[0])]
+    (found,) = invariance(Loud(), speech, [0], SETTINGS, **TIMES)
+    for view in ("speed 0.9", "speed 1.1"):
+        assert found["view_distance"][view] < 0.2  # half of the words would be lost at the old times
+        assert found["perturbed_word_ap_across"][view] == 1
