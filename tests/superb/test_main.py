@@ -116,9 +116,8 @@ def test_what_superb_says_names_no_option_of_another_command():
     package = REPOSITORY / "laser_hf"
     files = [package / name for name in ("runs.py", "cli.py", "data/speech.py", "data/files.py", "data/decode.py")]
     files += [*(package / "encoders").glob("*.py"), *(package / "superb").rglob("*.py")]
-    said = {
-        (path.name, word) for path in files for text in texts_of(path) for word in re.findall(r"--[a-z][\w-]*", text)
-    }
+    texts = [(path.name, text) for path in files for text in texts_of(path)]
+    said = {(name, word) for name, text in texts for word in re.findall(r"--[a-z][\w-]*", text)}
     assert len(said) > 40
     assert {pair for pair in said if pair[1] not in known} == set()
     assert not [(name, text) for name, text in texts if "train.py" in text]
