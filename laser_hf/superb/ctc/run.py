@@ -38,7 +38,7 @@ SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
 """Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
 WHOLE = {"runs": 1, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1}
 """Smallest values of the options that are no values of a recipe."""
-OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", LOG_NAME, WEIGHTS_NAME)
+OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", LOG_NAME, WEIGHTS_NAME)
 """What a run leaves besides checkpoints, recipe and record."""
 
 
@@ -62,7 +62,7 @@ def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
 def run_folder(path: Path) -> RunFolder:
     """The folder of one run, or of several in `seed-N` or `rate-R-seed-N`."""
     below = [f"{folder}/{name}" for folder in ("seed-*", "rate-*") for name in (*OWNED, RESULTS)]
-    return RunFolder(path, RESULTS, progress=("checkpoint-*", "features/*/batch-*"), owned=(*OWNED, *below))
+    return RunFolder(path, RESULTS, progress=("checkpoint-*", "features"), owned=(*OWNED, *below))
 
 
 def tidy(folder: RunFolder) -> None:
