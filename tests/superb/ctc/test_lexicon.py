@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.ctc import tasks
+from laser_hf.superb.ctc import lexicon as room
+from laser_hf.superb.ctc.lexicon import ARPABET, SUPERB_ENTRIES, SUPERB_LEXICON, Lexicon
 from laser_hf.superb.ctc.task import UnusableText
-from laser_hf.superb.ctc.tasks import ARPABET, SUPERB_ENTRIES, SUPERB_LEXICON, Lexicon, Pr
+from laser_hf.superb.ctc.tasks import Pr
 
 
 def test_the_first_pronunciation_of_the_first_file_counts(tmp_path):
@@ -31,8 +32,8 @@ def test_the_first_pronunciation_of_the_first_file_counts(tmp_path):
 
 def test_superbs_lexicon_is_known_by_its_content(tmp_path, monkeypatch):
     """Two files of the right sizes whose second has the entries that only SUPERB's has; their names do not matter."""
-    assert tasks.SUPERB_LINES[1] == (14_716, 14_716)
-    monkeypatch.setattr(tasks, "SUPERB_LINES", ((190, 210), (20, 20)))  # reading the real number takes seconds
+    assert room.SUPERB_LINES[1] == (14_716, 14_716)
+    monkeypatch.setattr(room, "SUPERB_LINES", ((190, 210), (20, 20)))  # reading the real number takes seconds
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_text("".join(f"W{number} AH0\n" for number in range(200)))
     known = [f"{word}\t{phones}\n" for word, phones in SUPERB_ENTRIES.items()]
