@@ -259,10 +259,10 @@ def layers_table() -> str:
             if metric["metric"] in names and metric.get("trials", "subset") == "subset":
                 shown = f"{metric['value']:.{1 if metric['unit'] == 'percent' else 3}f}"
                 found.setdefault(names[metric["metric"]], {})[metric["layer"]] = shown
-    layers = sorted(next(iter(found.values())))
+    layers = sorted({layer for column in found.values() for layer in column})
     sid = read_record(RECORDS / "superb" / "sid.json")
     note = f"\n\nWeighted sum of all layers: {sid['value']:.1f} % of {sid['data']['speakers']} speakers are told apart."
-    return table(["layer", *found], [[str(n), *(column[n] for column in found.values())] for n in layers]) + note
+    return table(["layer", *found], [[str(n), *(column.get(n, "") for column in found.values())] for n in layers]) + note
 
 
 def heads_table() -> str:
