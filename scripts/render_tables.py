@@ -262,7 +262,8 @@ def layers_table() -> str:
     layers = sorted({layer for column in found.values() for layer in column})
     sid = read_record(RECORDS / "superb" / "sid.json")
     note = f"\n\nWeighted sum of all layers: {sid['value']:.1f} % of {sid['data']['speakers']} speakers are told apart."
-    return table(["layer", *found], [[str(n), *(column.get(n, "") for column in found.values())] for n in layers]) + note
+    rows = [[str(layer), *(column.get(layer, "") for column in found.values())] for layer in layers]
+    return table(["layer", *found], rows) + note
 
 
 def heads_table() -> str:
