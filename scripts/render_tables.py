@@ -251,14 +251,15 @@ def layers_table() -> str:
         ),
         (
             "zerospeech",
-            {"zerospeech_abx_across": "ZeroSpeech ABX", "zerospeech_abx_within": "the same, within speakers"},
+            {"zerospeech_abx_across": "ZeroSpeech ABX", "zerospeech_abx_within": "ZeroSpeech ABX, within speakers"},
         ),
         ("sid", {"layer_accuracy": "speakers, %"}),
     ):
+        found |= {title: {} for title in names.values()}
         for metric in read_record(RECORDS / "superb" / f"{record}.json")["metrics"]:
             if metric["metric"] in names and metric.get("trials", "subset") == "subset":
                 shown = f"{metric['value']:.{1 if metric['unit'] == 'percent' else 3}f}"
-                found.setdefault(names[metric["metric"]], {})[metric["layer"]] = shown
+                found[names[metric["metric"]]][metric["layer"]] = shown
     layers = sorted({layer for column in found.values() for layer in column})
     sid = read_record(RECORDS / "superb" / "sid.json")
     note = f"\n\nWeighted sum of all layers: {sid['value']:.1f} % of {sid['data']['speakers']} speakers are told apart."
