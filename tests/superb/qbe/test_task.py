@@ -329,15 +329,23 @@ def test_scores_are_measured_as_they_are_written(tmp_path):
     assert np.isnan(written[1, 7])
 
 
-def test_perturbed_queries(task_folder, tiny_encoder, tmp_path):
+def test_perturbed_queries(task_folder, tiny_encoder, tmp_path, monkeypatch):
     """Each view is the same search with queries that were perturbed before: here by hand, from files."""
+    found, real = [], task.search_layers
+
+    def searched(*arguments):
+        found.append(real(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(task, "search_layers", searched)
     record = run(tiny_encoder, task_folder, tmp_path / "a", "--layer", "all", "--perturbed")
-    found = {m["layer"]: m for m in record["metrics"] if m["metric"] == "perturbed_mean_average_precision"}
-    assert list(found) == [0, 1, 2, 3]
+    averages = metrics(record, metric="perturbed_mean_average_precision")
+    assert [metric["layer"] for metric in averages] == [0, 1, 2, 3]
+    assert all(metric["views"].keys() == VIEWS.keys() for metric in averages)
+    assert all(metric["value"] == pytest.approx(np.mean(list(metric["views"].values()))) for metric in averages)
     assert (tmp_path / "a" / "layers.png").is_file()
     plain = run(tiny_encoder, task_folder, tmp_path / "b", "--layer", "all")
-    kept = [metric for metric in record["metrics"] if metric["metric"] != "perturbed_mean_average_precision"]
-    assert plain["metrics"] == kept
+    assert plain["metrics"] == [metric for metric in record["metrics"] if metric not in averages]
     for view in VIEWS:
         folder = tmp_path / view
         shutil.copytree(task_folder, folder)
@@ -347,7 +355,11 @@ def test_perturbed_queries(task_folder, tiny_encoder, tmp_path):
             soundfile.write(folder / f"{row[0]}.wav", read_waveform(query).numpy(), 16_000, subtype="FLOAT")
             row[1:4] = f"{row[0]}.wav", "0", "9"
         (folder / "queries.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
-        alone = run(tiny_encoder, folder, tmp_path / f"out {view}", "--layer", "all")
-        for metric in alone["metrics"]:
-            if metric["metric"] == "mean_average_precision":
-                assert found[metric["layer"]]["views"][view] == pytest.approx(metric["value"])
+        run(tiny_encoder, folder, tmp_path / f"out {view}", "--layer", "all")
+        for layer in range(4):
+            own, alone, before = (
+                searches[name, layer].scores
+                for searches, name in ((found[0][0], view), (found[-1][0], "test"), (found[0][0], "test"))
+            )
+            np.testing.assert_allclose(own, alone, atol=1e-4)
+            assert not np.allclose(own, before, atol=1e-3)
