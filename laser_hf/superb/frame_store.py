@@ -147,15 +147,9 @@ def fill(
 ) -> None:
     """Encode into `store` what it does not hold yet; utterances that cannot be used are entered as skipped.
 
-    Batches depend on `samples` alone, so a run that is resumed computes what it would have computed. The next batch is
-    read while one is encoded. Raises `LaserError` if the disk is too small, or the model's frames are not finite.
-
-    Args:
-        names: of the utterances, for messages.
-        samples: of each utterance, at 16 kHz.
-        read: waveform `(samples,)` of an utterance by its index; raises `BadAudio`.
-        advice: what a user can do if the disk is too small.
-        progress: label of the progress bar; none if empty.
+    Batches depend on `samples`, at 16 kHz, alone, so a run that is resumed computes what it would have computed. The
+    next batch is read while one is encoded. `read` gives the waveform `(samples,)` of an utterance by its index, or
+    raises `BadAudio`. `LaserError` if the disk is too small, with an `advice`, or the model's frames are not finite.
     """
     done = {*store.places, *store.skipped}
     frames = sum(features.frame_count(count) for index, count in enumerate(samples) if index not in done)

@@ -39,9 +39,16 @@ QUICK_TITLES = {
     "cer": "CER, %",
     "per": "PER, %",
     "mean_average_precision": "QbE mean average precision",
+    "perturbed_mean_average_precision": "QbE mean average precision, perturbed queries",
+    "perturbed_word_ap_across": "word discrimination AP, perturbed words",
+    "view_distance": "distance of a word from its perturbed copy",
     "word_ap_across": "word discrimination AP, across speakers",
     "abx_across": "ABX-like error, across speakers",
     "abx_within": "ABX-like error, within speakers",
+    "zerospeech_abx_across": "triphone ABX error, across speakers",
+    "zerospeech_abx_within": "triphone ABX error, within speakers",
+    "sid accuracy": "speaker identification, %",
+    "sid last_layer_accuracy": "speaker identification on the last layer, %",
 }
 _QUICK_NOTE = "Comparable down a column at most: the same task, metric and split. Layer: the one of the record."
 _NOTE = "Empty: no published value found, or not measured. † quoted as the paper's, not checked in its table."
@@ -172,11 +179,11 @@ def _quick_table(numbers: Sequence[Number]) -> Table:
     rows = _ordered({number.row for number in numbers})
     table = Table("quick", "Protocol quick: small corpora, no SUPERB numbers", [], rows, _QUICK_NOTE)
     for number in numbers:
-        known = number.metric in QUICK_TITLES or number.first
-        if not known or number.value is None or not number.reported or number.split == "dev":
+        named = QUICK_TITLES.get(f"{number.task} {number.metric}", QUICK_TITLES.get(number.metric))
+        if not (named or number.first) or number.value is None or not number.reported or number.split == "dev":
             continue
         key = f"{number.task} {number.metric} {number.split}"
-        title = f"{QUICK_TITLES.get(number.metric, number.metric)}, {number.split} (quick)"
+        title = f"{named or number.metric}, {number.split} (quick)"
         shipped = number.task in TASKS  # these have no metric in common
         place = list(TASKS).index(number.task) if shipped else len(TASKS)
         columns[place, key] = Column(key, title if shipped else f"{number.task}: {title}", "quick")

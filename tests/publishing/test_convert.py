@@ -137,12 +137,18 @@ def test_computes_what_s3prl_computes(kind, tmp_path):
     ("kind", "layout"), [("hubert", "states"), ("wavlm", "states"), ("hubert", "bare"), ("wavlm", "parametrized")]
 )
 def test_round_trip_is_bit_equal(kind, layout, tmp_path):
-    model = make_model(kind)
+    model = make_model(kind, **({"max_bucket_distance": 80} if kind == "wavlm" else {}))
     weights = fairseq_names(model)
     if layout == "parametrized":  # weight norm as newer torch names it
         for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
             weights[f"encoder.pos_conv.0.parametrizations.weight.{new}"] = weights.pop(f"encoder.pos_conv.0.{old}")
-    torch.save(states(weights) if layout == "states" else weights, tmp_path / "c.pt")
+    content = states(weights) if layout == "states" else weights
+    if kind == "wavlm":  # released checkpoints may state little more than this
+        torch.save(content, tmp_path / "c.pt")
+        with pytest.raises(LaserError, match=r"does not state WavLM's max_distance.* give --base"):
+            convert_checkpoint(tmp_path / "c.pt", tmp_path / "out", model_type=kind)
+        content = {"cfg": {"max_distance": 80}, **(content if layout == "states" else {"model": content})}
+    torch.save(content, tmp_path / "c.pt")
     record = convert_checkpoint(tmp_path / "c.pt", tmp_path / "out", model_type=kind, num_attention_heads=4)
     converted = AutoModel.from_pretrained(tmp_path / "out")
     assert converted.state_dict().keys() == model.state_dict().keys()
@@ -151,7 +157,11 @@ def test_round_trip_is_bit_equal(kind, layout, tmp_path):
                  "num_conv_pos_embedding_groups", "feat_extract_norm", "do_stable_layer_norm"):  # fmt: skip
         found, expected = getattr(converted.config, name), getattr(model.config, name)
         assert found == (list(expected) if isinstance(expected, tuple) else expected), name
-    assert record["recipe"]["config_from"] == "shapes of the weights"
+    if kind == "wavlm":
+        assert converted.config.max_bucket_distance == 80
+        waveform = torch.randn(1, 4000)
+        assert torch.equal(converted(waveform).last_hidden_state, model.eval()(waveform).last_hidden_state)
+    assert record["recipe"]["config_from"] == ("checkpoint" if kind == "wavlm" else "shapes of the weights")
     assert any("do_normalize is false" in note for note in record["notes"])
 
 

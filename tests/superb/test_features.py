@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_model
+from conftest import make_model, make_waveform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_hf.data import BadAudio
+from laser_hf.data import BadAudio, SpeedPitch
 from laser_hf.encoders import SpeechEncoder
 from laser_hf.errors import LaserError
 from laser_hf.superb.features import (
+    VIEWS,
     EncoderFeatures,
     SpectralFeatures,
     Utterance,
@@ -210,3 +213,17 @@ def test_weighted_sum_gradient():
     weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     torch.einsum("l,lbtd->btd", weights.softmax(0), states).square().sum().backward()
     torch.testing.assert_close(module.weights.grad, weights.grad)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_of_a_part_is_the_part_perturbed(view, tmp_path):
+    samples = make_waveform(1.0)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    part = Utterance("a", tmp_path / "a.wav", 0.25, 0.5)
+    plain = read_waveform(part)
+    speed, pitch = VIEWS[view]
+    expected = SpeedPitch().apply(plain, speed=speed, pitch=pitch)
+    found = read_waveform(replace(part, view=view), gain=0.5)
+    assert torch.equal(found, 0.5 * expected)
+    assert len(found) != len(plain) or not torch.equal(2 * found, plain)
+    assert sample_counts([replace(part, view=view)]) == [pytest.approx(len(found), abs=1)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import re
 import subprocess
 import sys
 
@@ -51,7 +54,7 @@ def test_a_task_of_ones_own_by_import_path(package, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("transcribe", "unknown task 'transcribe'; shipped are asr, pr, qbe, discrimination, table"),
+        ("transcribe", "unknown task 'transcribe'; shipped are asr, pr, qbe, discrimination, sid, table"),
         ("no.such", "cannot import the task 'no.such'.*PYTHONPATH"),
         ("own_tasks.letters:None_such", "cannot import the task"),
         ("own_tasks", "unknown task"),
@@ -92,3 +95,29 @@ assert not {"torch", "transformers", "datasets"} & set(sys.modules), "imported"
     assert done.returncode == 0, done.stderr
     assert "discrimination" in done.stdout
     assert "--lexicon" in done.stdout
+
+
+def texts_of(path):
+    """All strings of a module that are no docstrings."""
+    tree = ast.parse(path.read_text())
+    bodies = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    # Strings that stand alone describe what is above them.
+    alone = {id(one.value) for node in bodies for one in node.body if isinstance(one, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone]
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+def test_what_superb_says_names_no_option_of_another_command():
+    known = {"--help", "--multi_gpu", "--num_processes", "--cpu"}  # the last three are accelerate's
+    for name in TASKS:
+        parser = argparse.ArgumentParser()
+        find_task(name).add_arguments(parser)
+        known |= {option for action in parser._actions for option in action.option_strings}
+    package = REPOSITORY / "laser_hf"
+    files = [package / name for name in ("runs.py", "cli.py", "data/speech.py", "data/files.py", "data/decode.py")]
+    files += [*(package / "encoders").glob("*.py"), *(package / "superb").rglob("*.py")]
+    texts = [(path.name, text) for path in files for text in texts_of(path)]
+    said = {(name, word) for name, text in texts for word in re.findall(r"--[a-z][\w-]*", text)}
+    assert len(said) > 40
+    assert {pair for pair in said if pair[1] not in known} == set()
+    assert not [(name, text) for name, text in texts if "train.py" in text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,11 @@ from tqdm.auto import tqdm
 from ...data import BadAudio, decode_audio
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
+from ...records import read_json, write_json
 from ..frame_store import FrameStore
-from .task import CtcTask, UnusableText
+from .task import LISTED, CtcTask, UnusableText
 
 logger = logging.getLogger(__name__)
-
-LISTED = 50
-"""Skipped utterances, and unknown words, that a record lists by name; all of them are counted."""
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Split(torch.utils.data.Dataset):
     speech: Any  # data set with `id`, `audio` and `text`
     utterances: list[Utterance]
     skipped: list[Utterance]
+    usable: int  # of the whole split, of which `utterances` may be a part
     unknown: Counter[str] = field(default_factory=Counter)  # units without a label
     store: FrameStore | None = None  # hidden states; without it, waveforms are encoded each time
 
@@ -90,6 +91,7 @@ class Split(torch.utils.data.Dataset):
         words = Counter(word for entry in self.skipped for word in entry.words)
         skipped: dict[str, Any] = {
             "utterances": len(self.skipped),
+            "share": round(len(self.skipped) / (len(self.skipped) + self.usable), 4),
             "by_kind": dict(sorted(Counter(entry.reason.partition(":")[0] for entry in self.skipped).items())),
             "listed": {entry.id: entry.reason for entry in self.skipped[:LISTED]},
         }
@@ -102,32 +104,68 @@ class Split(torch.utils.data.Dataset):
         return found
 
 
+class Known:
+    """What decoding found in recordings that were read before, by the digest of their bytes: a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.found = path, {}
+        with contextlib.suppress(LaserError):  # none yet, or damaged
+            self.found = read_json(path, dict)
+
+    def look(self, audio: Any, shortest: int) -> tuple[int, str, str]:
+        """Samples, digest of the waveform, and what is wrong with it if it cannot be used."""
+        data, path = audio.get("bytes"), audio.get("path")
+        with contextlib.suppress(OSError, TypeError):  # decoding says what is wrong
+            data = Path(path).read_bytes() if data is None else data
+        key = None if data is None else f"{sha256(data).hexdigest()} {shortest}"
+        if key in self.found:
+            return tuple(self.found[key])
+        try:
+            waveform = decode_audio(audio, min_seconds=shortest / SAMPLE_RATE).waveform
+            found = len(waveform), sha256(waveform.numpy()).hexdigest(), ""
+        except BadAudio as error:
+            found = 0, "", str(error)
+        return self.found.setdefault(key, found) if key else found
+
+    def save(self) -> None:
+        """Write the file."""
+        write_json(self.path, self.found)
+
+
 def read_split(
-    speech: Any, name: str, task: CtcTask, shortest: int = 400, limit: int | None = None, progress: bool = True
+    speech: Any,
+    name: str,
+    task: CtcTask,
+    shortest: int = 400,
+    limit: int | None = None,
+    progress: bool = True,
+    known: Known | None = None,
 ) -> Split:
     """Decode every utterance of a split, from `laser_hf.data.load_speech`, once and keep those that can be used.
 
-    An utterance needs `shortest` samples (one frame). `limit` keeps so many, spread evenly over the usable ones.
-    `LaserError` for no transcripts at all, no usable utterance, or if half of the text has no label.
+    An utterance needs `shortest` samples (one frame). `limit` keeps so many, spread evenly over the usable ones. What
+    is `known` is not decoded again. `LaserError` for no transcripts at all, no usable utterance, or if half of the text
+    has no label.
     """
     if "text" not in speech.column_names:
         raise LaserError(f"split {name} has no transcripts: no SPEAKER-CHAPTER.trans.txt files, or no column `text`")
     ids, texts = list(speech["id"]), list(speech["text"])
+    known = known or Known(Path())
 
     def look(row: int) -> Utterance:
         try:
             text = texts[row] or ""
             units, target = task.units(text), task.encode(text)
-            waveform = decode_audio(speech[row]["audio"], min_seconds=shortest / SAMPLE_RATE).waveform
-        except (UnusableText, BadAudio) as error:
-            return Utterance(ids[row], row, reason=str(error), words=getattr(error, "words", ()))
-        return Utterance(ids[row], row, len(waveform), sha256(waveform.numpy()).hexdigest(), units, target)
+        except UnusableText as error:
+            return Utterance(ids[row], row, reason=str(error), words=error.words)
+        samples, digest, reason = known.look(speech[row]["audio"], shortest)
+        return Utterance(ids[row], row, samples, digest, units, target, reason)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looks = pool.map(look, range(len(speech)))
         found = list(tqdm(looks, total=len(speech), desc=f"reading {name}", disable=not progress, mininterval=1))
     usable = [utterance for utterance in found if not utterance.reason]
-    split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason])
+    split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason], len(usable))
     if split.skipped:
         counts = split.counts()["skipped"]
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts["by_kind"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ...errors import LaserError
 from ...records import RESULTS, read_record
@@ -102,23 +104,34 @@ def reverse_valid(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor
     return features.gather(1, source.unsqueeze(2).expand_as(features))
 
 
-class BiLstm(nn.Module):
-    """What `nn.LSTM(bidirectional=True)` makes of packed sequences, of a padded batch: exact for each utterance.
+class BiLstm(nn.LSTM):
+    """A bidirectional LSTM layer that reads each utterance of a padded batch as if it were alone.
 
-    It is two LSTMs of which the second reads each utterance backwards: on CPUs the backward pass of packed sequences
-    takes time quadratic in the frames. `hidden_size` counts the units of one direction.
+    A GPU takes packed sequences. On a CPU their backward pass needs time quadratic in the frames; so the two directions
+    run one by one, the second on reversed utterances, which gives the same up to rounding. `hidden_size` counts the
+    units of one direction.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
-        super().__init__()
-        self.forwards = nn.LSTM(input_size, hidden_size, batch_first=True)
-        self.backwards = nn.LSTM(input_size, hidden_size, batch_first=True)
+        super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(batch, frames, input_size) -> (batch, frames, 2 * hidden_size); frames in the padding mean nothing."""
-        ahead = self.forwards(features)[0]
-        back = reverse_valid(self.backwards(reverse_valid(features, lengths))[0], lengths)
+        if features.is_cuda:
+            return self.packed(features, lengths)
+        ahead = self._one_way(features, "")
+        back = reverse_valid(self._one_way(reverse_valid(features, lengths), "_reverse"), lengths)
         return torch.cat((ahead, back), dim=2)
+
+    def packed(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """`forward` as one call of cuDNN."""
+        sequences = pack_padded_sequence(features, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(super().forward(sequences)[0], True, total_length=features.shape[1])[0]
+
+    def _one_way(self, features: torch.Tensor, way: str) -> torch.Tensor:
+        weights = [getattr(self, f"{name}_l0{way}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        start = features.new_zeros(1, len(features), self.hidden_size)
+        return torch.lstm(features, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
 
 
 class LstmHead(nn.Module):
@@ -156,19 +169,40 @@ class LinearHead(nn.Module):
 
 
 class CtcHead(nn.Module):
-    """Weighted sum of `layers` hidden states, `augment` in training, and a head that makes logits of frames."""
+    """Weighted sum of `layers` hidden states, `augment` in training, and a head that makes logits of frames.
 
-    def __init__(self, layers: int, head: nn.Module, augment: SpecAugment | None = None):
+    `stack` successive frames become one of the head's, and what is left of an utterance's end is dropped.
+    """
+
+    def __init__(self, layers: int, head: nn.Module, augment: SpecAugment | None = None, stack: int = 1):
         super().__init__()
         self.weighted_sum = WeightedSum(layers)
-        self.head, self.augment = head, augment
+        self.head, self.augment, self.stack = head, augment, stack
 
     def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """States (layers, batch, frames, dim), frames in use (batch,) -> (batch, frames, classes) float32."""
+        """States (layers, batch, frames, dim), frames in use (batch,) -> (batch, frames // stack, classes) float32."""
         features = self.weighted_sum(states)
         if self.training and self.augment is not None:
             features = self.augment(features, lengths)
-        return self.head(features, lengths).float().log_softmax(-1)
+        count = features.shape[1] // self.stack
+        features = features[:, : count * self.stack].reshape(len(features), count, -1)
+        return self.head(features, lengths // self.stack).float().log_softmax(-1)
+
+
+class Heads(nn.ModuleList):
+    """Heads that see the same states, each with random numbers of its own: none knows of the others."""
+
+    def forward(
+        self, states: torch.Tensor, lengths: torch.Tensor, seeds: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """What each head makes of a batch, as `CtcHead`; `seeds` are of what they draw in training."""
+        found = []
+        with torch.random.fork_rng([states.device] if states.is_cuda else []):
+            for number, head in enumerate(self):
+                if seeds is not None:
+                    torch.manual_seed(seeds[number])
+                found.append(head(states, lengths))
+        return found
 
 
 def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:

@@ -5,40 +5,62 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jiwer
 import numpy as np
+from safetensors.torch import save_file
 
-from ...records import new_record
-from .task import CtcTask, Decoded
+from ...records import new_record, write_json
+from .data import Split
+from .heads import WEIGHTS_NAME
+from .task import CtcTask, Decoded, changes
 
 if TYPE_CHECKING:
     from .run import Command
+    from .training import CtcTrainer
 
+LOG_NAME = "training_log.json"
 WORST = 20
 """Utterances shown in `worst.txt`."""
 
 
-def make_record(
-    command: Command, seed: int, seconds: float, metrics: Sequence[Mapping[str, Any]], **more: Any
+def leave_run(
+    command: Command, place: Path, trainer: CtcTrainer, number: int, decoded: Sequence[tuple[Split, list[Decoded]]]
 ) -> dict[str, Any]:
-    """The record of one run, or of several; the first of `metrics` is the primary one on the first test split."""
+    """Leave texts, weights, log and pictures of the head `number` in `place`; return its record.
+
+    The first of its metrics is the primary one on the first test split.
+    """
+    task, head, (seed, rate) = command.task, trainer.heads[number], trainer.runs[number]
+    metrics: list[dict[str, Any]] = []
+    for split, found in decoded:
+        values = task.metrics(found)
+        metrics += [{"metric": m, "value": v, "unit": "percent", "split": split.name} for m, v in values.items()]
+        write_decoded(place / split.folder_name, found, task)
+    history, shares = trainer.history(number), head.weighted_sum.shares()
+    save_file({name: weight.cpu() for name, weight in head.state_dict().items()}, place / WEIGHTS_NAME)
+    write_json(place / LOG_NAME, {"log": history})
+    plot_layer_weights({f"seed {seed}": shares}, place / "plots" / "layer_weights.png", command.title)
+    plot_training(history, task.PRIMARY, place / "plots" / "training.png", command.title)
+
     arguments, (train, dev, *tests) = command.arguments, command.splits
     addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
     commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
+    recipe = dataclasses.replace(command.recipe, learning_rate=rate)
     return new_record(
-        command.task.NAME,
+        task.NAME,
         recipe={
-            **dataclasses.asdict(command.recipe),
+            **dataclasses.asdict(recipe),
             "optimizer": "Adam",
             "frozen_encoder": True,
             "do_normalize": arguments.do_normalize,
             "cached_features": train.store is not None,
             "micro_batch_size": arguments.micro_batch_size,
-            **command.task.describe(),
+            **task.describe(),
         },
         data={
             "source": arguments.data,
@@ -49,32 +71,58 @@ def make_record(
             "test": [split.counts() for split in tests],
         },
         seed=seed,
-        wall_seconds=seconds,
+        wall_seconds=time.time() - command.began + trainer.earlier_seconds(),
         protocol=command.protocol,
         model=command.model,
         metrics=metrics,
-        changed_from_superb=command.changed,
-        **more,
+        changed_from_superb={**command.changed, **changes(recipe, task.RECIPES["superb"])},
+        selected=trainer.selected[number],
+        layer_weights=shares,
+        head={
+            "layers": command.features.layers,
+            "dim": command.features.dim,
+            "labels": list(task.LABELS),
+            "parameters": sum(p.numel() for p in head.parameters()),
+        },
+        training={
+            "updates": trainer.state.global_step,
+            "seconds": round(trainer.trained_seconds(), 1),
+            "updates_left_out": trainer.left_out(number),
+            "processes": trainer.args.world_size,
+            "heads": len(trainer.heads),
+        },
     )
 
 
 def summarise(command: Command, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Record with mean and standard deviation (of a sample: n - 1) over runs, all of which are kept."""
-    metrics = []
-    for entries in zip(*(record["metrics"] for record in records), strict=True):
+    """Record with mean and standard deviation (of a sample: n - 1) over seeds, all of which are kept.
+
+    Of several learning rates it is that of the lowest mean error on dev, by which SUPERB lets it be chosen.
+    """
+    by_rate: dict[float, list[Mapping[str, Any]]] = {}
+    for record in records:
+        by_rate.setdefault(record["recipe"]["learning_rate"], []).append(record)
+    name, dev = command.task.PRIMARY, command.splits[1].name
+
+    def dev_error(rate: float) -> float:
+        entries = [entry for record in by_rate[rate] for entry in record["metrics"]]
+        return statistics.fmean(e["value"] for e in entries if (e["metric"], e["split"]) == (name, dev))
+
+    chosen, metrics = by_rate[min(by_rate, key=dev_error)], []
+    for entries in zip(*(record["metrics"] for record in chosen), strict=True):
         values = [entry["value"] for entry in entries]
-        metrics.append(entries[0] | {"value": statistics.fmean(values), "standard_deviation": statistics.stdev(values)})
-    weights = {f"seed {record['seed']}": record["layer_weights"] for record in records}
+        spread = {"standard_deviation": statistics.stdev(values)} if len(values) > 1 else {}
+        metrics.append(entries[0] | {"value": statistics.fmean(values)} | spread)
+    weights = {f"seed {record['seed']}": record["layer_weights"] for record in chosen}
     plot_layer_weights(weights, command.folder.path / "plots" / "layer_weights.png", command.title)
-    kept = ("seed", "metrics", "selected", "layer_weights", "wall_seconds")
-    return make_record(
-        command,
-        records[0]["seed"],
-        sum(record["wall_seconds"] for record in records),
-        metrics,
-        layer_weights=[statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)],
-        runs=[{name: record[name] for name in kept} for record in records],
-    )
+    summary = {entry: value for entry, value in chosen[0].items() if entry not in ("selected", "training")}
+    summary |= {**metrics[0], "metrics": metrics}
+    summary["layer_weights"] = [statistics.fmean(layer) for layer in zip(*weights.values(), strict=True)]
+    kept = ("seed", "metrics", "selected", "layer_weights")
+    summary["runs"] = [{entry: record[entry] for entry in kept} for record in chosen]
+    if len(by_rate) > 1:
+        summary["learning_rates"] = {f"{rate:g}": {f"dev_{name}": dev_error(rate)} for rate in by_rate}
+    return summary
 
 
 def write_decoded(folder: Path, decoded: Sequence[Decoded], task: CtcTask) -> None:

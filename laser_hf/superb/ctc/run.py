@@ -9,11 +9,11 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -22,14 +22,14 @@ from ...data import load_speech
 from ...encoders import load_encoder
 from ...errors import LaserError
 from ...plugins import Option
-from ...records import RESULTS, plain, read_json, read_record, write_json
-from ...runs import CONTENT, RECIPE_NAME, WRITING, RunFolder
+from ...records import RESULTS, write_json
+from ...runs import CONTENT, WRITING, RunFolder
 from ..features import EncoderFeatures, pick_device
 from ..frame_store import FrameStore, fill
-from .data import Split, read_split
+from .data import Known, Split, read_split
 from .heads import WEIGHTS_NAME
-from .report import make_record, plot_layer_weights, plot_training, summarise, write_decoded
-from .task import CtcTask, changes, choose_recipe, is_superb
+from .report import LOG_NAME, leave_run, summarise
+from .task import CtcTask, changes, choose_recipes, is_superb
 from .training import CtcTrainer
 
 logger = logging.getLogger(__name__)
@@ -38,35 +38,31 @@ SUPERB_UTTERANCES = {"train": 28_539, "dev": 2_703, "test": 2_620}
 """Sizes of train-clean-100, dev-clean and test-clean, on which SUPERB's numbers are defined."""
 WHOLE = {"runs": 1, "micro_batch_size": 1, "eval_batch_size": 1, "dataloader_num_workers": 0, "logging_steps": 1}
 """Smallest values of the options that are no values of a recipe."""
-LOG_NAME = "training_log.json"
-OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", "features", LOG_NAME, WEIGHTS_NAME)
+OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", LOG_NAME, WEIGHTS_NAME)
 """What a run leaves besides checkpoints, recipe and record."""
 
 
 def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
     """Run as the command line says and return the record of `OUT/results.json` (empty on other processes)."""
-    began = time.time()
     refuse_lonely_launch("-m laser_hf.superb ... --device cpu")
     command = Command(kind, arguments)
-    if arguments.runs == 1:
-        record = command.train_and_test(arguments.seed, command.folder, began)
-    else:
-        seeds = range(arguments.seed, arguments.seed + arguments.runs)
-        records = [command.run_of_several(seed, time.time() if number else began) for number, seed in enumerate(seeds)]
-        record = summarise(command, records) if command.main else {}
-        command.finish(command.folder, record)
+    record = command.train_and_test()
     if command.main:
         logger.info("Everything is in %s", command.folder.path)
+        for split in command.splits:
+            if (skipped := split.counts()["skipped"])["share"] >= 0.02:
+                what = f"{skipped['share']:.0%} of the utterances of {split.name} are left out: {skipped['by_kind']}"
+                print(f"Note: {what}" + "; --oov g2p keeps unknown words" * ("unknown_word" in skipped["by_kind"]))
         for metric in record["metrics"]:
             spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
-            print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({command.protocol})")
+            print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({record['protocol']})")
     return record
 
 
 def run_folder(path: Path) -> RunFolder:
-    """The folder of one run, or of several in `seed-N`."""
-    below = (*OWNED, "checkpoint-*", "broken-checkpoint-*", RECIPE_NAME, RESULTS)
-    return RunFolder(path, RESULTS, owned=(*OWNED, *(f"seed-*/{name}" for name in below)))
+    """The folder of one run, or of several in `seed-N` or `rate-R-seed-N`."""
+    below = [f"{folder}/{name}" for folder in ("seed-*", "rate-*") for name in (*OWNED, RESULTS)]
+    return RunFolder(path, RESULTS, progress=("checkpoint-*", "features"), owned=(*OWNED, *below))
 
 
 def tidy(folder: RunFolder) -> None:
@@ -82,15 +78,16 @@ class Command:
     """
 
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
+        self.arguments, self.began = arguments, time.time()
         for name, low in WHOLE.items():
             Option(name, None, "", int, low=low, flag=f"--{name}").check(getattr(arguments, name))
         if arguments.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
             raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
-        self.recipe = choose_recipe(arguments, kind.RECIPES)
+        self.recipes = choose_recipes(arguments, kind.RECIPES)
+        self.recipe = self.recipes[0]
         self.use_cpu = pick_device(arguments.device).type == "cpu"
         self.folder = run_folder(arguments.output_dir)
-        self.args = self.training_arguments(kind, arguments.output_dir, arguments.seed)
+        self.args = self.training_arguments()
         if unknown := set(self.args.report_to) - {*INTEGRATION_TO_CALLBACK}:
             raise LaserError(f"--report_to {unknown.pop()} is none of {', '.join(INTEGRATION_TO_CALLBACK)}")
         self.main = self.args.process_index == 0  # the process that writes
@@ -106,48 +103,48 @@ class Command:
         encoder = [self.model["weights_sha256"], arguments.do_normalize, config]
         self.encoder = sha256(json.dumps(encoder, sort_keys=True, default=str).encode()).hexdigest()
         names = (arguments.train_split, arguments.dev_split, *arguments.test_split)
+        self.known = Known(self.folder.path / "features" / "recordings.json")
         self.splits = [self.read(name, train=place == 0) for place, name in enumerate(names)]
+        if self.main:
+            self.known.save()
         train = self.splits[0]
-        if all(self.features.frame_count(one.samples) < len(one.target) for one in train.utterances):
+        stack = getattr(self.recipe, "stack", 1)
+        if all(self.features.frame_count(one.samples) // stack < len(one.target) for one in train.utterances):
             raise LaserError(f"split {train.name}: every target is longer than the frames of its utterance")
 
         self.changed = changes(self.recipe, kind.RECIPES["superb"]) | self.task.changed()
         here = {role: len(split) for role, split in zip(SUPERB_UTTERANCES, self.splits, strict=False)}
         if here != SUPERB_UTTERANCES:
             self.changed["utterances"] = {"superb": SUPERB_UTTERANCES, "here": here}
-        self.protocol = arguments.protocol if is_superb(self.changed, self.recipe.learning_rate) else "quick"
+        is_superbs = all(is_superb(self.changed, recipe.learning_rate) for recipe in self.recipes)
+        self.protocol = arguments.protocol if is_superbs else "quick"
         if self.main and self.protocol != arguments.protocol:
             why = "; ".join(f"{name} {one['superb']} -> {one['here']}" for name, one in self.changed.items())
             logger.warning("This is not SUPERB's recipe, and will be recorded as protocol quick, because of: %s", why)
+        self.changed.pop("learning_rate", None)  # of several each head has its own
         self.title = f"{kind.NAME} on {Path(arguments.model).name} ({self.protocol})"
-        if arguments.cache_features == "yes" or (arguments.cache_features, arguments.protocol) == ("auto", "quick"):
-            self.store_states()
+        if (kept := arguments.cache_features) != "no":
+            everything = kept == "yes" or (kept, arguments.protocol) == ("auto", "quick")
+            self.store_states(self.splits if everything else self.splits[1:2] if kept == "dev" else [])
 
-    def finish(self, folder: RunFolder, record: dict[str, Any]) -> None:
-        """Write the record of a run, which completes it."""
-        if self.main:
-            folder.finish(record)
-            tidy(folder)
-
-    def training_arguments(self, kind: type[CtcTask], output_dir: Path, seed: int) -> TrainingArguments:
-        """The Trainer's options for one run."""
+    def training_arguments(self) -> TrainingArguments:
+        """The Trainer's options."""
         arguments, recipe = self.arguments, self.recipe
+        decay = round(getattr(recipe, "decay", 0) * recipe.max_steps)
         return TrainingArguments(
-            output_dir=str(output_dir),
+            output_dir=str(arguments.output_dir),
             max_steps=recipe.max_steps,
             learning_rate=recipe.learning_rate,
-            optim="adamw_torch",  # without weight decay it is Adam, with torch's defaults as in S3PRL
-            lr_scheduler_type="constant",
+            lr_scheduler_type="warmup_stable_decay" if decay else "constant",
+            lr_scheduler_kwargs={"num_decay_steps": decay, "decay_type": "linear"} if decay else None,
             max_grad_norm=recipe.max_grad_norm,
-            seed=seed,
+            seed=arguments.seed,
             bf16=recipe.precision == "bf16",
             per_device_eval_batch_size=arguments.eval_batch_size,
             eval_strategy="steps",
             eval_steps=recipe.eval_steps,
             save_steps=recipe.eval_steps,
-            save_total_limit=2,  # the best one, and one that is whole while the next one is written
-            metric_for_best_model=kind.PRIMARY,  # CtcTrainer.load_best
-            greater_is_better=False,
+            save_total_limit=2,  # should the newest one be damaged
             logging_steps=arguments.logging_steps or max(recipe.eval_steps // 4, 1),
             logging_nan_inf_filter=False,
             remove_unused_columns=False,
@@ -164,14 +161,14 @@ class Command:
         given, limit = self.arguments, self.recipe.max_train_utterances if train else None
         where = {"name": given.data_name, "revision": given.data_revision, "audio_column": given.audio_column}
         speech, shown = load_speech(given.data, name, **where), self.main and not given.disable_tqdm
-        return read_split(speech, name, self.task, self.features.shortest, limit, shown)
+        return read_split(speech, name, self.task, self.features.shortest, limit, shown, self.known)
 
-    def store_states(self) -> None:
+    def store_states(self, splits: Sequence[Split]) -> None:
         """Encode every utterance once; the main process encodes, the others read its files."""
         with self.args.main_process_first(local=False, desc="hidden states"):
-            for number, split in enumerate(self.splits):
+            for split in splits:
                 key = {"encoder": self.encoder, "utterances": split.digest()}
-                place = self.folder.path / "features" / f"{number}-{split.folder_name}"
+                place = self.folder.path / "features" / f"{self.splits.index(split)}-{split.folder_name}"
                 split.store = FrameStore(place, range(self.features.layers), self.features.dim, key)
                 if self.main:
                     self.features.encoder.to(self.args.device)
@@ -180,67 +177,52 @@ class Command:
                     how = {"advice": "use --cache_features no", "progress": progress}
                     fill(split.store, self.features, names, split.samples, split.waveform, **how)
 
-    def fingerprint(self, seed: int) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that resumes it."""
         roles, digests = ("train_split", "dev_split"), [split.digest() for split in self.splits]
+        rates = [recipe.learning_rate for recipe in self.recipes]
         return {
             "task": self.task.NAME,
-            "recipe": dataclasses.asdict(self.recipe),
-            "seed": seed,
+            "recipe": dataclasses.asdict(self.recipe) | {"learning_rate": rates if len(rates) > 1 else rates[0]},
+            "seed": self.arguments.seed,
+            "runs": self.arguments.runs,
             "do_normalize": self.arguments.do_normalize,
             CONTENT: {"model": self.encoder, **dict(zip(roles, digests, strict=False)), "test_split": digests[2:]},
             **self.task.describe(),
         }
 
-    def run_of_several(self, seed: int, began: float) -> dict[str, Any]:
-        """The record of one of several runs; a finished one is not repeated."""
-        folder = run_folder(self.folder.path / f"seed-{seed}")
-        if folder.finished and read_json(folder.path / RECIPE_NAME) == plain(self.fingerprint(seed)):
-            logger.info("seed %d is finished: %s", seed, folder.path)
-            return read_record(folder.path / RESULTS)
-        return self.train_and_test(seed, folder, began)
-
-    def train_and_test(self, seed: int, folder: RunFolder, began: float) -> dict[str, Any]:
-        """Train a head, or go on with it, decode test and dev with the best one, and finish the folder."""
-        args, task = self.training_arguments(type(self.task), folder.path, seed), self.task
+    def train_and_test(self) -> dict[str, Any]:
+        """Train the heads, or go on with them, decode test and dev with the best weights, and finish the folder."""
+        args, task, folder = self.args, self.task, self.folder
         with args.main_process_first(local=False, desc="preparing the output folder"):
             if self.main:
-                folder.prepare(self.fingerprint(seed))
+                folder.prepare(self.fingerprint())
             checkpoint = folder.last_checkpoint()
-        set_seed(seed)
-        head = task.build_head(self.recipe, self.features.layers, self.features.dim)
+        heads = {}
+        for recipe in self.recipes:
+            for seed in range(self.arguments.seed, self.arguments.seed + self.arguments.runs):
+                set_seed(seed)
+                heads[seed, recipe.learning_rate] = task.build_head(recipe, self.features.layers, self.features.dim)
         train, dev, *tests = self.splits
         size = self.arguments.micro_batch_size
-        trainer = CtcTrainer(head, self.features, task, self.recipe, args, train, dev, size)
-        before = time.time() - began
+        trainer = CtcTrainer(heads, self.features, task, self.recipe, args, train, dev, size)
         if checkpoint:
             logger.info("Resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trained, selected = trainer.trained_seconds(), trainer.load_best()
-        metrics: list[dict[str, Any]] = []
-        for split in (*tests, dev):
-            decoded, _ = trainer.decode(split)
-            values = task.metrics(decoded)
-            metrics += [{"metric": m, "value": v, "unit": "percent", "split": split.name} for m, v in values.items()]
-            if self.main:
-                write_decoded(folder.path / split.folder_name, decoded, task)
+        trainer.load_best()
+        decoded = [(split, trainer.decode(split)) for split in (*tests, dev)]
         record: dict[str, Any] = {}
         if self.main:
-            history, shares = trainer.state.log_history, head.weighted_sum.shares()
-            save_file({name: weight.cpu() for name, weight in head.state_dict().items()}, folder.path / WEIGHTS_NAME)
-            write_json(folder.path / LOG_NAME, {"log": history})
-            plot_layer_weights({f"seed {seed}": shares}, folder.path / "plots" / "layer_weights.png", self.title)
-            plot_training(history, task.PRIMARY, folder.path / "plots" / "training.png", self.title)
-            about: dict[str, Any] = {"selected": selected, "layer_weights": shares}
-            about["head"] = {"layers": self.features.layers, "dim": self.features.dim, "labels": list(task.LABELS)}
-            about["head"]["parameters"] = sum(p.numel() for p in head.parameters())
-            about["training"] = {
-                "updates": trainer.state.global_step,
-                "seconds": round(trained, 1),
-                "updates_left_out": trainer.left_out(),
-                "processes": args.world_size,
-            }
-            record = make_record(self, seed, before + trainer.trained_seconds(), metrics, **about)
-            self.finish(folder, record)
+            records = []
+            for number, (seed, rate) in enumerate(heads):
+                named = f"rate-{rate:g}-seed-{seed}" if len(self.recipes) > 1 else f"seed-{seed}"
+                place = folder.path / named if len(heads) > 1 else folder.path
+                own = [(split, found[number][0]) for split, found in decoded]
+                records.append(leave_run(self, place, trainer, number, own))
+                if len(heads) > 1:
+                    write_json(place / RESULTS, records[-1])
+            record = records[0] if len(heads) == 1 else summarise(self, records)
+            folder.finish(record)
+            tidy(folder)
         trainer.accelerator.wait_for_everyone()
         return record

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .heads import CtcHead
 
 
+LISTED = 50
+"""Skipped utterances, and words that the lexicon lacks, that a record lists by name; all of them are counted."""
+
+
 def value(default: Any, text: str, **bounds: Any) -> Any:
     """A value of a recipe: its default, help, and bounds as `Option` has them."""
     return field(default=default, metadata={"help": text, **bounds})
@@ -31,7 +35,7 @@ class Recipe:
 
     max_steps: int = value(200_000, "updates", low=1)
     eval_steps: int = value(2_000, "updates between two decodings of the dev split, which choose the head", low=1)
-    learning_rate: float = value(1e-4, "of Adam, constant", above=0)
+    learning_rate: float = value(1e-4, "of Adam, constant; of several the best on dev counts", above=0)
     max_grad_norm: float = value(1.0, "gradients are clipped to this norm", above=0)
     batch_size: int = value(16, "utterances of a batch", low=1)
     projection_size: int = value(1024, "dimension to which features are projected first", low=1)
@@ -39,13 +43,21 @@ class Recipe:
     precision: str = value("fp32", "fp32 or bf16 (mixed)")
 
 
-def choose_recipe(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) -> Recipe:
-    """The protocol's recipe with the values of the command line; raises `LaserError` for one out of range."""
-    given = {}
+def choose_recipes(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) -> list[Recipe]:
+    """The protocol's recipe with the values of the command line, for each learning rate.
+
+    `LaserError` for a value out of range, or a rate given twice.
+    """
+    given, rates = {}, []
     for entry in dataclasses.fields(recipes[arguments.protocol]):
         if hasattr(arguments, entry.name):
             option = Option(entry.name, entry.default, flag=f"--{entry.name}", **entry.metadata)
-            given[entry.name] = option.check(getattr(arguments, entry.name))
+            if entry.name == "learning_rate":
+                rates = [option.check(rate) for rate in arguments.learning_rate]
+            else:
+                given[entry.name] = option.check(getattr(arguments, entry.name))
+    if len(set(rates)) < len(rates):
+        raise LaserError(f"--learning_rate names a rate twice: {rates}")
     # As the Trainer does: --bf16, or else what accelerate was told.
     mixed = "bf16" if arguments.bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed not in ("no", "bf16"):
@@ -54,7 +66,7 @@ def choose_recipe(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) 
     recipe = dataclasses.replace(recipes[arguments.protocol], **given)
     if recipe.eval_steps > recipe.max_steps:
         raise LaserError(f"--eval_steps {recipe.eval_steps} exceeds --max_steps {recipe.max_steps}: no head is chosen")
-    return recipe
+    return [dataclasses.replace(recipe, learning_rate=rate) for rate in rates or [recipe.learning_rate]]
 
 
 def changes(recipe: Recipe, superb: Recipe) -> dict[str, dict[str, Any]]:
@@ -134,7 +146,7 @@ class CtcTask:
         add("--overwrite_output_dir", action="store_true", help="start over: delete what an earlier run left there")
         text = "superb: the exact recipe, for full LibriSpeech and a GPU. quick: for small corpora; no SUPERB numbers"
         add("--protocol", choices=tuple(cls.RECIPES), default="superb", help=text)
-        add("--runs", type=int, default=1, help="repeat with the seeds SEED, SEED+1, ...; mean and standard deviation")
+        add("--runs", type=int, default=1, help="heads with the seeds SEED, SEED+1, ..., on the same batches")
         add("--seed", type=int, default=1337, help="of the (first) run")
         text = "values of the protocol (superb / quick); a changed value is recorded, and is not called superb"
         add = parser.add_argument_group("recipe", text).add_argument
@@ -143,15 +155,20 @@ class CtcTask:
                 values = [getattr(cls.RECIPES[protocol], entry.name) for protocol in ("superb", "quick")]
                 shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
                 kind = entry.metadata.get("kind", type(values[0]))
-                add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=f"{entry.metadata['help']} ({shown})")
+                several = {"nargs": "+"} if entry.name == "learning_rate" else {}
+                text = f"{entry.metadata['help']} ({shown})"
+                add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=text, **several)
         text = "these change a result by rounding and random draws only"
         add = parser.add_argument_group("machine", text).add_argument
         add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
         add("--bf16", action="store_true", help="mixed precision; not SUPERB's, and the record says so")
         add("--micro_batch_size", type=int, help="utterances in memory at once in training; by default the whole batch")
         add("--eval_batch_size", type=int, default=16, help="utterances decoded at once")
-        text = "encode every utterance once and keep its hidden states on disk (float32); auto: with protocol quick"
-        add("--cache_features", choices=("auto", "yes", "no"), default="auto", help=text)
+        text = (
+            "encode every utterance once and keep its hidden states on disk (float32), or only those of the dev split; "
+        )
+        text += "auto: all with protocol quick, else none"
+        add("--cache_features", choices=("auto", "yes", "dev", "no"), default="auto", help=text)
         add("--dataloader_num_workers", type=int, default=0, help="processes that decode audio")
         add("--logging_steps", type=int, help="updates between two log lines; by default a quarter of eval_steps")
         add("--report_to", default="tensorboard", help="where to log: tensorboard, wandb, none")

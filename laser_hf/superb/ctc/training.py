@@ -1,47 +1,62 @@
-"""`CtcTrainer`: a Hugging Face Trainer for a CTC head on a frozen encoder."""
+"""`CtcTrainer`: a Hugging Face Trainer for CTC heads on a frozen encoder."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...errors import LaserError
-from ...runs import WRITING, find_fault, seal_checkpoint
+from ...runs import WRITING, seal_checkpoint
 from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
-from .heads import CtcHead, ctc_losses
+from .heads import CtcHead, Heads, ctc_losses
 from .task import CtcTask, Decoded, Recipe
 
 logger = logging.getLogger(__name__)
 
+BEST_NAME = "best_heads.pt"
+
+
+class Best(NamedTuple):
+    """The best weights of a head so far, after the update `step`; none of them below `value` without a step."""
+
+    value: float
+    step: int | None = None
+    weights: dict[str, torch.Tensor] | None = None
+
 
 class CtcTrainer(Trainer):
-    """Trains a `CtcHead`, decodes the dev split every `eval_steps` and keeps the head that did best there.
+    """Trains heads, decodes the dev split every `eval_steps` and keeps of each head the weights that did best there.
 
-    Checkpoints hold the head, not the encoder. An update is the same, up to rounding, whatever the number of processes
+    Each batch is encoded once, and every head gets what it gets alone, to the same bits on a CPU: its gradients are
+    clipped by their own norm, and what it draws in an update follows from its seed, the update and the utterances.
+    Checkpoints hold the heads, not the encoder. An update is the same, up to rounding, whatever the number of processes
     and the micro-batch size.
 
     Args:
+        heads: by (seed, learning rate).
         features: of the encoder, which stays as it is; it is moved to the device of training.
-        args: options of the Trainer; `gradient_accumulation_steps` is set here.
+        args: options of the Trainer; `gradient_accumulation_steps` is set here. Its seed orders the batches.
         micro_batch_size: utterances a process holds at once in training; `None` for whole batches.
     """
 
     def __init__(
         self,
-        head: CtcHead,
+        heads: Mapping[tuple[int, float], CtcHead],
         features: EncoderFeatures,
         task: CtcTask,
         recipe: Recipe,
@@ -58,12 +73,26 @@ class CtcTrainer(Trainer):
         place = (args.world_size, args.process_index, args.seed)
         self.sampler = UpdateSampler(groups, *updates, micro_batch_size, *place)
         args.gradient_accumulation_steps = self.sampler.micro_batches
-        super().__init__(model=head, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
+        self.runs, self.heads = list(heads), list(heads.values())
+        # What a log says of one head of several ends in its number.
+        self.marks = [f"/{number}" for number in range(len(heads))] if len(heads) > 1 else [""]
+        self.best: list[Best] = [Best(math.inf if task.FIRST_BEST is None else task.FIRST_BEST) for _ in heads]
+        model = Heads(self.heads)
+        super().__init__(model=model, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
         self.loss_is_scaled_for_ga = True  # compute_loss weights every utterance by its share in the update
         self.features, self.task = features, task
         self.features.encoder.to(args.device)
+        self._sums = torch.zeros(len(heads), device=args.device)  # of losses since the last log line
         self._started = time.perf_counter()
         self._earlier: float | None = None
+
+    def create_optimizer(self, model=None):
+        """Adam, which is AdamW without weight decay, with torch's defaults as in S3PRL; a group for each head."""
+        groups = [
+            {"params": [*head.parameters()], "lr": rate} for (_, rate), head in zip(self.runs, self.heads, strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        return self.optimizer
 
     def _dataloader(self, split: Split, batches: Any, generator: torch.Generator | None = None) -> DataLoader:
         how = {"num_workers": self.args.dataloader_num_workers, "pin_memory": torch.cuda.is_available()}
@@ -73,98 +102,138 @@ class CtcTrainer(Trainer):
         """All micro-batches of the run for this process: see `UpdateSampler`."""
         return self._dataloader(self.train_dataset, self.sampler)
 
-    def _log_probs(self, model, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log probabilities, frames in use, losses."""
+    def _log_probs(self, model, inputs: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of each head: log probabilities, frames in use, losses."""
         states, frames = inputs.get("states"), inputs["lengths"]
         if states is None:
             states, frames = self.features.states(inputs["waveforms"], frames)
-        log_probs = model(states, frames)
-        return log_probs, frames, ctc_losses(log_probs, frames, inputs["targets"], inputs["target_lengths"])
+        seeds = None
+        if model.training:
+            place = [self.state.global_step, inputs["indices"]]
+            seeds = [int(sha256(json.dumps([seed, *place]).encode()).hexdigest()[:12], 16) for seed, _ in self.runs]
+        found = []
+        for head, log_probs in zip(self.heads, model(states, frames, seeds), strict=True):
+            used = frames // head.stack
+            losses = ctc_losses(log_probs, used, inputs["targets"], inputs["target_lengths"])
+            found.append((log_probs, used, losses))
+        return found
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Share of this micro-batch in the loss of the update."""
+        """Share of this micro-batch in the losses of the update, added over heads: their gradients do not meet."""
         if not inputs["indices"]:
             # The other processes wait for this one's gradients.
-            nothing = torch.zeros(self.features.layers, 1, 11, self.features.dim, device=self.args.device)
-            return 0.0 * model(nothing, torch.tensor([11], device=self.args.device)).sum()
-        _, _, losses = self._log_probs(model, inputs)
+            nothing = torch.zeros(self.features.layers, 1, 20, self.features.dim, device=self.args.device)
+            return 0.0 * sum(found.sum() for found in model(nothing, torch.tensor([20], device=self.args.device)))
         # DDP averages the gradients over the processes, hence the factor.
-        return (losses * inputs["weights"]).sum() * self.args.world_size
+        parts = [(losses * inputs["weights"]).sum() for _, _, losses in self._log_probs(model, inputs)]
+        parts = torch.stack(parts) * self.args.world_size
+        self._sums += parts.detach()
+        return parts.sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Of several heads, the loss of each as well."""
+        if "loss" in logs:
+            before = max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0)
+            means = self.accelerator.reduce(self._sums, "mean") / (self.state.global_step - before)
+            logs |= {f"loss{mark}": mean for mark, mean in zip(self.marks, means.tolist(), strict=True) if mark}
+            self._sums.zero_()
+        super().log(logs, start_time)
+
+    def history(self, number: int) -> list[dict[str, Any]]:
+        """The log of one head, without what is said of the others."""
+        mark = self.marks[number]
+        return [
+            {name.removesuffix(mark): value for name, value in entry.items() if name.endswith(mark) or "/" not in name}
+            for entry in self.state.log_history
+        ]
 
     def _clip_grad_norm(self, model):
-        norm = super()._clip_grad_norm(model)
-        if not torch.isfinite(torch.as_tensor(norm)):
-            # No step, as in S3PRL: Adam passes over parameters without a gradient.
-            logger.warning("update %d left out: its gradient is not finite", self.state.global_step + 1)
-            self.log({"left_out": 1})
-            model.zero_grad(set_to_none=True)
-        return norm
+        norms = [nn.utils.clip_grad_norm_(head.parameters(), self.args.max_grad_norm) for head in self.heads]
+        for mark, head, norm in zip(self.marks, self.heads, norms, strict=True):
+            if norm.isnan():
+                # As in S3PRL, which steps for an infinite norm. Adam passes over parameters without a gradient.
+                logger.warning("update %d left out: its gradient is not a number", self.state.global_step + 1)
+                self.log({f"left_out{mark}": 1})
+                head.zero_grad(set_to_none=True)
+        return torch.stack(norms).max()
 
-    def left_out(self) -> int:
-        """Updates without a step because their gradient was not finite, over all starts."""
-        return sum(entry.get("left_out", 0) for entry in self.state.log_history)
+    def left_out(self, number: int) -> int:
+        """Updates without a step of a head because their gradient was not a number, over all starts."""
+        return sum(entry.get("left_out", 0) for entry in self.history(number))
 
     @torch.no_grad()
-    def decode(self, split: Split) -> tuple[list[Decoded], float]:
-        """Utterances of a split decoded greedily, and the mean of their losses; alike on all processes."""
+    def decode(self, split: Split) -> list[tuple[list[Decoded], float]]:
+        """By head, utterances of a split decoded greedily and the mean of their losses; alike on all processes."""
         samples = split.samples
         order = sorted(range(len(split)), key=lambda index: -samples[index])
         own = [(index, 1.0) for index in order[self.args.process_index :: self.args.world_size]]
         size = self.args.eval_batch_size
         batches = [own[start : start + size] for start in range(0, len(own), size)]
         self.model.eval()  # the Trainer's next update sets it to training again
-        found: list[tuple[int, list[str], float]] = []
+        found: list[tuple[int, int, list[str], float]] = []
         # A generator of its own: decoding must not change what training draws.
         loader = self._dataloader(split, batches, torch.Generator())
         shown = self.args.process_index == 0 and not self.args.disable_tqdm
         for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown, leave=False):
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
-                log_probs, frames, losses = self._log_probs(self.model, inputs)
-            paths = [p[:n] for p, n in zip(log_probs.argmax(-1).tolist(), frames.tolist(), strict=True)]
-            found += zip(inputs["indices"], map(self.task.decode, paths), losses.tolist(), strict=True)
+                heads = self._log_probs(self.model, inputs)
+            for number, (log_probs, frames, losses) in enumerate(heads):
+                paths = [p[:n] for p, n in zip(log_probs.argmax(-1).tolist(), frames.tolist(), strict=True)]
+                units, numbers = map(self.task.decode, paths), [number] * len(paths)
+                found += zip(numbers, inputs["indices"], units, losses.tolist(), strict=True)
         found = sorted(gather_object(found))
-        utterances = [(split.utterances[index], units) for index, units, _ in found]
-        decoded = [Decoded(one.id, units, list(one.units)) for one, units in utterances]
-        return decoded, sum(loss for _, _, loss in found) / len(found)
+        by_head = [[entry[1:] for entry in found if entry[0] == number] for number in range(len(self.heads))]
+        return [
+            (
+                [Decoded(split.utterances[i].id, units, list(split.utterances[i].units)) for i, units, _ in own],
+                sum(loss for _, _, loss in own) / len(own),
+            )
+            for own in by_head
+        ]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Error rates of the dev split in percent, and its loss, by which the Trainer keeps the best checkpoint."""
-        if self.state.best_metric is None:
-            self.state.best_metric = self.task.FIRST_BEST
-        if self.left_out() == self.state.global_step:
-            raise LaserError(f"no gradient of {self.left_out()} updates was finite: is the encoder?")
-        decoded, loss = self.decode(self.eval_dataset)
-        metrics = {f"eval_{name}": value for name, value in {**self.task.metrics(decoded), "loss": loss}.items()}
+        """Error rates of the dev split in percent, and its loss, by head; the weights of the best are kept."""
+        step, metrics = self.state.global_step, {}
+        for number, (decoded, loss) in enumerate(self.decode(self.eval_dataset)):
+            if self.left_out(number) == step:
+                raise LaserError(f"no gradient of {step} updates was a number: is the encoder finite?")
+            values = self.task.metrics(decoded)
+            metrics |= {f"eval_{name}{self.marks[number]}": one for name, one in {**values, "loss": loss}.items()}
+            if values[self.task.PRIMARY] < self.best[number].value:
+                weights = {name: weight.cpu().clone() for name, weight in self.heads[number].state_dict().items()}
+                self.best[number] = Best(values[self.task.PRIMARY], step, weights)
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def load_best(self) -> dict[str, Any]:
-        """Take the weights that did best on dev, or keep the last ones if no head was good enough.
+    def load_best(self) -> None:
+        """Give each head the weights that did best on dev, or leave the last ones if none were good enough.
 
-        Returns for a record the head's `step` (`None` for the last) and the `rule` it was chosen by; raises
-        `LaserError` if its checkpoint is damaged.
+        `selected` says of each the `step` (`None` for the last) and the `rule` it was chosen by.
         """
-        step, name = self.state.best_global_step, self.task.PRIMARY
-        if step is None:
-            logger.warning("no dev %s was below %s: the head of the last update is tested", name, self.task.FIRST_BEST)
-            return {"step": None, "rule": "last update: no dev value was low enough to be kept"}
-        checkpoint = self._best()
-        if fault := find_fault(checkpoint):
-            what = f"{checkpoint} holds the best head and is damaged ({fault})"
-            raise LaserError(f"{what}; start over with --overwrite_output_dir")
-        self.model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
-        return {"step": step, "rule": f"lowest dev {name}, looked at every {self.args.eval_steps} updates"}
+        rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
+        for head, best in zip(self.heads, self.best, strict=True):
+            if best.step is None:
+                limit = (self.task.PRIMARY, self.task.FIRST_BEST)
+                logger.warning("no dev %s was below %s: the head of the last update is tested", *limit)
+            else:
+                head.load_state_dict(best.weights)
+        last = "last update: no dev value was low enough to be kept"
+        self.selected = [{"step": best.step, "rule": last if best.step is None else rule} for best in self.best]
 
-    def trained_seconds(self) -> float:
-        """Seconds since the trainer was made, and those that the log knows of earlier starts."""
+    def earlier_seconds(self) -> float:
+        """Seconds of training that the log knows of earlier starts."""
         if self._earlier is None:
             self._earlier = max((entry.get("trained_seconds", 0.0) for entry in self.state.log_history), default=0.0)
-        return self._earlier + time.perf_counter() - self._started
+        return self._earlier
+
+    def trained_seconds(self) -> float:
+        """Those, and the seconds since the trainer was made."""
+        return self.earlier_seconds() + time.perf_counter() - self._started
 
     def _save_checkpoint(self, model, trial):
-        """Write it aside, so that it appears whole or not at all, and older ones go only then."""
+        """Write it aside, with the best heads, so that it appears whole or not at all, and older ones go only then."""
         folder, limit = self.args.output_dir, self.args.save_total_limit
         self.args.output_dir, self.args.save_total_limit = str(Path(folder) / WRITING), None
         try:
@@ -174,12 +243,11 @@ class CtcTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            aside = Path(folder) / WRITING / name
-            self.state.best_model_checkpoint = str(self._best()) if self.state.best_global_step else None
-            self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
-            seal_checkpoint(aside, Path(folder) / name)
-            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()  # load_best reads the seal
+            torch.save([tuple(best) for best in self.best], Path(folder) / WRITING / name / BEST_NAME)
+            seal_checkpoint(Path(folder) / WRITING / name, Path(folder) / name)
+            rotate_checkpoints(folder, limit)
+        self.accelerator.wait_for_everyone()
 
-    def _best(self) -> Path:
-        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.best = [Best(*best) for best in torch.load(Path(resume_from_checkpoint) / BEST_NAME, weights_only=True)]

@@ -99,22 +99,15 @@ class NoComparison(LaserError):
 class WordReport:
     """Result of `word_discrimination`. Distances are averages of cosine distances, 0 (same direction) to 2."""
 
-    same_distance: float
-    """Mean distance over pairs of the same word. Lower is better, relative to `different_distance`."""
-    different_distance: float
-    """Mean distance over pairs of different words."""
-    ratio: float
-    """`same_distance / different_distance`; lower is better, 1: words are not told apart, NaN: all frames alike."""
-    average_precision: float
-    """Of finding same-word pairs by small distance (`average_precision`). Higher is better, 1 is perfect."""
-    chance: float
-    """Expected average precision of a random ranking: the share of same-word pairs."""
+    same_distance: float  # mean over pairs of the same word
+    different_distance: float  # mean over pairs of different words
+    ratio: float  # of the two: 1 if words are not told apart, NaN if all frames are alike
+    average_precision: float  # of finding same-word pairs by small distance; 1 is perfect
+    chance: float  # average precision of a random ranking: the share of same-word pairs
     same_pairs: int
     different_pairs: int
-    words: int
-    """Word tokens compared."""
-    vocabulary: int
-    """Different words among them."""
+    words: int  # tokens compared
+    vocabulary: int  # different words among them
     speakers: int
 
 
@@ -128,19 +121,12 @@ def word_discrimination(
     first_seconds: float | None = None,
     progress: str = "",
 ) -> WordReport:
-    """Compare same-word and different-word pairs.
+    """Compare same-word and different-word pairs of `words`, in any order.
 
-    Args:
-        frames, frame_rate, first_seconds, progress: as for `token_frames` and `dtw_distances`.
-        words: the tokens to compare; their order does not matter.
-        max_pairs: when there are more pairs than this, a sample of this size is drawn that keeps the share of
-            same-word pairs, so that average precision estimates the one of all pairs.
-        seed: seed of that sample.
-        across: compare tokens of different speakers only, otherwise any two tokens.
-
-    Raises:
-        NoComparison: no word is said twice (`across`: by two speakers), or only one word.
-        ValueError: wrong settings, or frames that do not fit the words.
+    Of more than `max_pairs` pairs a sample of this size is drawn by `seed` that keeps the share of same-word pairs.
+    `across` compares only tokens of different speakers. The other arguments are those of `token_frames`, with its
+    errors, and `dtw_distances`. `NoComparison` if no word is said twice (`across`: by two speakers), or there is only
+    one word.
     """
     if max_pairs < 2:
         raise LaserError(f"max_pairs must be at least 2, got {max_pairs}")
@@ -217,11 +203,9 @@ def abx_error(
     first_seconds: float | None = None,
     progress: str = "",
 ) -> AbxReport:
-    """ABX errors within and across speakers over all triples of `phones`.
+    """ABX errors within and across speakers over all triples of `phones`; the other arguments as for words.
 
-    Args:
-        frames, frame_rate, first_seconds, progress: as for `token_frames`, with its errors, and `dtw_distances`.
-        phones: the tokens; choose few per phone and speaker (`balanced`), the cost grows with the square.
+    Choose few tokens per phone and speaker (`balanced`): the cost grows with the square.
     """
     tokens = sorted(phones)
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

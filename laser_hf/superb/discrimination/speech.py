@@ -62,12 +62,14 @@ class AlignedSpeech:
         waveforms: `(samples,)` at 16 kHz by utterance.
         words, phones: the tokens selected; either may be empty.
         skipped: what of the alignment could not be used.
+        all_phones: of these utterances, in order; `phones` are some of them.
     """
 
     waveforms: dict[str, Tensor]
     words: list[Token]
     phones: list[Token]
     skipped: Skipped
+    all_phones: list[Token] = field(default_factory=list)
 
     def counts(self) -> dict[str, Any]:
         """What was selected, for records."""
@@ -129,8 +131,8 @@ def load_aligned_speech(
     if found.skipped.reasons:
         logger.warning("%s: left out %s", alignments, found.skipped)
     words = repeated_words(words, settings.max_words, settings.seed)
-    phones = balanced(phones, settings.phones_per_speaker, settings.max_speakers, settings.seed)
-    return AlignedSpeech(waveforms, words, phones, found.skipped)
+    all_phones, phones = phones, balanced(phones, settings.phones_per_speaker, settings.max_speakers, settings.seed)
+    return AlignedSpeech(waveforms, words, phones, found.skipped, all_phones)
 
 
 def _spread(speakers: Mapping[str, str], words: Iterable[Token], count: int, seed: int) -> list[str]:

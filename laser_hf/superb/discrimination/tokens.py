@@ -121,17 +121,9 @@ def token_frames(
     """The frames of every token, `(frames of the token, dim)`, in float32 on the CPU, scaled to unit length.
 
     A token has the frames whose time lies within it; a very short one has the frame nearest its middle. A zero frame
-    keeps length zero, so its distance to everything is 1.
-
-    Args:
-        frames: for every utterance, its frames, `(frames, dim)`; any floating type, on any device.
-        tokens: words or phones; every utterance must be in `frames`.
-        frame_rate: frames per second (50 for HuBERT and WavLM).
-        first_seconds: time of frame 0; by default the middle of its period.
-
-    Raises:
-        LaserError: frames that are not finite, or a token beyond their end.
-        ValueError: no frames for an utterance, or frames of a wrong shape.
+    keeps length zero, so its distance to everything is 1. `frames` are `(frames, dim)` by utterance; frame 0 is at
+    `first_seconds`, by default in the middle of its period. `LaserError` for frames that are not finite or a token
+    beyond their end, `ValueError` for an utterance without frames or frames of a wrong shape.
     """
     if not frame_rate > 0:
         raise ValueError(f"frame_rate must be positive, got {frame_rate}")

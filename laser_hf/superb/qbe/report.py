@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..features import Features, Utterance, read_waveform
+from ..features import Features, Utterance, plot_by_layer, read_waveform
 from .data import QbeData
 from .matching import best_path, frame_distances, scale_rows, unit_frames
 from .scoring import BETA, DECISION_THRESHOLD, DIGITS, DetectionCurve, Evaluation, detection_curve
@@ -21,8 +21,8 @@ from .search import Search
 logger = logging.getLogger(__name__)
 
 SCORES, STDLIST, SKIPPED = "scores.tsv", "benchmark.stdlist.xml", "skipped.tsv"
-DETECTION, ALIGNMENT = "det.png", "alignment.png"
-FILES = (SCORES, STDLIST, SKIPPED, DETECTION, ALIGNMENT)
+DETECTION, ALIGNMENT, LAYERS = "det.png", "alignment.png", "layers.png"
+FILES = (SCORES, STDLIST, SKIPPED, DETECTION, ALIGNMENT, LAYERS)
 Skipped = Mapping[Utterance, tuple[str, str]]
 """Kind and reason of each recording that could not be used."""
 
@@ -160,6 +160,17 @@ def plot_matches(matches: Mapping[str, np.ndarray], path: Path, frame_seconds: f
         axis.set(xlabel="document, seconds", ylabel="query, seconds")
     figure.colorbar(image, ax=axes, label="distance, scaled to [0, 1] in each row")
     figures.save(figure, path)
+
+
+def draw_layers(folder: Path, evaluations: Mapping[int, Evaluation], title: str) -> None:
+    """`layers.png`: mean average precision by layer, also with perturbed queries if they were searched."""
+    lines: dict[str, dict[int, float]] = {"queries as they are": {}}
+    for layer, evaluation in evaluations.items():
+        lines["queries as they are"][layer] = evaluation.find("mean_average_precision", "subset")["value"]
+        for metric in evaluation.metrics:
+            for view, value in metric.get("views", {}).items():
+                lines.setdefault(view, {})[layer] = value
+    plot_by_layer({"mean average precision (higher is better)": lines}, folder / LAYERS, title)
 
 
 def draw(

@@ -34,6 +34,8 @@ DIGITS = 4
 """Decimals of a written score. The official scorer sees no others, so term-weighted values are taken from these."""
 PRIMARY = {"quick": ("mean_average_precision", "subset"), "superb": ("mtwv", "superb")}
 """Metric and trials that a protocol reports."""
+PERTURBED = "perturbed_mean_average_precision"
+"""Name of the mean over views of the mean average precision with perturbed queries."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,8 @@ def detection_curve(scores, targets) -> DetectionCurve:
 def mtwv(scores, targets, beta: float = BETA) -> TermWeightedValue:
     """Maximum term-weighted value over one threshold for all queries, at least 0 (nothing accepted).
 
-    Of equally good thresholds it is the highest.
-
-    Args:
-        scores: (queries, documents), NaN where there is no trial.
-        targets: bool, same shape.
-        beta: cost of a false-alarm rate of 1 relative to a miss rate of 1; `ValueError` if it is not positive.
+    Of equally good thresholds it is the highest. `beta` is the cost of a false-alarm rate of 1 relative to a miss rate
+    of 1; `ValueError` if it is not positive.
     """
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
@@ -172,11 +170,7 @@ def average_precision(scores, targets) -> float:
 
     The area under the precision-recall curve as retrieval evaluates it (Buckley and Voorhees, "Evaluating evaluation
     measure stability", SIGIR 2000). Of equal scores the targets rank last, so that constant scores earn nothing:
-    the value is a lower bound over all orders of ties.
-
-    Args:
-        scores: (items,) array or tensor, higher ranks first; `ValueError` for NaN or another shape than the targets'.
-        targets: (items,) bool; which items are to be found.
+    the value is a lower bound over all orders of ties. Scores are `(items,)`; `ValueError` for NaN or unequal shapes.
     """
     scores, targets = np.asarray(scores), np.asarray(targets).astype(bool)
     if scores.ndim != 1 or scores.shape != targets.shape:

@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ import numpy as np
 from ...errors import LaserError
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
+from ..features import VIEWS, chosen_features, pick_device
 from ..features import add_arguments as add_feature_arguments
-from ..features import load_features, pick_device, pick_layers
 from . import report, scoring
 from .data import GAIN_DB, SPLITS, QbeData, read_data
 from .matching import SHORTEST_QUERY
-from .scoring import PRIMARY, Evaluation, evaluate
+from .scoring import PERTURBED, PRIMARY, Evaluation, evaluate, mean_average_precision
 from .search import search_layers
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_feature_arguments(parser)
     add = parser.add_argument
+    add("--perturbed", action="store_true", help="measure invariance too: words with another speed or pitch")
     layouts = (
         "QUESST 2014 (quesst14Database): protocol superb, judged by MTWV; or a folder with queries.tsv, documents.tsv "
         "and targets.tsv: protocol quick, judged by mean average precision"
@@ -52,9 +54,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.time()
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=report.FILES)
     data, *_ = sets = _read_sets(arguments)
+    views = {}
+    if arguments.perturbed:
+        views = {
+            view: replace(data, split=view, queries=[replace(q, view=view) for q in data.queries]) for view in VIEWS
+        }
     device = pick_device(arguments.device)
-    features = load_features(arguments.model, arguments.revision, arguments.seed, device)
-    layers = pick_layers(arguments.layer, features.layers)
+    features, layers = chosen_features(arguments)
     model = features.describe(arguments.model)
     protocol = "superb" if data.layout == "quesst2014" else "quick"
     metric, trials = PRIMARY[protocol]
@@ -63,11 +69,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if data.layout == "quesst2014":
         recipe |= {"gain_db": GAIN_DB, "default_score": scoring.DEFAULT_SCORE}
     about = {"model": (model["weights_sha256"] or arguments.model)[:12], "data": [_digest(one) for one in sets]}
+    about |= {"perturbed": arguments.perturbed}
     folder.prepare(recipe | about, arguments.overwrite_output_dir)
     resumed = folder.unfinished
     if resumed:
         logger.info("Going on with what an earlier run left in %s", folder.path / CACHE)
-    searches, skipped = search_layers(features, layers, sets, folder.path / CACHE, device)
+    searches, skipped = search_layers(features, layers, [*sets, *views.values()], folder.path / CACHE, device)
 
     evaluations: dict[tuple[str, int], Evaluation] = {}
     for layer in layers:
@@ -80,6 +87,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             found = evaluate(one, searches[one.split, layer].scores, layer, thresholds)
             thresholds = {which: found.find("mtwv", which)["threshold"] for which in found.measured}
             evaluations[one.split, layer] = found
+        if views:
+            average = {
+                view: mean_average_precision(np.where(one.trials, searches[view, layer].scores, np.nan), one.targets)
+                for view, one in views.items()
+            }
+            entry = {"metric": PERTURBED, "value": fmean(average.values()), "unit": "fraction", "split": data.split}
+            entry |= {"layer": layer, "trials": "subset", "views": average}
+            evaluations[data.split, layer].metrics.append(entry)
     chosen = layers[-1]
     if arguments.select_layer == "dev":
         chosen = max(layers, key=lambda layer: evaluations["dev", layer].find(metric, trials)["value"])
@@ -90,6 +105,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     report.write_scores(folder.path / report.SCORES, best.normalised, *names, data.targets)
     report.write_stdlist(folder.path / report.STDLIST, best.normalised, *names)
     report.write_skipped(folder.path / report.SKIPPED, sets, skipped)
+    if len(layers) > 1:
+        report.draw_layers(folder.path, {layer: evaluations[data.split, layer] for layer in layers}, arguments.model)
     report.draw(folder.path, data, best, searches[data.split, chosen], chosen, features, trials)
 
     first = best.find(metric, trials)

@@ -14,25 +14,39 @@ from laser_hf.errors import LaserError
 from laser_hf.superb.ctc.heads import BiLstm, CtcHead, LinearHead, LstmHead, SpecAugment, load_head, reverse_valid
 
 
-def test_the_bidirectional_layer_is_torchs_on_packed_sequences():
+@pytest.mark.parametrize("way", ["forward", "packed"])
+def test_the_bidirectional_layer_is_torchs_on_packed_sequences(way):
+    """Both ways to compute it; the second is what a GPU takes."""
     torch.manual_seed(0)
-    layer, stock = BiLstm(5, 7), nn.LSTM(5, 7, batch_first=True, bidirectional=True)
-    with torch.no_grad():
-        for name, value in layer.forwards.named_parameters():
-            getattr(stock, name).copy_(value)
-        for name, value in layer.backwards.named_parameters():
-            getattr(stock, f"{name}_reverse").copy_(value)
+    layer = BiLstm(5, 7)
+    torch.manual_seed(0)
+    stock = nn.LSTM(5, 7, batch_first=True, bidirectional=True)
+    assert all(torch.equal(value, stock.state_dict()[name]) for name, value in layer.state_dict().items())
     lengths = torch.tensor([6, 9, 1])
     features = torch.randn(3, 9, 5, requires_grad=True)
     packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
     expected = pad_packed_sequence(stock(packed)[0], batch_first=True)[0]
     inside = (torch.arange(9) < lengths.unsqueeze(1)).unsqueeze(2)
-    got = layer(features, lengths) * inside
+    got = getattr(layer, way)(features, lengths) * inside
     torch.testing.assert_close(got, expected)
     weight = torch.randn_like(got)
-    gradients = [torch.autograd.grad((out * weight).sum(), features)[0] for out in (got, expected)]
-    torch.testing.assert_close(*gradients)
-    assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in stock.parameters())
+    asked = [[features, *layer.parameters()], [features, *stock.parameters()]]
+    gradients = [torch.autograd.grad((o * weight).sum(), a) for o, a in zip((got, expected), asked, strict=True)]
+    for own, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, right, atol=1e-5, rtol=1e-5)
+
+
+def test_stacked_frames():
+    """Two frames side by side are one of the head's; an odd frame at the end is dropped."""
+    torch.manual_seed(0)
+    states, lengths = torch.randn(2, 3, 9, 6), torch.tensor([9, 4, 7])
+    model = CtcHead(2, LstmHead(12, 9, 8, 5), stack=2).eval()
+    found = model(states, lengths)
+    features = model.weighted_sum(states)
+    pairs = torch.stack([torch.cat([features[:, 2 * i], features[:, 2 * i + 1]], -1) for i in range(4)], 1)
+    expected = model.head(pairs, torch.tensor([4, 2, 3])).log_softmax(-1)
+    for row, count in enumerate((4, 2, 3)):
+        torch.testing.assert_close(found[row, :count], expected[row, :count])
 
 
 @pytest.mark.parametrize("head", [LstmHead(6, 9, 8, 5), LinearHead(6, 9, 8)])
@@ -77,7 +91,8 @@ def test_the_head_of_a_run_is_read_back(finished_asr, finished_pr, tmp_path):
         assert not head.training
         weights = load_file(folder / "ctc_head.safetensors")
         assert all(torch.equal(value, weights[name]) for name, value in head.state_dict().items())
-        assert head(torch.randn(4, 1, 9, 32), torch.tensor([9])).shape == (1, 9, len(record["head"]["labels"]))
+        frames = 9 // record["recipe"].get("stack", 1)
+        assert head(torch.randn(4, 1, 9, 32), torch.tensor([9])).shape == (1, frames, len(record["head"]["labels"]))
     with pytest.raises(LaserError, match=r"cannot read .*results.json"):
         load_head(tmp_path)
     (tmp_path / "results.json").write_bytes((finished_pr[0] / "results.json").read_bytes())

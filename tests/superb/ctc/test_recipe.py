@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import Trainer
 
 from laser_hf.errors import LaserError
 from laser_hf.superb.ctc import task as recipe
@@ -31,6 +32,8 @@ def test_asr_is_superbs():
         "max_train_utterances": None,
         "precision": "fp32",
         "halve_above_samples": 2_000,
+        "decay": 0.0,
+        "stack": 1,
         "lstm_size": 1024,
         "lstm_layers": 2,
         "dropout": 0.2,
@@ -69,12 +72,22 @@ def test_the_seed_and_the_splits_are_superbs():
 
 def test_the_trainer_is_told_so(tmp_path):
     command = Command.__new__(Command)
-    command.arguments, command.recipe, command.use_cpu = parse(Asr), ASR["superb"], True
-    args = command.training_arguments(Asr, tmp_path, 1337)
+    command.arguments, command.recipe, command.use_cpu = parse(Asr, "--output_dir", str(tmp_path)), ASR["superb"], True
+    args = command.training_arguments()
     assert args.lr_scheduler_type == "constant"
     assert (args.warmup_steps, args.weight_decay, args.max_grad_norm) == (0, 0.0, 1.0)
     assert (args.max_steps, args.eval_steps, args.learning_rate, args.seed) == (200_000, 2_000, 1e-4, 1337)
-    assert (args.metric_for_best_model, args.greater_is_better) == ("wer", False)
+    command.recipe = dataclasses.replace(ASR["superb"], max_steps=10, eval_steps=5, decay=0.3)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = Trainer(torch.nn.Linear(1, 1), command.training_arguments(), eval_dataset=[0]).create_scheduler(
+        10, optimizer
+    )
+    rates = []
+    for _ in range(10):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3])
 
 
 def test_shapes_of_the_asr_head():
@@ -85,9 +98,9 @@ def test_shapes_of_the_asr_head():
     assert shapes.pop("head.projection.weight") == (1024, 768)
     assert shapes.pop("head.output.weight") == (32, 2048)
     for layer, size in ((0, 1024), (1, 2048)):
-        for direction in ("forwards", "backwards"):
-            assert shapes[f"head.lstms.{layer}.{direction}.weight_ih_l0"] == (4 * 1024, size)
-            assert shapes[f"head.lstms.{layer}.{direction}.weight_hh_l0"] == (4 * 1024, 1024)
+        for way in ("", "_reverse"):
+            assert shapes[f"head.lstms.{layer}.weight_ih_l0{way}"] == (4 * 1024, size)
+            assert shapes[f"head.lstms.{layer}.weight_hh_l0{way}"] == (4 * 1024, 1024)
     assert len([name for name in shapes if "lstms" in name]) == 16
     assert head.head.dropout.p == 0.2
 
@@ -105,14 +118,28 @@ def test_shapes_of_the_pr_head():
     assert head.augment is None
 
 
+def chosen_recipe(arguments, recipes):
+    (chosen,) = recipe.choose_recipes(arguments, recipes)
+    return chosen
+
+
+def test_several_learning_rates():
+    words = ["--learning_rate", "1e-3", "1e-4", "--dropout", "0.1"]
+    chosen = recipe.choose_recipes(parse(Asr, *words), ASR)
+    assert [one.learning_rate for one in chosen] == [1e-3, 1e-4]
+    assert {one.dropout for one in chosen} == {0.1}
+    with pytest.raises(LaserError, match="--learning_rate names a rate twice"):
+        recipe.choose_recipes(parse(Asr, "--learning_rate", "1e-3", "0.001"), ASR)
+
+
 def test_values_given_on_the_command_line():
-    chosen = recipe.choose_recipe(parse(Asr, "--max_steps", "5000", "--dropout", "0"), ASR)
+    chosen = chosen_recipe(parse(Asr, "--max_steps", "5000", "--dropout", "0"), ASR)
     assert chosen == dataclasses.replace(ASR["superb"], max_steps=5000, dropout=0.0)
-    chosen = recipe.choose_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), PR)
+    chosen = chosen_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), PR)
     assert chosen == dataclasses.replace(PR["quick"], batch_size=3)
-    assert recipe.choose_recipe(parse(Pr), PR) == PR["superb"]
+    assert chosen_recipe(parse(Pr), PR) == PR["superb"]
     with pytest.raises(LaserError, match="--max_steps must be at least 1, got 0"):
-        recipe.choose_recipe(parse(Pr, "--max_steps", "0"), PR)
+        chosen_recipe(parse(Pr, "--max_steps", "0"), PR)
 
 
 @pytest.mark.parametrize(
@@ -129,16 +156,16 @@ def test_values_given_on_the_command_line():
 )
 def test_values_out_of_range(words, message):
     with pytest.raises(LaserError, match=message):
-        recipe.choose_recipe(parse(Asr, *words), ASR)
+        chosen_recipe(parse(Asr, *words), ASR)
 
 
 def test_what_accelerate_was_told_decides_the_precision(monkeypatch):
     for told, words, expected in (("bf16", [], "bf16"), ("no", ["--bf16"], "bf16"), ("no", [], "fp32")):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
-        assert recipe.choose_recipe(parse(Asr, *words), ASR).precision == expected
+        assert chosen_recipe(parse(Asr, *words), ASR).precision == expected
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(LaserError, match="ACCELERATE_MIXED_PRECISION is fp16"):
-        recipe.choose_recipe(parse(Asr), ASR)
+        chosen_recipe(parse(Asr), ASR)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +186,7 @@ def test_what_accelerate_was_told_decides_the_precision(monkeypatch):
     ],
 )
 def test_what_may_be_called_superb(words, kept):
-    chosen = recipe.choose_recipe(parse(Asr, *words), ASR)
+    chosen = chosen_recipe(parse(Asr, *words), ASR)
     changed = recipe.changes(chosen, ASR["superb"])
     assert recipe.is_superb(changed, chosen.learning_rate) is kept
     assert bool(changed) == (chosen != ASR["superb"])

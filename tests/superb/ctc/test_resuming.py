@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.ctc.training import CtcTrainer
+from laser_hf.superb.ctc import data
+from laser_hf.superb.features import EncoderFeatures
 
 from .conftest import Interrupted, interrupt_at, run
 
@@ -53,17 +54,33 @@ def test_a_run_goes_on_after(after, finished_pr, tiny_encoder, corpus, lexicon, 
     assert not list(folder.glob("checkpoint-*"))
 
 
-def test_a_damaged_best_head_is_not_tested(tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
-    real = CtcTrainer.load_best
+def test_a_feature_cache_goes_on(tiny_encoder, corpus, lexicon, tmp_path, monkeypatch, finished_pr):
+    """What was encoded before an interruption is not encoded again, and what was read is not decoded again."""
+    calls = {"encoded": 0, "decoded": 0}
 
-    def damaged(self):
-        best = tmp_path / f"checkpoint-{self.state.best_global_step}"
-        (best / "model.safetensors").write_bytes(b"")
-        return real(self)
+    def counting(place, name, what):
+        real = getattr(place, name)
 
-    monkeypatch.setattr(CtcTrainer, "load_best", damaged)
-    with pytest.raises(LaserError, match=r"holds the best head and is damaged \(model.safetensors has 0 bytes"):
-        run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon))
+        def count(*arguments, **keywords):
+            calls[what] += 1
+            if interrupted and calls["encoded"] == 2:
+                raise Interrupted
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(place, name, count)
+
+    counting(EncoderFeatures, "states", "encoded")
+    counting(data, "decode_audio", "decoded")
+    words = ["--lexicon", str(lexicon)]
+    interrupted = True
+    with pytest.raises(Interrupted):
+        run("pr", tiny_encoder, corpus, tmp_path, *words)
+    assert len(list(tmp_path.glob("features/*/batch-*"))) == 1
+    calls.update(encoded=0, decoded=0)
+    interrupted = False
+    record = run("pr", tiny_encoder, corpus, tmp_path, *words)
+    assert calls == {"encoded": 2, "decoded": 8}  # dev and test, four utterances each
+    assert record["metrics"] == finished_pr[1]["metrics"]
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus, tmp_path, monkeypatch):
@@ -71,7 +88,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus
         interrupt_at(patch, 3)
         with pytest.raises(Interrupted):
             run("asr", tiny_encoder, corpus, tmp_path)
-    with pytest.raises(LaserError, match=r"--dropout 0.2 -> 0.5"):
+    with pytest.raises(LaserError, match=r"--dropout 0.3 -> 0.5"):
         run("asr", tiny_encoder, corpus, tmp_path, "--dropout", "0.5")
 
 
@@ -87,28 +104,22 @@ def test_a_finished_run_is_not_overwritten_by_accident(finished_asr, tiny_encode
 
 
 @pytest.mark.slow
-def test_runs_are_repeated_and_resumed(finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
+def test_several_runs_are_resumed(finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
     words = ["--lexicon", str(lexicon), "--runs", "2"]
     with monkeypatch.context() as patch:
-        real = CtcTrainer.decode
-
-        def once(self, split):
-            if self.args.seed == 1338 and split.name != "dev":
-                raise Interrupted
-            return real(self, split)
-
-        patch.setattr(CtcTrainer, "decode", once)
+        interrupt_at(patch, 5)
         with pytest.raises(Interrupted):
             run("pr", tiny_encoder, corpus, tmp_path, *words)
-    before = (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns
     record = run("pr", tiny_encoder, corpus, tmp_path, *words)
-    assert (tmp_path / "seed-1337" / "results.json").stat().st_mtime_ns == before
     values = [each["metrics"][0]["value"] for each in record["runs"]]
     assert [each["seed"] for each in record["runs"]] == [1337, 1338]
     assert values[0] == finished_pr[1]["value"]  # the first of several runs is the single one
-    assert values[0] != values[1]
+    for name, value in load_file(finished_pr[0] / "ctc_head.safetensors").items():
+        assert torch.equal(value, load_file(tmp_path / "seed-1337" / "ctc_head.safetensors")[name]), name
+    assert record["runs"][0]["selected"] == finished_pr[1]["selected"]
     assert record["value"] == pytest.approx(sum(values) / 2)
     assert record["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert sum(record["layer_weights"]) == pytest.approx(1)
     assert (tmp_path / "plots" / "layer_weights.png").is_file()
+    assert (tmp_path / "seed-1338" / "test" / "hyp.txt").is_file()
     assert not (tmp_path / "features").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
+from itertools import pairwise
 
 import pytest
 import torch
@@ -76,25 +78,63 @@ def test_greedy_paths_of_characters():
     assert Asr.written(["|", "|", "A", "|", "|", "B"]) == "A B"
 
 
-def test_greedy_paths_of_phones_merge_across_blanks():
+def test_greedy_paths_of_phones():
     k, t = PHONES.index("K"), PHONES.index("T")
     path = [0, k, k, 0, k, t, 1, 1, 0, t, 0]
     assert collapse(path) == [k, k, t, 1, t]
-    assert Pr.decode(path) == ["K", "T"]
+    assert Pr.decode(path) == ["K", "K", "T", "T"]
 
 
 @given(st.lists(st.integers(0, 3), max_size=12))
 def test_paths_by_walking_over_them(path):
-    """One frame after the other, as a decoder would."""
-    collapsed, merged, before = [], [], None
+    """One frame after the other, as a decoder would; S3PRL's rule of 2021 drops blanks before it merges."""
+    collapsed, dropped, before = [], [], None
     for label in path:
         if label not in (0, before):
             collapsed.append(label)
-        if label > 1 and merged[-1:] != [label]:
-            merged.append(label)
+        if label > 1 and dropped[-1:] != [label]:
+            dropped.append(label)
         before = label
     assert collapse(path) == collapsed
-    assert Pr.decode(path) == [PHONES[label] for label in merged]
+    found, reference = Pr.decode(path), [PHONES[label] for label in dropped]
+    assert found == [PHONES[label] for label in collapsed if label != 1]
+    if reference:
+        assert Pr(Lexicon({}, {})).metrics([Decoded("a", found, reference)])["per_2021"] == 0
+
+
+def perfect_path(target):
+    """What a perfect recogniser puts out: each label for two frames, then a blank."""
+    return [frame for label in target for frame in (label, label, 0)]
+
+
+def measured(transcripts, pr):
+    """Metrics of a perfect recogniser, on the transcripts that have a target."""
+    decoded = []
+    for text in transcripts:
+        with contextlib.suppress(UnusableText):
+            decoded.append(Decoded("", Pr.decode(perfect_path(pr.encode(text))), pr.units(text)))
+    return len(decoded), pr.metrics(decoded)
+
+
+def test_a_perfect_recogniser_makes_no_error(lexicon):
+    texts = ["the cat can sat", "we went two", "all world", "a dog ran"]
+    pr = Pr(Lexicon.from_files([lexicon]))
+    count, metrics = measured(texts, pr)
+    assert count == 4
+    assert metrics["per"] == 0
+    # `went two` has T T, `all world` has L W: one pair of equal phones in a row.
+    repeats = sum(a == b for text in texts for a, b in pairwise(pr.units(text)))
+    assert repeats == 1
+    assert metrics["per_2021"] == pytest.approx(100 * repeats / sum(len(pr.units(text)) for text in texts))
+
+
+def test_a_perfect_recogniser_on_real_transcripts(shared_speech):
+    files = sorted((shared_speech / "heldout-clean-5").rglob("*.trans.txt"))
+    texts = [line.partition(" ")[2] for file in files for line in file.read_text().splitlines()]
+    count, metrics = measured(texts, Pr(Lexicon.from_cmudict()))
+    assert count >= 70
+    assert metrics["per"] == 0
+    assert 0.4 < metrics["per_2021"] < 0.7  # 0.55 by S3PRL's own code before 2022-05-27
 
 
 def test_losses_are_torchs():

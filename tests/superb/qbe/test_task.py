@@ -12,6 +12,7 @@ from laser_hf.errors import LaserError
 from laser_hf.records import read_record
 from laser_hf.superb import frame_store
 from laser_hf.superb.__main__ import main
+from laser_hf.superb.features import VIEWS, Utterance, read_waveform
 from laser_hf.superb.qbe import report, scoring, search, task
 
 
@@ -326,3 +327,39 @@ def test_scores_are_measured_as_they_are_written(tmp_path):
     assert len(read) == 149
     assert all(written["abc".index(query), int(document)] == score for (query, document), score in read.items())
     assert np.isnan(written[1, 7])
+
+
+def test_perturbed_queries(task_folder, tiny_encoder, tmp_path, monkeypatch):
+    """Each view is the same search with queries that were perturbed before: here by hand, from files."""
+    found, real = [], task.search_layers
+
+    def searched(*arguments):
+        found.append(real(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(task, "search_layers", searched)
+    record = run(tiny_encoder, task_folder, tmp_path / "a", "--layer", "all", "--perturbed")
+    averages = metrics(record, metric="perturbed_mean_average_precision")
+    assert [metric["layer"] for metric in averages] == [0, 1, 2, 3]
+    assert all(metric["views"].keys() == VIEWS.keys() for metric in averages)
+    assert all(metric["value"] == pytest.approx(np.mean(list(metric["views"].values()))) for metric in averages)
+    assert (tmp_path / "a" / "layers.png").is_file()
+    plain = run(tiny_encoder, task_folder, tmp_path / "b", "--layer", "all")
+    assert plain["metrics"] == [metric for metric in record["metrics"] if metric not in averages]
+    for view in VIEWS:
+        folder = tmp_path / view
+        shutil.copytree(task_folder, folder)
+        rows = [line.split("\t") for line in (folder / "queries.tsv").read_text().splitlines()]
+        for row in rows[1:]:
+            query = Utterance("", folder / row[1], float(row[2]), float(row[3]), view=view)
+            soundfile.write(folder / f"{row[0]}.wav", read_waveform(query).numpy(), 16_000, subtype="FLOAT")
+            row[1:4] = f"{row[0]}.wav", "0", "9"
+        (folder / "queries.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
+        run(tiny_encoder, folder, tmp_path / f"out {view}", "--layer", "all")
+        for layer in range(4):
+            own, alone, before = (
+                searches[name, layer].scores
+                for searches, name in ((found[0][0], view), (found[-1][0], "test"), (found[0][0], "test"))
+            )
+            np.testing.assert_allclose(own, alone, atol=1e-4)
+            assert not np.allclose(own, before, atol=1e-3)
