@@ -102,10 +102,20 @@ def read_data_set(arguments, split):
 def decode_audio(source, rate, notes):
     """Mono float32 samples at `rate`; several channels are averaged, other rates resampled, both counted in `notes`."""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        samples, stored = soundfile.read(file, dtype="float32", always_2d=True)
+        data = source if isinstance(source, bytes) else Path(str(source)).read_bytes()
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            announced, stored, log = file.frames, file.samplerate, file.extra_info
+            samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise ValueError("no audio, or it cannot be decoded") from error
+    if wav := re.search(r"^ ?(?:data|SSND) : (\d+) \(should be ([1-9]\d*)\)", log, re.MULTILINE):
+        announced = announced * int(wav[1]) // int(wav[2]) if int(wav[1]) < 0x7FFF0000 else 0  # that of a stream
+    page = data[data.rfind(b"OggS\0") :]
+    ends = len(page) > 27 and page[5] & 4 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if 0.1 * stored < announced - len(samples) < 2**40 or (file.format == "OGG" and not ends):
+        raise ValueError("a file that is cut off: its header announces more, or its last page is missing")
+    if file.subtype == "MPEG_LAYER_III" and not any(name in data[:9000] for name in (b"Xing", b"Info", b"VBRI")):
+        raise ValueError("an MP3 file whose header tells no length, of which a part would be read; convert it to FLAC")
     if not len(samples) or not np.isfinite(samples).all() or np.ptp(samples) < 2e-5 or not 4e3 <= stored <= 384e3:
         raise ValueError("no samples, digital silence, NaN or infinite samples, or a rate outside 4 to 384 kHz")
     notes["averaged_channels"] += samples.shape[1] > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import re
 import shutil
@@ -483,3 +484,21 @@ def test_without_scipy_it_does_not_start(letters, speech, monkeypatch):
     monkeypatch.delitem(sys.modules, "laser_hf.publishing.eval_ctc")
     with pytest.raises(LaserError, match="eval-ctc needs scipy: pip install"):
         laser_hf(["eval-ctc", "--model", letters, "--data", str(speech)])
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", None), ("AIFF", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
+)
+def test_audio_that_is_cut_off_is_skipped_and_not_scored_as_whole(format, subtype):
+    file = io.BytesIO()
+    soundfile.write(file, make_waveform(2.0), 16_000, format=format, subtype=subtype)
+    data, notes = file.getvalue(), Counter()
+    assert len(eval_ctc.decode_audio(data, 16_000, notes)) == 32_000
+    for part in (0.9, 0.5):
+        with pytest.raises(ValueError, match=r"a file that is cut off|cannot be decoded"):
+            eval_ctc.decode_audio(data[: int(part * len(data))], 16_000, notes)
+    if format == "MP3":
+        bare = data[data.index(data[:2], 200) :]  # without the frame that tells the length
+        with pytest.raises(ValueError, match="tells no length"):
+            eval_ctc.decode_audio(bare, 16_000, notes)
