@@ -5,6 +5,7 @@ The command line, records, cards, tables and plots read these descriptions.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,17 @@ class Option:
     def range(self) -> str:
         """The range in words, such as `at least 1`; empty if every value is allowed."""
         limits = {"above": self.above, "at least": self.low, "at most": self.high}
-        bounds = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        bounds = [f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None]
+        if self.low is not None and self.high is not None:
+            bounds = [f"from {self.low:.10g} to {self.high:.10g}"]
         return ", ".join(bounds + ([f"one of {', '.join(self.choices)}"] if self.choices else []))
+
+    def __call__(self, text: str) -> Any:
+        """A text from the command line as a value: an option is a `type` for argparse, whose help shows its range."""
+        try:
+            return self._check_one(text)
+        except LaserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     def check(self, value: Any) -> Any:
         """`value` in the option's type; `LaserError` if it has another type or lies outside the range."""

@@ -20,6 +20,7 @@ from ..superb.discrimination import Token, WordReport, long_words, read_alignmen
 from ..superb.features import EncoderFeatures, load_features
 from ..superb.frame_store import encode
 from ..training import parse_options, run_training
+from ..training.closing import closing
 from . import ENCODER_DIR, SPEECH_DIR
 
 SPLIT = "heldout"
@@ -79,11 +80,12 @@ def format_before_after(before: WordReport, after: WordReport) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; unknown arguments go to train.py's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m laser_hf.demo",
+        prog="laser-hf demo",
+        formatter_class=cli.HelpFormatter,
         description="Fine-tune the shipped encoder with LASER on the shipped speech and compare before and after. "
-        "Further options are those of train.py.",
+        "Further options are those of laser-hf train.",
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="default: %(default)s")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="where everything goes")
     arguments, rest = parser.parse_known_args(argv)
     logging.getLogger("laser_hf").setLevel(logging.WARNING)  # the table is what is to be seen
     output_dir = arguments.output_dir
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base, before = measure(ENCODER_DIR)
     print("Fine-tuning the top two layers with LASER ...", flush=True)
     fixed = ["--preset", "demo", "--output_dir", str(output_dir), "--use_cpu", *overwrite]
-    run = run_training(parse_options([*fixed, *rest]))
+    run_training(parse_options([*fixed, *rest]))
     tuned, after = measure(output_dir)
     layer = tuned.layers - 1
     record = new_record(
@@ -114,13 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(output_dir / "results" / "words.json", record)
     print()
     print(format_before_after(before, after))
-    print(
-        f"\n{run['updates']} updates, {run['processed_hours']:.2f} hours of speech processed, "
-        f"{run['wall_seconds']:.0f} seconds of training."
-    )
-    print(f"Model:  {output_dir}   (AutoModel.from_pretrained({str(output_dir)!r}))")
-    print(f"Plots:  {output_dir / 'plots'}")
-    print(f"Record: {output_dir / 'laser_config.json'}")
+    print(closing(output_dir))
 
 
 if __name__ == "__main__":

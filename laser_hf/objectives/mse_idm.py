@@ -44,6 +44,7 @@ class MseIdmLoss(Objective):
 }"""
     options = IDM_OPTIONS
     term_labels: ClassVar = {"total": "total loss", "mse": "summed squared error", "idm": "regulariser (IDM term)"}
+    short_labels: ClassVar = {"mse": "MSE", "idm": "IDM"}
     equal_lengths = True
     anti_collapse = "--alpha"
 

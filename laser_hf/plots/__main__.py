@@ -15,13 +15,14 @@ CURVES = "curves.png"
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw each run, and the curves of several runs in one picture; `LaserError` if nothing could be drawn."""
     parser = argparse.ArgumentParser(
-        prog="python -m laser_hf.plots",
+        prog="laser-hf plots",
+        formatter_class=cli.HelpFormatter,
         description="Draw finished runs: loss terms, soft-DTW alignment and self-similarity of an utterance, and the "
         "same words by several speakers, before and after fine-tuning. What cannot be drawn is left out and named. "
         "The curves of several runs are also drawn into one picture.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train.py")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a training run")
     add("--output_dir", type=Path, metavar="DIR", help="pictures go to DIR/NAME OF RUN (default: RUN/plots)")
     curves = f"the curves of all runs in one picture (default for several runs: {CURVES} in --output_dir, or here)"
     add("--output", type=Path, metavar="PNG", help=curves)

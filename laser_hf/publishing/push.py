@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .. import cli
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, read_record
 from . import upload
@@ -21,15 +22,16 @@ from .space import publish_space, space_files
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `push_to_hub.py`."""
+    """The options of `laser-hf push`."""
     parser = argparse.ArgumentParser(
-        prog="push_to_hub.py",
+        prog="laser-hf push",
+        formatter_class=cli.HelpFormatter,
         description="Publish a finished LASER run on the Hugging Face Hub: encoder, record, plots, results, evaluation "
         "script and model card, in one commit. Without --yes it checks everything and shows what it would upload.",
         epilog="Log in once with `hf auth login`, or set HF_TOKEN. Optimizer states and checkpoints are not uploaded.",
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="the --output_dir of a finished train.py run")
+    add("run_dir", type=Path, metavar="RUN_DIR", help="the --output_dir of a finished training run")
     add("--repo_id", required=True, metavar="ORG/NAME", help="repository to create or to add to")
     add("--yes", action="store_true", help="upload; without it nothing leaves this machine")
     add("--private", action="store_true", help="create the repository as a private one")

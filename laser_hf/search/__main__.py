@@ -20,15 +20,16 @@ from .study import SharedStudy, run_search
 
 _EPILOG = """\
 examples:
-  python -m laser_hf.search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
+  laser-hf search --preset demo --over sigma=1,2 alpha=0.15,0.4 --output_dir outputs/search
   # The paper's way: query by example of the last layer. On QUESST 2014 the dev queries are used.
-  python -m laser_hf.search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
+  laser-hf search --preset hubert-base --over sigma=1,2,5 alpha=0.15,0.4 margin=1.0,1.1 \\
       --score qbe --metric mtwv --qbe_data quesst14Database --output_dir outputs/search -- --bf16
   # Ranges instead of lists: 20 points drawn by TPE, each trained with three seeds.
-  python -m laser_hf.search --preset demo --sampler tpe --trials 20 --seeds 1 2 3 \\
+  laser-hf search --preset demo --sampler tpe --trials 20 --seeds 1 2 3 \\
       --over sigma=1:5 alpha=0.01:1:log margin=0.8:1.5 --output_dir outputs/tpe
 
-All other options are train.py's and hold for every point; write them behind -- where they could be mistaken.
+All other options are those of laser-hf train and hold for every point; write them behind -- where they could be
+mistaken.
 The same command continues an interrupted search. Started several times at once (for each GPU, with
 CUDA_VISIBLE_DEVICES) it shares the points; --jobs trains several side by side."""
 
@@ -45,26 +46,28 @@ RESERVED = {
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m laser_hf.search",
-        description="Search over options of train.py: train every point, measure its last layer, tell which is best.",
+        prog="laser-hf search",
+        description="Search over options of a recipe: train every point, measure its last layer, tell which is best.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.HelpFormatter,
         allow_abbrev=False,
-        usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of train.py]",
+        usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of laser-hf train]",
     )
     add = parser.add_argument_group("search").add_argument
-    values = "options of train.py and their values (sigma=1,2,5) or, for tpe, range (alpha=0.01:1, alpha=0.01:1:log)"
+    values = (
+        "options of laser-hf train and their values (sigma=1,2,5) or, for tpe, range (alpha=0.01:1, alpha=0.01:1:log)"
+    )
     add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=values)
-    add("--output_dir", default="outputs/search", help="study, runs and tables (%(default)s)")
+    add("--output_dir", default="outputs/search", help="study, runs and tables")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
-    add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
+    add("--preset", default="demo", help="recipe that all points start from")
     add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
     add("--sampler", choices=("grid", "tpe"), default="grid", help="all combinations, or draw near good ones")
     add("--trials", type=int, help="points that --sampler tpe draws")
-    add("--jobs", type=int, default=1, help="points trained side by side on this machine (%(default)s)")
+    add("--jobs", type=int, default=1, help="points trained side by side on this machine")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("score of a point, always of the last layer").add_argument
-    add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task (%(default)s)")
+    add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task")
     add("--data", help="discrimination: folder of speech; default: the held-out voices of the shipped speech")
     add("--alignments", help="discrimination: tab-separated words with their times in that speech")
     add("--split", nargs="+", help="discrimination: sub-folders of --data to use")

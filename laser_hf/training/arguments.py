@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` makes a field)
-"""Options of `train.py`, by default the paper's HuBERT recipe; objectives and perturbations have their own."""
+"""Options of `laser-hf train`, by default the paper's HuBERT recipe; objectives and perturbations have their own."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ class ModelArguments:
 
     _argument_group_name = "model"
     model_name_or_path: str = option(
-        "facebook/hubert-base-ls960", "HuBERT, WavLM, wav2vec 2.0, data2vec-audio: Hub id, folder", aliases=["--model"]
+        "facebook/hubert-base-ls960",
+        "HuBERT, WavLM, wav2vec 2.0 or data2vec-audio: Hub id or folder",
+        aliases=["--model"],
     )
     model_revision: str | None = option(None, "branch, tag or commit of the encoder", aliases=["--revision"])
     trainable_layers: int = option(2, "Transformer layers trained, counted from the top", low=1)
     train_encoder_layer_norm: bool = option(
         False,
-        "also train the encoder's own LayerNorm, as the released code does. It stands before all layers: slower, more "
-        "memory. With do_stable_layer_norm (most large encoders) it stands behind the last one and costs nothing",
+        "also train the encoder's own LayerNorm, as the released code does. Slower, unless it stands behind the last "
+        "layer (most large encoders)",
     )
-    projection_dim: int = option(256, "dimension of the projection that the loss is computed on", low=1)
-    projection_layers: int = option(1, "its linear layers, with ReLU between two (SCORE's WavLM: 2)", low=1)
-    do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (the paper does not)")
+    projection_dim: int = option(256, "dimension of the projected frames", low=1)
+    projection_layers: int = option(1, "linear layers of the projection (SCORE on WavLM: 2)", low=1, high=2)
+    do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (large encoders)")
     hidden_dropout: float = option(0.1, "dropout of the Transformer while training", low=0, high=1)
     attention_dropout: float = option(0.1, "dropout of the attention weights", low=0, high=1)
     activation_dropout: float = option(0.0, "dropout inside the feed-forward blocks", low=0, high=1)
@@ -61,13 +63,16 @@ class DataArguments:
     eval_split: str | None = setting(None, "its split or sub-folder")
     eval_alignments: str | None = setting(
         None,
-        "tab-separated word (and phone) times, or demo for those of the shipped speech: evaluations also measure the "
-        "last layer's word discrimination and an ABX-like phone error",
+        "tab-separated word (and phone) times, or demo (of the shipped speech): evaluations also measure "
+        "discrimination",
+        metavar="FILE",
     )
-    eval_alignments_data: str | None = setting(None, "folder of its speech; default: --eval_data")
+    eval_alignments_data: str | None = setting(None, "folder of that speech; default: --eval_data")
     eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
     audio_column: str = option("audio", "audio column of a data set")
-    streaming: bool | None = option(None, "read while training instead of before; default: only from the Hub")
+    streaming: bool | None = option(
+        None, "read while training instead of before; default: only from the Hub", metavar="BOOL"
+    )
     shuffle_buffer: int = option(1000, "utterances shuffled at a time when streaming", low=1)
     max_train_samples: int | None = option(None, "use only so many utterances", low=1)
     max_eval_samples: int | None = setting(64, "held-out utterances used", low=1)
@@ -75,19 +80,18 @@ class DataArguments:
     crop_seconds: float | None = option(None, "a random piece of longer utterances is taken (Spin: 17)", above=0)
     max_seconds: float | None = option(
         None,
-        "longer ones are left out (of a stream: on the way, so that updates get smaller); default: none, as the paper",
+        "longer ones are left out (in a stream, updates then get smaller)",
         above=0,
     )
     perturb_on: str = option(
         "worker",
-        "where perturbed views are made, with the same draws: worker (processes that load the data) or device (of the "
-        "model, a whole update at once: a GPU does not wait for CPU cores)",
+        "what makes perturbed views, with the same draws: worker processes, or the device of the model (GPU)",
         choices=["worker", "device"],
     )
     cache_decoded: str | None = setting(
         None,
-        "folder that keeps decoded utterances (115 to 230 MB an hour); 'true': one in the cache of datasets; not for "
-        "streams",
+        "folder for decoded utterances (115 to 230 MB an hour); true: in the cache of datasets; not for streams",
+        metavar="DIR",
     )
 
     __post_init__ = check_values
@@ -106,17 +110,16 @@ class LaserTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = setting(None, "checkpoint; default: the newest in output_dir, if any")
     pairs_per_update: int = option(8, "pairs of an update (optimiser step), over all processes", low=1)
     per_device_train_batch_size: int = setting(
-        4, "pairs in memory at once (a micro-batch); changes results through dropout alone", low=1
+        4, "pairs in memory at once; changes results through dropout alone", low=1
     )
     per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once", low=1)
     seconds_per_update: float | None = option(
         None,
-        "instead of --pairs_per_update: source speech of an update, in utterances of like length, over all processes "
-        "(Spin: 256); not for streams",
+        "instead of --pairs_per_update: speech of an update, over all processes (Spin: 256); not for streams",
         above=0,
     )
     per_device_train_seconds: float | None = option(
-        None, "with --seconds_per_update: source speech in memory at once; default: this process's share", above=0
+        None, "of these seconds in memory at once; default: this process's share", above=0
     )
     max_steps: int = option(3600, "updates", low=1)
     learning_rate: float = option(2e-5, "peak learning rate", above=0)
@@ -130,14 +133,13 @@ class LaserTrainingArguments(TrainingArguments):
     adam_beta2: float = option(0.999, "beta2 of AdamW", low=0, high=0.99999999)
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)", above=0)
     weight_decay: float = option(0.0, "weight decay of AdamW", low=0)
-    coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
+    coupled_weight_decay: bool = option(False, "Adam with L2 regularisation instead of AdamW (Spin)")
     released: bool = option(
         False,
-        "as the released code: both views of a pair padded into one batch, S3PRL's AdamW, updates that run on over the "
-        "end of an epoch (all passes then share the draws of the first)",
+        "as the released code: pairs padded, S3PRL's AdamW, updates that run on over the end of an epoch",
     )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", low=0)
-    seed: int = option(1337, "seed of data order, perturbation, dropout and head", low=0, high=2**32 - 1)
+    seed: int = option(1337, "of data order, perturbation, dropout and head", low=0, high=2**32 - 1)
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed", low=0)
     bf16: bool = option(False, "bf16 autocast of the encoder; the loss stays in float32")
     fp16: bool = option(False, "fp16 autocast of the encoder, on a GPU; the loss stays in float32")
@@ -149,19 +151,16 @@ class LaserTrainingArguments(TrainingArguments):
     eval_on_start: bool = setting(False, "evaluate before the first update too")
     save_steps: float = setting(200, "updates between two checkpoints", above=0)
     save_total_limit: int | None = setting(2, "checkpoints kept", low=1)
-    report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none")
-    disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
+    report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none", metavar="NAME")
     dataloader_num_workers: int = setting(2, "processes that decode and perturb", low=0)
     collapse_cosine_fraction: float = setting(
-        0.5, "collapse alarm: share of the way to 1 that the frames' mean cosine has covered", low=0, high=1
+        0.5, "collapse alarm: share of the way to 1 covered by the mean cosine", low=0, high=1
     )
     collapse_rank_fraction: float = setting(
-        0.5, "the same: effective rank below this share of its start", low=0, high=1
+        0.5, "collapse alarm: share of its start that the effective rank falls below", low=0, high=1
     )
     plots: bool = setting(True, "draw loss terms, an alignment and words at the end")
-    push_to_hub: bool = setting(
-        False, "publish the run at the end, with a card without results (push_to_hub.py adds them later)"
-    )
+    push_to_hub: bool = setting(False, "publish the run at the end, without results (laser-hf push adds them later)")
     hub_model_id: str | None = setting(None, "repository to publish to: ORG/NAME")
     hub_private_repo: bool = setting(False, "create that repository as a private one")
     torch_compile: bool = setting(False, "compile Transformer layers (on the CPU this needs a C++ compiler)")
@@ -195,7 +194,7 @@ class LaserTrainingArguments(TrainingArguments):
         self.publish, self.push_to_hub = self.push_to_hub, False
         if self.publish:
             if not self.hub_model_id:
-                raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME; push_to_hub.py can publish later, too")
+                raise ValueError("--push_to_hub needs --hub_model_id ORG/NAME; laser-hf push can publish later, too")
             validate_repo_id(self.hub_model_id)
         super().__post_init__()
         # What runs decides: the flags, or else what `accelerate launch` or `accelerate config` chose.

@@ -59,25 +59,30 @@ def setting(default: Any, text: str, **metadata: Any) -> Any:
     return option(default, text, recipe=False, **metadata)
 
 
+def ranged_options(kind: type) -> dict[str, Option]:
+    """The options of a dataclass that have one type, by name: what is allowed, for checks and for `--help`."""
+    found, hints = {}, get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        kinds = set(get_args(hints[field.name]) or (hints[field.name],))
+        default = None if type(None) in kinds else ""
+        kinds.discard(type(None))
+        if "recipe" in field.metadata and len(kinds) == 1 and kinds <= {bool, int, float, str}:
+            bounds = {name: field.metadata.get(name) for name in _BOUNDS}
+            found[field.name] = Option(f"--{field.name}", default, "", kind=kinds.pop(), **bounds)
+    return found
+
+
 def check_values(options: Any) -> None:
     """Check types and ranges of a dataclass of options: argparse sees no value of a preset, and knows no range.
 
     Raises:
         LaserError: the message names option, value and range.
     """
-    hints = get_type_hints(type(options))
-    for field in dataclasses.fields(options):
-        kinds = set(get_args(hints[field.name]) or (hints[field.name],))
-        value, optional = getattr(options, field.name), type(None) in kinds
-        kinds.discard(type(None))
-        if "recipe" not in field.metadata or len(kinds) != 1 or (value is None and optional):
-            continue  # not ours, or of several types
-        (kind,) = kinds
-        if kind in (bool, int, float, str):
-            bounds = {name: field.metadata.get(name) for name in _BOUNDS}
-            checked = Option(f"--{field.name}", "", "", kind=kind, **bounds).check(value)
-            if kind is int or isinstance(value, str):
-                setattr(options, field.name, checked)
+    for name, option in ranged_options(type(options)).items():
+        value = getattr(options, name)
+        checked = option.check(value)
+        if option.kind is int or isinstance(value, str):
+            setattr(options, name, checked)
 
 
 def recipe_of(options: Any) -> dict[str, Any]:

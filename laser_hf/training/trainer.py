@@ -14,6 +14,7 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
+from ..console import LogLines
 from ..data import PairTransform, SkipLog
 from ..encoders import SpeechEncoder, receptive_field
 from ..errors import LaserError
@@ -107,6 +108,7 @@ class LaserTrainer(UpdateTrainer):
         self.monitor = CollapseMonitor(*limits, "" if eval_dataset is None else "eval_", objective.anti_collapse)
         # First, so that other callbacks see what it adds to the log.
         self.callback_handler.callbacks.insert(0, self.monitor)
+        LogLines.replace_bars(self, objective.log_labels())
         if args.profile_updates:
             self.add_callback(UpdateProfiler(args.profile_updates))
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()

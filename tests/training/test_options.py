@@ -147,7 +147,7 @@ def test_a_preset_of_ones_own(tmp_path):
         (["--distance", "cosine"], "invalid choice"),
         (["--gradient_accumulation_steps", "8"], "pairs_per_update"),
         (["--alpha", "lots"], "invalid float"),
-        (["--push_to_hub"], "push_to_hub.py"),
+        (["--push_to_hub"], "laser-hf push"),
         (["--objective", "contentvec"], "unknown objective 'contentvec'"),
         (["--objective", "nowhere:Loss"], "cannot import"),
         (["--perturbations", "echo"], "unknown perturbation 'echo'"),
@@ -203,7 +203,7 @@ def test_help_shows_ours_and_help_all_shows_everything(capsys):
         text = capsys.readouterr().out
         assert "--preset" in text
         assert "--pairs_per_update" in text
-        assert "accelerate launch train.py" in text
+        assert "accelerate launch -m laser_hf train" in text
         assert ("--ddp_timeout" in text) == inherited
 
 
@@ -269,7 +269,7 @@ def test_options_of_shipped_classes_are_flags_and_each_has_its_own_default(tmp_p
     with pytest.raises(KeyError):
         found.value("codes")
     text = " ".join(build_parser().format_help().split())
-    assert "stretched: weight of something else (default: 3.0)" in text
+    assert "stretched: weight of something else (at least 0; default: 3.0)" in text
     assert {"stretch_power", "shapes", "echo_delay"} <= option_names()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jiwer
 
+from ... import cli
 from ...errors import LaserError
 from ...plugins import Option
 
@@ -143,7 +144,8 @@ class CtcTask:
                 values = [getattr(cls.RECIPES[protocol], entry.name) for protocol in ("superb", "quick")]
                 shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
                 kind = entry.metadata.get("kind", type(values[0]))
-                add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=f"{entry.metadata['help']} ({shown})")
+                text = cli.with_notes(entry.metadata["help"], Option("", entry.default, **entry.metadata).range, shown)
+                add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=text)
         text = "these change a result by rounding and random draws only"
         add = parser.add_argument_group("machine", text).add_argument
         add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ...console import LogLines
 from ...errors import LaserError
 from ...runs import WRITING, find_fault, seal_checkpoint
 from ..features import EncoderFeatures
@@ -60,6 +61,7 @@ class CtcTrainer(Trainer):
         args.gradient_accumulation_steps = self.sampler.micro_batches
         super().__init__(model=head, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
         self.loss_is_scaled_for_ga = True  # compute_loss weights every utterance by its share in the update
+        LogLines.replace_bars(self, {name: name.upper() for name in ("per", "wer", "cer")}, "dev")
         self.features, self.task = features, task
         self.features.encoder.to(args.device)
         self._started = time.perf_counter()
@@ -117,7 +119,7 @@ class CtcTrainer(Trainer):
         # A generator of its own: decoding must not change what training draws.
         loader = self._dataloader(split, batches, torch.Generator())
         shown = self.args.process_index == 0 and not self.args.disable_tqdm
-        for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown, leave=False):
+        for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown or None, leave=False):
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 log_probs, frames, losses = self._log_probs(self.model, inputs)

@@ -20,6 +20,7 @@ import torch
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
+from ...plugins import Option
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
 from ..features import Features, load_features, pick_device, pick_layers
@@ -103,8 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--alignments", type=Path, required=True, help="tab-separated words (and phones) with times")
     for setting in fields(DiscriminationSettings):
         if setting.name != "seed":
-            default = setting.default
-            add(f"--{setting.name}", type=type(default), default=default, help=setting.metadata["help"])
+            kind = Option(f"--{setting.name}", setting.default, "", low=setting.metadata["least"])
+            add(f"--{setting.name}", type=kind, default=setting.default, help=setting.metadata["help"])
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
