@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
 
 EVAL = "eval_"
 NAMED = {
@@ -44,6 +47,13 @@ def time_left(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit} left"
     return ""
+
+
+def hide_bars() -> None:
+    """No bars for loading and saving weights, which takes moments, and none of `datasets` without a terminal."""
+    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 class LogLines(TrainerCallback):

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import set_seed
 
-from ..console import short
+from ..cli import program
+from ..console import hide_bars, short
 from ..cpu import keep_freed_memory
 from ..data import PairDataset
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
@@ -47,6 +48,7 @@ def run_training(options: Options) -> dict[str, Any]:
         LaserError: options, data or a folder that cannot be used; nothing that could be trained on; or a loss that is
             not finite (`NonFiniteLossError`), after the last finite state is saved.
     """
+    hide_bars()
     args, output_dir = options.training, Path(options.training.output_dir)
     folder = RunFolder(output_dir, TRAINING_RECORD, owned=_OWNED)
     from_first_process(lambda: check_folder(folder, options))
@@ -243,5 +245,5 @@ def _publish(options: Options, output_dir: Path) -> None:
         reason = str(error) or "interrupted"
         raise LaserError(
             f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
-            f"{shlex.join(['python', 'push_to_hub.py', *command])}"
+            f"{program()} {shlex.join(['push', *command])}"
         ) from error
