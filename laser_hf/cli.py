@@ -53,7 +53,7 @@ class HelpFormatter(argparse.HelpFormatter):
         return {int: "N", float: "X"}.get(kind) or action.dest.rpartition("_")[2].upper()
 
     def _get_help_string(self, action):
-        none = action.default is False or action.default in (None, "", [], argparse.SUPPRESS)
+        none = action.default is False or action.const is False or action.default in (None, "", [], argparse.SUPPRESS)
         none = none or "default" in action.help
         limits = getattr(action, "range", "") or getattr(action.type, "range", "")
         return with_notes(action.help, limits, None if none else action.default)

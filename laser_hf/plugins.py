@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -177,6 +177,17 @@ def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> t
     if not (isinstance(found, type) and issubclass(found, base)):
         raise LaserError(f"{name!r} is no {base.__module__}.{base.__name__}: derive the class from it")
     return found
+
+
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package: a name of `modules` is looked up in its module on first use, which may be slow."""
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name], package), name)
+
+    return find
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:

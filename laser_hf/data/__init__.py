@@ -3,12 +3,11 @@
 `load_speech` -> `PairDataset` or `PairStream` -> a dataloader -> `pad_pairs`.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LaserError
-from ..plugins import find_plugin
+from ..plugins import find_plugin, lazy_names
 from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table
 from .noise import Noise
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from .pair_sets import PairDataset, PairStream, keep_decoded
     from .speech import load_speech
 
-_LAZY = {**dict.fromkeys(("PairDataset", "PairStream", "keep_decoded"), "pair_sets"), "load_speech": "speech"}
+_LAZY = {**dict.fromkeys(("PairDataset", "PairStream", "keep_decoded"), ".pair_sets"), "load_speech": ".speech"}
 """Looked up on first use: they import `datasets`, which `laser-hf train --help` need not wait for."""
 __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
@@ -34,11 +33,7 @@ __all__ = [
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 def find_perturbation(name: str) -> type[Perturbation]:

@@ -312,23 +312,10 @@ def parse(argv=None):
     add("--data_config", help="configuration of a Hub data set")
     add("--data_revision", help="branch, tag or commit of a Hub data set")
     add("--text_column", help=f"column of the transcripts (else the first of {', '.join(TEXT_COLUMNS)})")
-    add(
-        "--metric",
-        choices=("wer", "per"),
-        default="wer",
-        help="wer (default): word and character error rate; per: phones",
-    )
-    add(
-        "--lexicon",
-        default="cmudict",
-        help="for per: cmudict (default), a file (word and phones a line) or none (phones)",
-    )
+    add("--metric", choices=("wer", "per"), default="wer", help="word and character error rate (default), or phones")
+    add("--lexicon", default="cmudict", help="for per: cmudict (default), a file (word and phones a line) or none")
     add("--chars_to_ignore", default="", help="characters to delete from reference and output, such as '.,?!'")
-    add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where the model runs (default: %(default)s)",
-    )
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="by default a GPU if there is one")
     add("--max_utterances", type=int, help="only the first ones")
     add("--output", type=Path, help="write the results to this JSON file")
     add("--hypotheses", type=Path, help="write id, reference and output to this tab-separated file")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..plugins import lazy_names
 from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
 from .fields import load_preset, preset_names
 from .options import Choice, Options, parse_options
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 # Looked up on first use: `laser-hf train --help` needs none of them.
 _LAZY = {
-    **dict.fromkeys(("CollapseMonitor", "UpdateProfiler"), "callbacks"),
-    "AlignmentModel": "model",
-    "run_training": "run",
-    "DiscriminationEvaluator": "speech",
-    "LaserTrainer": "trainer",
-    "NonFiniteLossError": "updates",
+    **dict.fromkeys(("CollapseMonitor", "UpdateProfiler"), ".callbacks"),
+    "AlignmentModel": ".model",
+    "run_training": ".run",
+    "DiscriminationEvaluator": ".speech",
+    "LaserTrainer": ".trainer",
+    "NonFiniteLossError": ".updates",
 }
 __all__ = [
     "AlignmentModel", "Choice", "CollapseMonitor", "DataArguments", "DiscriminationEvaluator", "LaserTrainer",
@@ -32,8 +32,4 @@ __all__ = [
     "parse_options", "preset_names", "run_training",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)

@@ -44,12 +44,9 @@ REFUSED = {name: why for names, why in _REASONS.items() for name in names.split(
 
 
 def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
-    """A dataclass field that is an option and, with `recipe`, decides the result of a run.
+    """A dataclass field that is an option with a help `text` and, with `recipe`, decides the result of a run.
 
-    Args:
-        default: its value if it is not given.
-        text: for `--help`.
-        metadata: `low`, `high` and `above` as of `plugins.Option`; `choices`, `aliases`, `metavar` as of argparse.
+    `metadata` are `low`, `high` and `above` as of `plugins.Option`, and `choices`, `aliases`, `metavar` as of argparse.
     """
     return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
 
@@ -73,11 +70,7 @@ def ranged_options(kind: type) -> dict[str, Option]:
 
 
 def check_values(options: Any) -> None:
-    """Check types and ranges of a dataclass of options: argparse sees no value of a preset, and knows no range.
-
-    Raises:
-        LaserError: the message names option, value and range.
-    """
+    """`LaserError` on a type or range: argparse sees no value of a preset, and knows no range."""
     for name, option in ranged_options(type(options)).items():
         value = getattr(options, name)
         checked = option.check(value)
@@ -101,14 +94,8 @@ def preset_names() -> list[str]:
 def load_preset(name: str, known: set[str]) -> dict[str, Any]:
     """Values of a shipped preset, or of a JSON file of one's own, by the names of options.
 
-    `{laser_hf}` in a value stands for the folder of the installed package.
-
-    Args:
-        name: shipped name, or a path ending in `.json`.
-        known: option names that may be set.
-
-    Raises:
-        LaserError: unknown name, unreadable file, or a key outside `known`.
+    `{laser_hf}` in a value stands for the folder of the installed package. `LaserError` on an unknown name, an
+    unreadable file, or a key outside `known`.
     """
     path = Path(name) if name.endswith(".json") else resources.files("laser_hf") / "presets" / f"{name}.json"
     if not path.is_file():
@@ -123,5 +110,5 @@ def load_preset(name: str, known: set[str]) -> dict[str, Any]:
         raise LaserError(f"preset {name!r} must be a JSON object of options and values, got {type(values).__name__}")
     unknown = sorted(set(values) - known - {"description", "source"})
     if unknown:
-        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See train.py --help_all.")
+        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See laser-hf train --help_all.")
     return {key: located(value) if isinstance(value, str) else value for key, value in values.items() if key in known}

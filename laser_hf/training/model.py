@@ -19,11 +19,6 @@ class AlignmentModel(nn.Module):
     """Encoder and projection head; both views of all pairs go through one forward call.
 
     The Trainer sets `objective`, the loss.
-
-    Args:
-        encoder: as loaded and frozen.
-        projection_dim: dimension of the projected frames (256 in the paper).
-        projection_layers: linear layers of the projection.
     """
 
     objective: Objective

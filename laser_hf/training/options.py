@@ -57,7 +57,6 @@ _HELP = {
 """What `--help` shows, in groups; `--help_all` shows the rest too."""
 
 _GROUPS = (ModelArguments, DataArguments, LaserTrainingArguments)
-_PLUGINS = ("objective", "perturbations", "objective_options", "perturbation_options")
 _BELONGING = {
     ("train_data", "data"): ("train_name", "train_split"),
     ("eval_data",): ("eval_name", "eval_split"),
@@ -68,10 +67,7 @@ _BELONGING = {
 
 @dataclass(frozen=True)
 class Choice:
-    """An objective or a perturbation: its name as given (shipped, or `package.module:Class`), and its class.
-
-    `values` are those of all its options, by `Option.dest`.
-    """
+    """An objective or a perturbation: its name as given, its class, and the values of all its options by `dest`."""
 
     name: str
     plugin: type[Plugin]
@@ -124,7 +120,8 @@ def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]
 def option_names() -> set[str]:
     """Names that a preset may set."""
     fields = {field.name for group in _GROUPS for field in dataclasses.fields(group) if field.init}
-    return {*fields, *_PLUGINS, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
+    plugins = {"objective", "perturbations", "objective_options", "perturbation_options"}
+    return {*fields, *plugins, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
 
 
 class _Parser(HfArgumentParser):
@@ -168,7 +165,7 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
     for action in parser._actions:
         action.range = ranges.get(action.dest, "")
         if action.option_strings[0].startswith("--no_") and action.nargs == 0:
-            action.help, action.default = f"turns --{action.dest} off", None
+            action.help = f"turns --{action.dest} off"
         if action.dest in REFUSED:  # an empty text goes through `type`, too
             action.help, action.const = argparse.SUPPRESS, ""
             action.type = _refuse(action.default, REFUSED[action.dest])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def run_training(options: Options) -> dict[str, Any]:
 
             draw_run(output_dir, record=record)
         folder.finish(record)
-        print("\n".join(["", *verdict(record)]), flush=True)
+        print("", *(textwrap.fill(said, 110, subsequent_indent="  ") for said in verdict(record)), sep="\n", flush=True)
     trainer.accelerator.wait_for_everyone()
     if args.publish and trainer.is_world_process_zero():
         _publish(options, output_dir)

@@ -194,14 +194,8 @@ def find_non_finite(
 ) -> tuple[str, list[str], dict[str, float]] | None:
     """What is not finite in an update on any process, each of which calls it, or `None`; one host sync if all is well.
 
-    Args:
-        losses: of the micro-batches of this process.
-        gradient_norm: a scalar on `device`; `None` if it does not matter.
-        device: where processes communicate.
-
-    Returns:
-        "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses that are not
-        finite by utterance.
+    Returns "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses that are
+    not finite by utterance. A `gradient_norm` of `None` does not matter.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:

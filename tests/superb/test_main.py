@@ -74,7 +74,7 @@ def test_every_shipped_task_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
-    assert f"laser_hf.superb {name}" in capsys.readouterr().out
+    assert f"laser-hf superb {name}" in capsys.readouterr().out
 
 
 def test_help_does_not_import_what_only_a_task_needs():

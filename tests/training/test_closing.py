@@ -120,7 +120,7 @@ def commands_of(text: str) -> list[list[str]]:
 def test_the_commands_work_as_printed(small_tree, tmp_path, monkeypatch, capsys):
     """The encoder is measured on the whole shipped held-out speech, and a fresh process reloads it."""
     monkeypatch.chdir(tmp_path)
-    start(ENCODER_DIR, small_tree, tmp_path / "my run", "--max_steps", "1")
+    start(ENCODER_DIR, small_tree, tmp_path / "my run", "--max_steps", "2")
     measure, publish = commands_of(closing("my run"))
     assert (measure[:2], publish[0]) == (["superb", "discrimination"], "push")
     command.main(measure)
