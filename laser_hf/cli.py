@@ -36,6 +36,11 @@ class HelpFormatter(argparse.HelpFormatter):
         width = min(120, shutil.get_terminal_size((120, 24)).columns)
         super().__init__(prog, max_help_position=38 if width > 100 else 24, width=width)
 
+    def add_usage(self, usage, actions, groups, prefix=None):
+        if usage is None and len(actions) > 12 and not groups:  # they stand below
+            actions = [action for action in actions if action.required]
+        super().add_usage(usage, actions, groups, prefix)
+
     def _fill_text(self, text, width, indent):
         return text if "\n" in text else super()._fill_text(text, width, indent)
 

@@ -64,8 +64,6 @@ class Means:
     The statistics are of a fixed number of projected frames, drawn evenly from the pairs added since the last `draw`.
     Fewer frames have a lower effective rank, so the first draw fixes the number (`count`, at most `MAX_FRAMES` on each
     process). Where a later draw finds fewer, as in the short last update of an epoch, the draw before fills it up.
-
-    `names` are those of the terms, `device` is where processes communicate.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:

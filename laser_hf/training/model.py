@@ -68,15 +68,10 @@ class AlignmentModel(nn.Module):
     """Its name in transformers before 5.24."""
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
-        """Encode and project waveforms `(batch, samples)`; a twin encodes the second half of the batch.
+        """Encode and project zero-padded waveforms `(batch, samples)`; a twin encodes the second half of the batch.
 
-        Args:
-            waveforms: padded with zeros.
-            lengths: samples in use, `(batch,)`; pass a list or a CPU tensor to avoid a host sync.
-
-        Returns:
-            `projected` `(batch, frames, projection_dim)` with unit norm, `frames` `(batch, frames, dim)`
-            without graph, and `lengths` in frames, `(batch,)`, on the device of the waveforms.
+        `lengths` are samples in use, `(batch,)`; a list or a CPU tensor avoids a host sync. Returns unit `projected`
+        frames `(batch, frames, projection_dim)`, `frames` `(batch, frames, dim)` without graph, and `lengths` in frames.
         """
         lengths = torch.as_tensor(lengths)
         if self.twin is None:

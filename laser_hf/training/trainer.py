@@ -169,7 +169,7 @@ class LaserTrainer(UpdateTrainer):
         return metrics
 
     def _eager(self):
-        """Without compilation: evaluation is too little to compile another variant of the layers for it."""
+        """Without compilation, for which evaluation is too little."""
         compiled = self.args.torch_compile
         return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
