@@ -70,8 +70,8 @@ class AlignmentModel(nn.Module):
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
         """Encode and project zero-padded waveforms `(batch, samples)`; a twin encodes the second half of the batch.
 
-        `lengths` are samples in use, `(batch,)`; a list or a CPU tensor avoids a host sync. Returns unit vectors
-        `projected` `(batch, frames, projection_dim)`, `frames` `(batch, frames, dim)` without graph, `lengths` in frames.
+        `lengths` are samples in use, `(batch,)`; a list or a CPU tensor avoids a host sync. Returns `projected`, unit
+        vectors `(batch, frames, projection_dim)`, `frames` without graph `(batch, frames, dim)`, and their `lengths`.
         """
         lengths = torch.as_tensor(lengths)
         if self.twin is None:
