@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PRINTED = ROOT / "docs" / "records" / "demo_console.txt"
 PICTURE = ROOT / "docs" / "figures" / "demo.svg"
-COLUMNS = 110
+COLUMNS = 120
 WIDTH, HEIGHT, MARGIN = 7.8, 18, 16
 """Of a character in pixels, and around the text."""
 COLOURS = {
