@@ -24,26 +24,27 @@ help:
 
 setup: $(VENV)/.ready
 
-# uv installs in half a minute what takes pip four; pip stays as the way that always works.
+# uv installs in half a minute what takes pip four; pip stays as the way that always works. $(call install,FILE)
+define install
+@$(BIN)/python -m uv --quiet pip install --python $(BIN)/python -r $(1) || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
+@touch $@
+endef
+
 $(VENV)/.ready: requirements.txt pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv || true
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt || \
-		$(BIN)/python -m pip install -r requirements.txt
-	touch $@
+	@echo "Installing packages in $(VENV) (once, a minute or a few) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	$(call install,requirements.txt)
 
 $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt || \
-		$(BIN)/python -m pip install -r requirements-dev.txt
-	touch $@
+	$(call install,requirements-dev.txt)
 
 $(VENV)/.ready-docs: requirements-docs.txt $(VENV)/.ready
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements-docs.txt || \
-		$(BIN)/python -m pip install -r requirements-docs.txt
-	touch $@
+	$(call install,requirements-docs.txt)
 
 demo: $(VENV)/.ready
-	$(BIN)/python -m laser_hf.demo
+	@$(BIN)/python -m laser_hf demo
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -n auto --dist worksteal

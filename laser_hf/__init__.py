@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .plugins import lazy_names
 
 if TYPE_CHECKING:
     from .encoders import SpeechEncoder, load_encoder
@@ -13,22 +14,11 @@ __version__ = "0.1.0"
 
 # Looked up on first use: transformers takes seconds to import, and every data worker would pay for it.
 _LAZY = {
-    **dict.fromkeys(("LaserLoss", "MseIdmLoss", "ScoreLoss", "SoftDTWLoss", "SpinLoss"), "laser_hf.objectives"),
-    **dict.fromkeys(("SpeechEncoder", "load_encoder"), "laser_hf.encoders"),
+    **dict.fromkeys(("LaserLoss", "MseIdmLoss", "ScoreLoss", "SoftDTWLoss", "SpinLoss"), ".objectives"),
+    **dict.fromkeys(("SpeechEncoder", "load_encoder"), ".encoders"),
 }
 __all__ = [
-    "LaserLoss",
-    "MseIdmLoss",
-    "ScoreLoss",
-    "SoftDTWLoss",
-    "SpeechEncoder",
-    "SpinLoss",
-    "__version__",
-    "load_encoder",
-]
+    "LaserLoss", "MseIdmLoss", "ScoreLoss", "SoftDTWLoss", "SpeechEncoder", "SpinLoss", "__version__", "load_encoder",
+]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)

@@ -24,7 +24,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("demo", "laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
-    Command("train", "laser_hf.training:main", "fine-tune a speech encoder (the same as train.py)"),
+    Command("train", "laser_hf.training.__main__:main", "fine-tune a speech encoder (the same as train.py)"),
     Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, table"),
     Command("push", "laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
     Command("convert", "laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         usage=f"{PROGRAM} COMMAND [options]",
         description="Fine-tune a speech encoder for its content, without labels.",
         epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help lists the options of one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     parser.add_argument("command", choices=[command.name for command in COMMANDS], help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

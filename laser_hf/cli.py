@@ -1,15 +1,19 @@
-"""How every command starts and ends: logging to stderr, one line for a user's mistake, a traceback for a bug."""
+"""How every command starts and ends: help, messages on stderr, a line for a user's mistake, a traceback for a bug."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import LaserError
@@ -22,15 +26,88 @@ _FULL = ("no space left on device", "pytorchstreamwriter failed writing", "iostr
 _KILLED = ("dataloader worker", "abruptly died", "terminated abruptly")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """One spelling of each option, its default and its range (`range` of the action or of its type), if it has any.
+
+    Lines have up to 120 columns. Descriptions of several lines stay as they are.
+    """
+
+    def __init__(self, prog: str) -> None:
+        width = min(120, shutil.get_terminal_size((120, 24)).columns)
+        super().__init__(prog, max_help_position=38 if width > 100 else 24, width=width)
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        if usage is None and len(actions) > 12 and not groups:  # they stand below
+            actions = [action for action in actions if action.required]
+        super().add_usage(usage, actions, groups, prefix)
+
+    def _fill_text(self, text, width, indent):
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = next((one for one in action.option_strings if one.startswith("--")), action.option_strings[0])
+        if action.nargs == 0 or action.const is True:  # a switch
+            return name
+        shown = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{name} {shown.split(' [')[0]} ..." if action.nargs == "+" else f"{name} {shown}"
+
+    def _get_default_metavar_for_optional(self, action):
+        kind = getattr(action.type, "type", action.type)
+        return {int: "N", float: "X"}.get(kind) or action.dest.rpartition("_")[2].upper()
+
+    def _get_help_string(self, action):
+        none = action.default is False or action.const is False or action.default in (None, "", [], argparse.SUPPRESS)
+        none = none or "default" in action.help
+        limits = getattr(action, "range", "") or getattr(action.type, "range", "")
+        return with_notes(action.help, limits, None if none else action.default)
+
+
+def with_notes(text: str, limits: str = "", default: Any = None) -> str:
+    """The help of an option with its range in words and its default; either may be missing."""
+    notes = [limits] if limits else []
+    if default is not None:
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        notes.append(f"default: {'on' if default is True else shown.replace('%', '%%')}")
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+class _Messages(logging.Formatter):
+    """Our own messages as they are; what is no news says what it is, and of which library."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        kind = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        ours = record.name.partition(".")[0] == "laser_hf"
+        return f"{kind}{'' if ours else f'{record.name}: '}{super().format(record)}"
+
+
 def set_up_logging(main_process: bool = True) -> None:
-    """Send log records to stderr: our own from INFO on (WARNING on other processes), other libraries' from WARNING."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.WARNING,
-        stream=sys.stderr,
-    )
+    """Send log records to stderr: our own from INFO on (WARNING on other processes), other libraries' from WARNING.
+
+    A progress bar shows only on a terminal, and only if it takes long. Call it before libraries that draw some are
+    imported.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Messages())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("laser_hf").setLevel(logging.INFO if main_process else logging.WARNING)
+    bars = {"TQDM_DELAY": "3"}
+    if not (main_process and sys.stderr.isatty()):
+        bars = dict.fromkeys(("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
+    for name, value in bars.items():
+        os.environ.setdefault(name, value)
+
+
+def program() -> str:
+    """The command `laser-hf` as it works in this folder: by its path where PATH does not lead to it."""
+    python = Path(sys.executable)
+    script, found = python.with_name("laser-hf"), shutil.which("laser-hf")
+    if found and script.exists() and Path(found).samefile(script):
+        return "laser-hf"
+    path = script if script.exists() else python
+    path = path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path
+    return f"{shlex.quote(str(path))}{'' if script.exists() else ' -m laser_hf'}"
 
 
 def refuse_lonely_launch(command: str) -> None:

@@ -5,9 +5,10 @@ The command line, records, cards, tables and plots read these descriptions.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -57,8 +58,17 @@ class Option:
     def range(self) -> str:
         """The range in words, such as `at least 1`; empty if every value is allowed."""
         limits = {"above": self.above, "at least": self.low, "at most": self.high}
-        bounds = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        bounds = [f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None]
+        if self.low is not None and self.high is not None:
+            bounds = [f"from {self.low:.10g} to {self.high:.10g}"]
         return ", ".join(bounds + ([f"one of {', '.join(self.choices)}"] if self.choices else []))
+
+    def __call__(self, text: str) -> Any:
+        """A text from the command line as a value: an option is a `type` for argparse, whose help shows its range."""
+        try:
+            return self._check_one(text)
+        except LaserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     def check(self, value: Any) -> Any:
         """`value` in the option's type; `LaserError` if it has another type or lies outside the range."""
@@ -179,6 +189,17 @@ def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> t
     if not (isinstance(found, type) and issubclass(found, base)):
         raise LaserError(f"{name!r} is no {base.__module__}.{base.__name__}: derive the class from it")
     return found
+
+
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package: a name of `modules` is looked up in its module on first use, which may be slow."""
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name], package), name)
+
+    return find
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:

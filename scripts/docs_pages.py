@@ -18,6 +18,7 @@ OUT = ROOT / "build" / "docs"
 SOURCES = {
     "docs/**/*.md": "docs/",
     "docs/**/*.png": "docs/",
+    "docs/**/*.svg": "docs/",
     "docs/*.css": "docs/",
     "examples/*.md": "",
     "examples/*.ipynb": "",

@@ -8,7 +8,7 @@ from pathlib import Path
 import laser_hf
 
 PACKAGE = Path(laser_hf.__file__).parent
-GROUND = {"errors", "cli", "records", "runs", "plugins", "figures", "cpu", "transfer"}
+GROUND = {"errors", "cli", "console", "records", "runs", "plugins", "figures", "cpu", "transfer"}
 # Room -> rooms that it may import, besides the ground.
 ALLOWED = {
     **{room: set() for room in GROUND},

@@ -166,10 +166,25 @@ def test_help_imports_only_the_standard_library(installed, tmp_path):
     assert {name for name in imported if name not in sys.stdlib_module_names} == {"laser_hf"}
 
 
-def test_train_help_outside_the_checkout(installed, tmp_path):
-    printed = start(installed, tmp_path, "-m", "laser_hf", "train", "--help").stdout
+def test_help_of_train_imports_nothing_that_trains(installed, tmp_path):
+    """It takes what the import of torch and of the options of transformers takes."""
+    program = (
+        "import sys\n"
+        "from laser_hf.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: print('imported', *sys.modules)"
+    )
+    printed, imported = start(installed, tmp_path, "-c", program).stdout.split("imported ")
     assert printed.startswith("usage: laser-hf train")
     assert "--preset" in printed
+    names = imported.split()
+    heavy = {"datasets", "pandas", "pyarrow", "scipy", "matplotlib", "numba", "triton", "tensorboard"}
+    assert not heavy & set(names)
+    assert "transformers.trainer" not in names
+    rooms = {".".join(name.split(".")[:2]) for name in names if name.startswith("laser_hf.")}
+    assert not rooms & {"laser_hf.encoders", "laser_hf.superb", "laser_hf.publishing", "laser_hf.plots"}
+    assert "laser_hf.training.options" in names
+    assert "laser_hf.training.trainer" not in names
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in command.COMMANDS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from xml.etree import ElementTree
 
 import pytest
 from conftest import REPOSITORY
@@ -44,3 +45,21 @@ def test_options_in_commands_exist():
     used = {flag for command in commands for flag in re.findall(r"(?<!\S)--\w+", command)}
     assert used
     assert used <= known, used - known
+
+
+def test_the_picture_of_the_demo_is_what_it_printed():
+    """The picture is drawn from the committed output of a run; the page on training quotes lines of it."""
+    spec = importlib.util.spec_from_file_location("console_picture", REPOSITORY / "scripts" / "console_picture.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    printed = script.PRINTED.read_text()
+    drawn = script.PICTURE.read_text()
+    assert script.picture(printed) == drawn
+    rows = [row.text for row in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert "".join("".join(rows).split()) == "".join(printed.split())
+    assert max(map(len, rows)) <= script.COLUMNS
+    page = (REPOSITORY / "docs" / "training.md").read_text()
+    quoted = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert len(quoted) >= 3
+    assert set(quoted) <= set(printed.splitlines())
+    assert "docs/figures/demo.svg" in README

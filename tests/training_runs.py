@@ -25,7 +25,7 @@ def arguments(encoder, speech, output, *extra):
         "--preset", "demo", "--model", str(encoder), "--data", str(speech), "--eval_data", "",
         "--output_dir", str(output), "--max_steps", "4", "--warmup_steps", "1", "--learning_rate", "1e-3",
         "--logging_steps", "1", "--save_steps", "2", "--eval_on_start", "false", "--report_to", "none", "--use_cpu",
-        "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--plots", "false", "--projection_dim", "8", *extra,
+        "--dataloader_num_workers", "0", "--plots", "false", "--projection_dim", "8", *extra,
     ]  # fmt: skip
 
 

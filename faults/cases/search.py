@@ -86,7 +86,7 @@ def _both_at_once(lab: Lab) -> Outcome:
 
 def _each_trained_once(lab: Lab, outcome: Outcome) -> str | None:
     logs = [path.read_text() for path in sorted(lab.out.glob("runs/*.log"))]
-    trained = [text.count("plots are in") for text in logs]
+    trained = [text.count("seconds of training") for text in logs]
     return two_points(lab, outcome) or (None if trained == [1, 1] else f"points were trained {trained} times")
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import cli
 from ..demo import ENCODER_DIR, SPEECH_DIR
 from ..errors import LaserError
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until Ctrl-C; `LaserError` if an encoder, a folder or the address cannot be used."""
     parser = argparse.ArgumentParser(
         prog="laser-hf app",
+        formatter_class=cli.HelpFormatter,
         description="Open a page in the browser that finds a spoken word in recordings and compares two recordings of "
         "one sentence, with one encoder or two side by side. Only this machine can reach the page unless --host or "
         "--share is given. Uploads are deleted after an hour, and when the program ends.",
@@ -31,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shipped = [str(SPEECH_DIR / "heldout")]
     add("--data", nargs="+", default=shipped, help="folders of recordings to search in (default: the shipped speech)")
     add("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
-    add("--cache_dir", type=Path, default=CACHE, help="frames of recordings are kept here (default: %(default)s)")
+    add("--cache_dir", type=Path, default=CACHE, help="frames of recordings are kept here")
     add("--port", type=int, help="default: the first free one from 7860 on")
-    add("--host", default=LOOPBACK[0], help="0.0.0.0 lets in everybody who reaches this machine (default: %(default)s)")
+    add("--host", default=LOOPBACK[0], help="0.0.0.0 lets in everybody who reaches this machine")
     add("--share", action="store_true", help="also make a public link, which leads through a server of gradio.live")
     options = parser.parse_args(argv)
     models = options.model or [str(path) for path in (ENCODER_DIR, TUNED) if (path / "config.json").is_file()]

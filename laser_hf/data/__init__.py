@@ -4,21 +4,26 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LaserError
-from ..plugins import find_plugin
+from ..plugins import find_plugin, lazy_names
 from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table
 from .noise import Noise
-from .pair_sets import PairDataset, PairStream, keep_decoded
 from .pairs import PairTransform, SkipLog, begin_pairs, pad_pairs
 from .perturbation import Compose, Perturbation, draw_generator
 from .resampling import resample
 from .speaker import Equalizer, Voice
-from .speech import load_speech, source_digest
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 
+if TYPE_CHECKING:
+    from .pair_sets import PairDataset, PairStream, keep_decoded
+    from .speech import load_speech, source_digest
+
+_LAZY = dict.fromkeys(("PairDataset", "PairStream", "keep_decoded"), ".pair_sets")
+_LAZY |= dict.fromkeys(("load_speech", "source_digest"), ".speech")
+"""Looked up on first use: they import `datasets`, which `laser-hf train --help` need not wait for."""
 __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
@@ -28,6 +33,8 @@ __all__ = [
 ]  # fmt: skip
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}
+
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 def find_perturbation(name: str) -> type[Perturbation]:

@@ -7,10 +7,12 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from ..errors import LaserError
+
+if TYPE_CHECKING:
+    import datasets
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 """File names taken for audio, upper or lower case."""
@@ -89,6 +91,8 @@ def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
         rows[row["id"]] = row
     columns = {name: [row.get(name) for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
     known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    import datasets  # half a second that --help need not wait for
+
     return datasets.Dataset.from_dict(known).cast_column("audio", datasets.Audio(decode=False))
 
 

@@ -13,9 +13,9 @@ from ..ops.soft_dtw.api import check_lengths, check_tensor, frames_in_use, squar
 from ..plugins import Option
 
 IDM_OPTIONS = (
-    Option("alpha", 0.4, "weight of the regulariser (IDM term); 0 switches it off", low=0),
+    Option("alpha", 0.4, "weight of the regulariser (IDM term); 0: none", low=0),
     Option("sigma", 1, "window of the regulariser in frames", low=1),
-    Option("margin", 1.1, "distance beyond which far frames no longer repel (WavLM: 1.0)", above=0),
+    Option("margin", 1.1, "distance beyond which frames do not repel (WavLM: 1.0)", above=0),
     Option(
         "distance",
         "euclidean",
@@ -25,8 +25,8 @@ IDM_OPTIONS = (
     Option(
         "reference_frames",
         None,
-        "weigh frames in the regulariser as if every utterance had so many frames; default: by their distance in "
-        "frames, as published, so that the weights grow with the square of the length",
+        "weights of the regulariser as if every utterance had so many frames; default: as published, growing with the "
+        "square of the length",
         kind=int,
         low=1,
     ),

@@ -44,6 +44,7 @@ class SoftDTWLoss(Objective):
 }"""
     options = (Option("gamma", 0.1, "smoothing of soft-DTW", low=1e-6),)
     term_labels: ClassVar = {"total": "total loss", "soft_dtw": "normalised soft-DTW"}
+    short_labels: ClassVar = {"soft_dtw": "sDTW", "idm": "IDM"}
 
     def __init__(self, *, backend: str = "auto", **options: Any):
         super().__init__(**options)

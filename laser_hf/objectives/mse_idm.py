@@ -36,6 +36,7 @@ class MseIdmLoss(Objective):
     paper, bibtex = NOISE_ROBUST_PAPER, NOISE_ROBUST_BIBTEX
     options = IDM_OPTIONS
     term_labels: ClassVar = {"total": "total loss", "mse": "summed squared error", "idm": "regulariser (IDM term)"}
+    short_labels: ClassVar = {"mse": "MSE", "idm": "IDM"}
     equal_lengths = True
     anti_collapse = "--alpha"
 

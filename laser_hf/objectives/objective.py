@@ -30,6 +30,7 @@ class Objective(Plugin, nn.Module):
 
     Attributes:
         term_labels: name of each loss term and its label in plots; the first, "total", is differentiated.
+        short_labels: what the lines of a training's log call them; by default their names.
         term_names: names of the terms, in order; follows from `term_labels`.
         unit: "pairs": the loss of an update is the mean of `total` over its pairs. "frames": terms are sums over the
             frames of a pair, and the loss is their sum over the update by its number of frames.
@@ -39,6 +40,7 @@ class Objective(Plugin, nn.Module):
     """
 
     term_labels: ClassVar[Mapping[str, str]] = {"total": "total loss"}
+    short_labels: ClassVar[Mapping[str, str]] = {}
     term_names: ClassVar[tuple[str, ...]] = ("total",)
     unit: ClassVar[str] = "pairs"
     needs_twin: ClassVar[bool] = False
@@ -65,6 +67,12 @@ class Objective(Plugin, nn.Module):
     def build(cls, dim: int, **values: Any) -> Objective:
         """An objective on frames of `dim` dimensions, from option values by `Option.dest`; raises as `__init__`."""
         return cls(**cls.checked(values))
+
+    @classmethod
+    def log_labels(cls) -> dict[str, str]:
+        """What the log calls the terms, by their names there: `total` is `loss`."""
+        names = ("loss" if name == "total" else name for name in cls.term_names)
+        return {name: cls.short_labels.get(name, name.replace("_", " ")) for name in names}
 
     def prepare_update(self) -> None:
         """Do what must happen before the first forward call of each optimiser update; by default nothing."""

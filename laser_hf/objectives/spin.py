@@ -127,6 +127,7 @@ class SpinLoss(Objective):
         "perplexity": "effective codes, targets",
         "code_perplexity": "effective codes, nearest to frames",
     }
+    short_labels: ClassVar = {"swapped_x": "CE clean", "swapped_y": "CE perturbed", "code_perplexity": "nearest"}
     unit = "frames"
     equal_lengths = True
 

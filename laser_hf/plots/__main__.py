@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw each run, and the curves of several runs in one picture; `LaserError` if nothing could be drawn."""
     parser = argparse.ArgumentParser(
         prog="laser-hf plots",
+        formatter_class=cli.HelpFormatter,
         description="Draw finished runs: curves, and before and after fine-tuning the same words by several speakers, "
         "how far aligned frames are from where they belong, and the self-similarity of an utterance. What cannot be "
         "drawn is left out and named. The curves of several runs are also drawn into one picture.",

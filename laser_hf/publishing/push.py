@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .. import cli
 from ..errors import LaserError
 from ..records import read_json
 from . import upload
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of `laser-hf push`."""
     parser = argparse.ArgumentParser(
         prog="laser-hf push",
+        formatter_class=cli.HelpFormatter,
         description="Publish a finished run or a converted checkpoint on the Hugging Face Hub: encoder, record, plots, "
         "results, evaluation script and model card, in one commit. Without --yes it checks everything and shows what "
         "it would upload. Without RUN_DIR it adds --results to a model that is published.",

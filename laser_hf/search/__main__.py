@@ -48,23 +48,23 @@ def build_parser() -> argparse.ArgumentParser:
         prog="laser-hf search",
         description="Search over options of laser-hf train: train every point, measure its last layer, tell the best.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.HelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s --over name=v1,v2,... [name=low:high[:log] ...] [options] [-- options of laser-hf train]",
     )
     add = parser.add_argument_group("search").add_argument
     values = "options of laser-hf train with values (sigma=1,2,5) or, for tpe, a range (alpha=0.01:1, alpha=0.01:1:log)"
     add("--over", nargs="+", required=True, metavar="NAME=VALUES", help=values)
-    add("--output_dir", default="outputs/search", help="study, runs and tables (%(default)s)")
+    add("--output_dir", default="outputs/search", help="study, runs and tables")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
-    add("--preset", default="demo", help="recipe that all points start from (%(default)s)")
+    add("--preset", default="demo", help="recipe that all points start from")
     add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
     add("--sampler", choices=("grid", "tpe"), default="grid", help="all combinations, or draw near good ones")
     add("--trials", type=int, help="points that --sampler tpe draws")
-    add("--jobs", type=int, default=1, help="points trained side by side on this machine (%(default)s)")
+    add("--jobs", type=int, default=1, help="points trained side by side on this machine")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("score of a point, always of the last layer").add_argument
-    add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task (%(default)s)")
+    add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task")
     add("--data", help="discrimination: folder of speech; default: the held-out voices of the shipped speech")
     add("--alignments", help="discrimination: tab-separated words with their times in that speech")
     add("--split", nargs="+", help="discrimination: sub-folders of --data to use")

@@ -17,13 +17,6 @@ INPUTS = ("model", "data", "dev_data", "alignments", "lexicon")
 """Options of the tasks that name what is read."""
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults behind the help of an option, but only if there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
 def main(argv: Sequence[str] | None = None) -> Any:
     """Run a task and return what it returns; only its module is imported. `LaserError` for what a user can mend."""
     width = max(map(len, TASKS))
@@ -31,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
         prog=PROGRAM,
         description="Downstream tasks after SUPERB.",
         epilog="\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in TASKS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     parser.add_argument("task", metavar="TASK", help="a name from the list below, or your own: package.module[:Class]")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the task; TASK --help lists them")
@@ -41,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
             raise LaserError(f"{(word or before).rstrip('=')} is empty")
     task = find_task(chosen.task)
     prog = f"{PROGRAM} {chosen.task}"
-    parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=_HelpFormatter)
+    parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=cli.HelpFormatter)
     task.add_arguments(parser)
     arguments = parser.parse_args(chosen.options)
     if hasattr(arguments, "output_dir"):

@@ -54,7 +54,7 @@ def encode(
     names = list(waveforms)
     frames: list[dict[str, torch.Tensor]] = [{} for _ in layers]
     batches = length_batches([len(waveform) for waveform in waveforms.values()])
-    for batch in tqdm(batches, desc=progress, disable=not progress, mininterval=2):
+    for batch in tqdm(batches, desc=progress, disable=not progress or None, mininterval=2):
         encoded = features([waveforms[names[index]] for index in batch], layers)
         for found, states in zip(frames, encoded, strict=True):
             found.update((names[index], state) for index, state in zip(batch, states, strict=True))
@@ -168,7 +168,7 @@ def fill(
                 skipped.append((index, error.kind, error.reason))
         return indices, waveforms, skipped
 
-    bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress, mininterval=1)
+    bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress or None, mininterval=1)
     with ThreadPoolExecutor(1) as executor, bar:
         ahead = None
         for batch in [*length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :], None]:

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` makes a field)
-"""Options of `train.py`, by default the paper's HuBERT recipe; objectives and perturbations have their own."""
+"""Options of `laser-hf train`, by default the paper's HuBERT recipe; objectives and perturbations have their own."""
 
 from __future__ import annotations
 
@@ -20,20 +20,15 @@ from .fields import DDP, PRECISIONS, REFUSED, check_values, option, setting
 class ModelArguments:
     """Which encoder is fine-tuned, and how much of it."""
 
-    _argument_group_name = "model"
     model_name_or_path: str = option(
-        "facebook/hubert-base-ls960", "HuBERT, WavLM, wav2vec 2.0, data2vec-audio: Hub id, folder", aliases=["--model"]
+        "facebook/hubert-base-ls960", "HuBERT, WavLM, wav2vec 2.0, data2vec-audio: id or folder", aliases=["--model"]
     )
     model_revision: str | None = option(None, "branch, tag or commit of the encoder", aliases=["--revision"])
     trainable_layers: int = option(2, "Transformer layers trained, counted from the top", low=1)
-    train_encoder_layer_norm: bool = option(
-        False,
-        "also train the encoder's own LayerNorm, as the released code does. It stands before all layers: slower, more "
-        "memory. With do_stable_layer_norm (most large encoders) it stands behind the last one and costs nothing",
-    )
-    projection_dim: int = option(256, "dimension of the projection that the loss is computed on", low=1)
-    projection_layers: int = option(1, "its linear layers, with ReLU between two (SCORE's WavLM: 2)", low=1)
-    do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (the paper does not)")
+    train_encoder_layer_norm: bool = option(False, "also train the encoder's own LayerNorm, as the released code does")
+    projection_dim: int = option(256, "dimension of the projected frames", low=1)
+    projection_layers: int = option(1, "linear layers of the projection (SCORE on WavLM: 2)", low=1, high=2)
+    do_normalize: bool = option(False, "scale every waveform to zero mean and unit variance (large encoders)")
     hidden_dropout: float = option(0.1, "dropout of the Transformer while training", low=0, high=1)
     attention_dropout: float = option(0.1, "dropout of the attention weights", low=0, high=1)
     activation_dropout: float = option(0.0, "dropout inside the feed-forward blocks", low=0, high=1)
@@ -50,7 +45,6 @@ class ModelArguments:
 class DataArguments:
     """Speech for training and for evaluation."""
 
-    _argument_group_name = "data"
     train_data: str = option(
         "openslr/librispeech_asr", "Hub id, LibriSpeech tree, folder of audio, or saved data set", aliases=["--data"]
     )
@@ -60,35 +54,25 @@ class DataArguments:
     eval_name: str | None = setting(None, "configuration of the held-out data set")
     eval_split: str | None = setting(None, "its split or sub-folder")
     eval_alignments: str | None = setting(
-        None,
-        "tab-separated word (and phone) times, or demo for those of the shipped speech: evaluations also measure the "
-        "last layer's word discrimination and an ABX-like phone error",
+        None, "times of words (and phones), or demo: evaluations also measure discrimination", metavar="FILE"
     )
-    eval_alignments_data: str | None = setting(None, "folder of its speech; default: --eval_data")
+    eval_alignments_data: str | None = setting(None, "folder of that speech; default: --eval_data")
     eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
     audio_column: str = option("audio", "audio column of a data set")
-    streaming: bool | None = option(None, "read while training instead of before; default: only from the Hub")
+    streaming: bool | None = option(None, "read while training; default: only from the Hub", metavar="BOOL")
     shuffle_buffer: int = option(1000, "utterances shuffled at a time when streaming", low=1)
     max_train_samples: int | None = option(None, "use only so many utterances", low=1)
     max_eval_samples: int | None = setting(64, "held-out utterances used", low=1)
     min_seconds: float = option(0.1, "shorter utterances are skipped and counted", low=0)
-    crop_seconds: float | None = option(None, "a random piece of longer utterances is taken (Spin: 17)", above=0)
-    max_seconds: float | None = option(
-        None,
-        "longer ones are left out (of a stream: on the way, so that updates get smaller); default: none, as the paper",
-        above=0,
-    )
+    crop_seconds: float | None = option(None, "of longer utterances a random piece is taken (Spin: 17)", above=0)
+    max_seconds: float | None = option(None, "longer utterances are left out", above=0)
     perturb_on: str = setting(
         "auto",
-        "where perturbed views are made, with the same draws: worker (processes that load the data) or device (of the "
-        "model, a whole update at once); auto: on a GPU if all perturbations can (not voice), so that it waits for no "
-        "CPU core",
+        "what makes perturbed views: worker processes, or the model's device; auto: a GPU where all of them can",
         choices=["auto", "worker", "device"],
     )
     cache_decoded: str | None = setting(
-        None,
-        "folder that keeps decoded utterances (115 to 230 MB an hour); 'true': one in the cache of datasets; not for "
-        "streams",
+        None, "keep decoded utterances (to 230 MB an hour) there; true: in the cache of datasets", metavar="DIR"
     )
 
     __post_init__ = check_values
@@ -96,49 +80,30 @@ class DataArguments:
 
 @dataclass
 class LaserTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the paper's values and the size of an update in pairs.
+    """`transformers.TrainingArguments` with the paper's values and the size of an update in pairs."""
 
-    Fields declared here are shown by `--help`, also where `TrainingArguments` has them; the others by `--help_all`.
-    """
-
-    _argument_group_name = "training"
     output_dir: str | None = setting("outputs/laser", "where checkpoints, encoder, records and plots go")
     overwrite_output_dir: bool = setting(False, "start over: delete what an earlier run left in output_dir")
     resume_from_checkpoint: str | None = setting(None, "checkpoint; default: the newest in output_dir, if any")
     pairs_per_update: int = option(8, "pairs of an update (optimiser step), over all processes", low=1)
-    per_device_train_batch_size: int = setting(
-        4, "pairs in memory at once (a micro-batch); changes results through dropout alone", low=1
-    )
+    per_device_train_batch_size: int = setting(4, "pairs in memory at once (a micro-batch)", low=1)
     per_device_eval_batch_size: int = setting(4, "held-out pairs in memory at once", low=1)
-    seconds_per_update: float | None = option(
-        None,
-        "instead of --pairs_per_update: source speech of an update, in utterances of like length, over all processes "
-        "(Spin: 256); not for streams",
-        above=0,
-    )
-    per_device_train_seconds: float | None = option(
-        None, "with --seconds_per_update: source speech in memory at once; default: this process's share", above=0
-    )
+    seconds_per_update: float | None = option(None, "of speech, instead of --pairs_per_update (Spin: 256)", above=0)
+    per_device_train_seconds: float | None = option(None, "of these in memory at once; default: all", above=0)
     max_steps: int = option(3600, "updates", low=1)
     learning_rate: float = option(2e-5, "peak learning rate", above=0)
     lr_scheduler_type: SchedulerType | str = option("linear", "its schedule; linear decays to 0", metavar="NAME")
-    lr_scheduler_kwargs: dict | str | None = option(
-        None, "as JSON; num_decay_steps of warmup_stable_decay is by default all updates after the warm-up"
-    )
+    lr_scheduler_kwargs: dict | str | None = option(None, "as JSON; warmup_stable_decay decays after the warm-up")
     warmup_steps: float = option(1000, "updates of linear warm-up", low=0)
     optim: OptimizerNames | str = option(TrainingArguments.default_optim, "optimiser", metavar="NAME")
     adam_beta1: float = option(0.9, "beta1 of AdamW", low=0, high=0.99999)
     adam_beta2: float = option(0.999, "beta2 of AdamW", low=0, high=0.99999999)
     adam_epsilon: float = option(1e-7, "epsilon of AdamW (as S3PRL's)", above=0)
     weight_decay: float = option(0.0, "weight decay of AdamW", low=0)
-    coupled_weight_decay: bool = option(False, "Adam with L2 regularisation of all parameters instead of AdamW (Spin)")
-    released: bool = option(
-        False,
-        "as the released code: both views of a pair padded into one batch, S3PRL's AdamW, updates that run on over the "
-        "end of an epoch (all passes then share the draws of the first)",
-    )
+    coupled_weight_decay: bool = option(False, "Adam with L2 regularisation instead of AdamW (Spin)")
+    released: bool = option(False, "as the released code in padding, AdamW and the end of an epoch")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", low=0)
-    seed: int = option(1337, "seed of data order, perturbation, dropout and head", low=0, high=2**32 - 1)
+    seed: int = option(1337, "of data order, perturbation, dropout and head", low=0, high=2**32 - 1)
     data_seed: int | None = option(None, "seed of the data order alone; default: --seed", low=0)
     bf16: bool = option(False, "bf16 autocast of the encoder; the loss stays in float32")
     fp16: bool = option(False, "fp16 autocast of the encoder, on a GPU; the loss stays in float32")
@@ -150,29 +115,20 @@ class LaserTrainingArguments(TrainingArguments):
     eval_on_start: bool = setting(False, "evaluate before the first update too")
     save_steps: float = setting(200, "updates between two checkpoints", above=0)
     save_total_limit: int | None = setting(2, "checkpoints kept", low=1)
-    report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none")
-    disable_tqdm: bool | None = setting(None, "print the log instead of a progress bar")
+    report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none", metavar="NAME")
     dataloader_num_workers: int | None = setting(
-        None, "processes that decode and perturb, for each GPU; default: its share of the cores, at most 8", low=0
+        None, "processes that decode and perturb, for each GPU (default: its share of the cores, at most 8)", low=0
     )
-    collapse_cosine_fraction: float = setting(
-        0.5, "collapse alarm: share of the way to 1 that the frames' mean cosine has covered", low=0, high=1
-    )
-    collapse_rank_fraction: float = setting(
-        0.5, "the same: effective rank below this share of its start", low=0, high=1
-    )
-    plots: bool = setting(True, "draw loss terms, alignments and words at the end")
-    push_to_hub: bool = setting(
-        False, "publish the run at the end, with a card without results (laser-hf push adds them later)"
-    )
+    collapse_cosine_fraction: float = setting(0.5, "alarm: share of the mean cosine's way to 1", low=0, high=1)
+    collapse_rank_fraction: float = setting(0.5, "alarm: effective rank below this share of its start", low=0, high=1)
+    plots: bool = setting(True, "draw curves, alignments and words at the end")
+    push_to_hub: bool = setting(False, "publish the run at the end, without results (laser-hf push adds them later)")
     hub_model_id: str | None = setting(None, "repository to publish to: ORG/NAME")
     hub_facts: str | None = setting(None, "JSON facts about base model and speech for the card (docs/publishing.md)")
     hub_private_repo: bool = setting(False, "create that repository as a private one")
     torch_compile: bool = setting(False, "compile Transformer layers (on the CPU this needs a C++ compiler)")
     torch_compile_backend: str | None = setting(None, "backend of torch.compile, such as inductor")
-    profile_updates: int = setting(
-        0, "after two others, so many are profiled: profile.json and a trace go to output_dir", low=0
-    )
+    profile_updates: int = setting(0, "profile so many updates: profile.json and a trace go to output_dir", low=0)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, into `training_args.bin` for one: everything but the token."""

@@ -33,11 +33,8 @@ VIEWS = ("clean", "perturbed")
 def pack(pairs: Sequence[Pair | None]) -> Update:
     """The pairs of an update as a data worker hands them over: all waveforms end to end in one tensor.
 
-    However many pairs there are, they take one block of shared memory (each needs an open file) and one copy to the
-    device. Nothing is padded. `None` is left out: a resumed stream gives it for what it skips.
-
-    Returns:
-        `samples` `(samples,)`, and `pairs` with lengths in place of waveforms.
+    They take one block of shared memory (each needs an open file) and one copy to the device. Nothing is padded. `None`
+    is left out: a resumed stream gives it for what it skips. `pairs` have lengths in place of waveforms.
     """
     pairs = [pair for pair in pairs if pair is not None]
     waveforms = [pair[view] for pair in pairs for view in VIEWS if pair[view] is not None]

@@ -40,10 +40,7 @@ class CollapseMonitor(TrainerCallback):
         prefix: of the statistics to look at: "eval_" for held-out frames, empty for training frames.
         remedy: option to raise against collapse, such as "--alpha".
 
-    Attributes:
-        start: first measurement of the run, the reference; kept through a resume.
-        fired_at: step of the first alarm, or `None`.
-        reason: of the last alarm.
+    `start` is the first measurement of the run, kept through a resume; `fired_at` the step of the first alarm.
     """
 
     def __init__(
@@ -88,11 +85,9 @@ class CollapseMonitor(TrainerCallback):
 class UpdateProfiler(TrainerCallback):
     """Profiles so many `updates` with `torch.profiler`, after `WARM_UP` others.
 
-    It writes `profile.json`, seconds of an update and of its parts, and `profile_trace.json.gz`, a trace for
-    https://ui.perfetto.dev. The parts are `wait` (for the loader), `perturb` (on the device), `encode`, `loss`,
-    `backward` and `optimizer`; evaluation, checkpoints and logging are in the time of the update that follows them. The
-    times are those of the main thread. On a GPU, whose kernels run later, `device_seconds` are those of the kernels
-    that this thread starts (autograd starts those of the backward pass in a thread of its own).
+    It writes `profile.json`, seconds of an update and of its `PARTS` in the main thread, and `profile_trace.json.gz`, a
+    trace for https://ui.perfetto.dev. Evaluation, checkpoints and logging are in the time of the update that follows.
+    `device_seconds` are of GPU kernels that this thread starts (autograd's backward pass has a thread of its own).
     """
 
     def __init__(self, updates: int) -> None:

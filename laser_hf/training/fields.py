@@ -44,12 +44,9 @@ REFUSED = {name: why for names, why in _REASONS.items() for name in names.split(
 
 
 def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
-    """A dataclass field that is an option and, with `recipe`, decides the result of a run.
+    """A dataclass field that is an option with a help `text` and, with `recipe`, decides the result of a run.
 
-    Args:
-        default: its value if it is not given.
-        text: for `--help`.
-        metadata: `low`, `high` and `above` as of `plugins.Option`; `choices`, `aliases`, `metavar` as of argparse.
+    `metadata` are `low`, `high` and `above` as of `plugins.Option`, and `choices`, `aliases`, `metavar` as of argparse.
     """
     return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
 
@@ -59,25 +56,26 @@ def setting(default: Any, text: str, **metadata: Any) -> Any:
     return option(default, text, recipe=False, **metadata)
 
 
-def check_values(options: Any) -> None:
-    """Check types and ranges of a dataclass of options: argparse sees no value of a preset, and knows no range.
-
-    Raises:
-        LaserError: the message names option, value and range.
-    """
-    hints = get_type_hints(type(options))
-    for field in dataclasses.fields(options):
+def ranged_options(kind: type) -> dict[str, Option]:
+    """The options of a dataclass that have one type, by name: what is allowed, for checks and for `--help`."""
+    found, hints = {}, get_type_hints(kind)
+    for field in dataclasses.fields(kind):
         kinds = set(get_args(hints[field.name]) or (hints[field.name],))
-        value, optional = getattr(options, field.name), type(None) in kinds
+        default = None if type(None) in kinds else ""
         kinds.discard(type(None))
-        if "recipe" not in field.metadata or len(kinds) != 1 or (value is None and optional):
-            continue  # not ours, or of several types
-        (kind,) = kinds
-        if kind in (bool, int, float, str):
+        if "recipe" in field.metadata and len(kinds) == 1 and kinds <= {bool, int, float, str}:
             bounds = {name: field.metadata.get(name) for name in _BOUNDS}
-            checked = Option(f"--{field.name}", "", "", kind=kind, **bounds).check(value)
-            if kind is int or isinstance(value, str):
-                setattr(options, field.name, checked)
+            found[field.name] = Option(f"--{field.name}", default, "", kind=kinds.pop(), **bounds)
+    return found
+
+
+def check_values(options: Any) -> None:
+    """`LaserError` on a type or range: argparse sees no value of a preset, and knows no range."""
+    for name, option in ranged_options(type(options)).items():
+        value = getattr(options, name)
+        checked = option.check(value)
+        if option.kind is int or isinstance(value, str):
+            setattr(options, name, checked)
 
 
 def recipe_of(options: Any) -> dict[str, Any]:
@@ -96,14 +94,8 @@ def preset_names() -> list[str]:
 def load_preset(name: str, known: set[str]) -> dict[str, Any]:
     """Values of a shipped preset, or of a JSON file of one's own, by the names of options.
 
-    `{laser_hf}` in a value stands for the folder of the installed package.
-
-    Args:
-        name: shipped name, or a path ending in `.json`.
-        known: option names that may be set.
-
-    Raises:
-        LaserError: unknown name, unreadable file, or a key outside `known`.
+    `{laser_hf}` in a value stands for the folder of the installed package. `LaserError` on an unknown name, an
+    unreadable file, or a key outside `known`.
     """
     path = Path(name) if name.endswith(".json") else resources.files("laser_hf") / "presets" / f"{name}.json"
     if not path.is_file():

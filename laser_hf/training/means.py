@@ -64,10 +64,6 @@ class Means:
     The statistics are of a fixed number of projected frames, drawn evenly from the pairs added since the last `draw`.
     Fewer frames have a lower effective rank, so the first draw fixes the number (`count`, at most `MAX_FRAMES` on each
     process). Where a later draw finds fewer, as in the short last update of an epoch, the draw before fills it up.
-
-    Args:
-        names: of the loss terms.
-        device: where processes communicate.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -81,13 +77,9 @@ class Means:
     def add(
         self, terms: Mapping[str, torch.Tensor], units: int, projected: torch.Tensor, lengths: Sequence[int]
     ) -> None:
-        """Count one micro-batch; no host sync.
+        """Count a micro-batch without a host sync: terms `(pairs,)`, means over so many `units` (pairs or frames).
 
-        Args:
-            terms: each `(pairs,)`.
-            units: pairs, or frames, that the terms are a mean over.
-            projected: frames of the clean views, `(pairs, frames, dim)`; at most `FRAMES_PER_PAIR` of each are taken.
-            lengths: their frames in use, as numbers.
+        Of the projected frames of the clean views, `(pairs, frames, dim)` with `lengths` in use, a few are kept.
         """
         sums = torch.stack([terms[name].detach().sum() for name in self.names])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -154,9 +146,8 @@ class TrainingWindow(Means):
     def close(self) -> dict[str, float]:
         """Values for a line of the log; begins the next window. Every process has to call it.
 
-        Returns:
-            Terms, `processed_hours` (source speech since training began, the unit of LASER's Table 1),
-            `frames_per_second` (of both views) and the collapse statistics.
+        They are the terms, `processed_hours` (source speech since training began, the unit of LASER's Table 1),
+        `frames_per_second` (of both views) and the collapse statistics.
         """
         logs = self.terms()
         elapsed = time.perf_counter() - self._began

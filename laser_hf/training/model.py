@@ -19,11 +19,6 @@ class AlignmentModel(nn.Module):
     """Encoder and projection head; both views of all pairs go through one forward call.
 
     The Trainer sets `objective`, the loss.
-
-    Args:
-        encoder: as loaded and frozen.
-        projection_dim: dimension of the projected frames (256 in the paper).
-        projection_layers: linear layers of the projection.
     """
 
     objective: Objective
@@ -73,15 +68,10 @@ class AlignmentModel(nn.Module):
     """Its name in transformers before 5.24."""
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
-        """Encode and project waveforms `(batch, samples)`; a twin encodes the second half of the batch.
+        """Encode and project zero-padded waveforms `(batch, samples)`; a twin encodes the second half of the batch.
 
-        Args:
-            waveforms: padded with zeros.
-            lengths: samples in use, `(batch,)`; pass a list or a CPU tensor to avoid a host sync.
-
-        Returns:
-            `projected` `(batch, frames, projection_dim)` with unit norm, `frames` `(batch, frames, dim)`
-            without graph, and `lengths` in frames, `(batch,)`, on the device of the waveforms.
+        `lengths` are samples in use, `(batch,)`; a list or a CPU tensor avoids a host sync. Returns `projected`, unit
+        vectors `(batch, frames, projection_dim)`, `frames` without graph `(batch, frames, dim)`, and their `lengths`.
         """
         lengths = torch.as_tensor(lengths)
         if self.twin is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .. import cli
@@ -21,29 +21,42 @@ from ..objectives import OBJECTIVES, find_objective
 from ..plugins import Option, Plugin, parse_assignments
 from ..records import portable
 from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
-from .fields import OWN_METADATA, REFUSED, load_preset, preset_names, recipe_of
+from .fields import OWN_METADATA, REFUSED, load_preset, preset_names, ranged_options, recipe_of
 
 DEFAULT_PRESET = "hubert-base"
 
 _DESCRIPTION = """\
-Fine-tune a speech encoder with LASER: align each utterance with its speed- and pitch-perturbed copy. Or with another
-objective: --objective soft_dtw, score, spin, mse_idm, or your own class.
-
-Without arguments this is the paper's HuBERT recipe on LibriSpeech train-clean-100 from the Hugging Face Hub."""
+Fine-tune a speech encoder: align each utterance with its speed- and pitch-perturbed copy (LASER), or train with another
+--objective. Without arguments this is the paper's HuBERT recipe on LibriSpeech train-clean-100 from the Hub. A preset
+sets every value of a recipe, options override it. Give the same command again to continue an interrupted run."""
 
 _EXAMPLES = """\
 examples:
-  python train.py --preset demo                                    # no network, CPU, minutes
-  accelerate launch train.py --preset hubert-base --output_dir outputs/hubert-laser
-  accelerate launch train.py --preset hubert-base-score --output_dir outputs/hubert-score
-  accelerate launch train.py --preset wavlm-base --train_data LibriSpeech --train_split train-clean-100 --bf16
-  python train.py --preset demo --train_data my_speech/ --max_steps 500
+  laser-hf train --preset demo                                     # no network, CPU, minutes
+  laser-hf train --preset demo --train_data my_speech --max_steps 500
+  accelerate launch -m laser_hf train --preset hubert-base --output_dir outputs/hubert-laser
+  accelerate launch -m laser_hf train --preset wavlm-base --train_data LibriSpeech --train_split train-clean-100 --bf16
 
-Every value of a preset can be overridden. --help_all also lists the options of transformers' TrainingArguments.
-An interrupted run continues when the same command is given again."""
+--help_all lists every option, also those of transformers' TrainingArguments."""
+
+_HELP = {
+    "run": "preset output_dir overwrite_output_dir resume_from_checkpoint use_cpu seed help help_all",
+    "encoder": "model_name_or_path model_revision trainable_layers train_encoder_layer_norm do_normalize "
+    "projection_dim projection_layers",
+    "loss": "objective {objectives} objective_options",
+    "data": "train_data train_name train_split audio_column streaming shuffle_buffer max_train_samples min_seconds "
+    "max_seconds crop_seconds cache_decoded dataloader_num_workers",
+    "views": "perturbations {perturbations} perturbation_options perturb_on",
+    "update": "max_steps pairs_per_update per_device_train_batch_size seconds_per_update learning_rate "
+    "lr_scheduler_type warmup_steps optim weight_decay coupled_weight_decay max_grad_norm bf16 fp16 torch_compile "
+    "released",
+    "logging, evaluation, checkpoints": "eval_data eval_name eval_split max_eval_samples eval_alignments eval_steps "
+    "eval_on_start logging_steps report_to save_steps save_total_limit plots",
+    "Hugging Face": "push_to_hub hub_model_id hub_private_repo",
+}
+"""What `--help` shows, in groups; `--help_all` shows the rest too."""
 
 _GROUPS = (ModelArguments, DataArguments, LaserTrainingArguments)
-_PLUGINS = ("objective", "perturbations", "objective_options", "perturbation_options")
 _BELONGING = {
     ("train_data", "data"): ("train_name", "train_split"),
     ("eval_data",): ("eval_name", "eval_split"),
@@ -54,10 +67,7 @@ _BELONGING = {
 
 @dataclass(frozen=True)
 class Choice:
-    """An objective or a perturbation: its name as given (shipped, or `package.module:Class`), and its class.
-
-    `values` are those of all its options, by `Option.dest`.
-    """
+    """An objective or a perturbation: its name as given, its class, and the values of all its options by `dest`."""
 
     name: str
     plugin: type[Plugin]
@@ -112,7 +122,8 @@ def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]
 def option_names() -> set[str]:
     """Names that a preset may set."""
     fields = {field.name for group in _GROUPS for field in dataclasses.fields(group) if field.init}
-    return {*fields, *_PLUGINS, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
+    plugins = {"objective", "perturbations", "objective_options", "perturbation_options"}
+    return {*fields, *plugins, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
 
 
 class _Parser(HfArgumentParser):
@@ -124,12 +135,6 @@ class _Parser(HfArgumentParser):
         HfArgumentParser._parse_dataclass_field(parser, field)
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def add_usage(self, usage, actions, groups, prefix=None):
-        # The usage line of 150 options helps nobody.
-        super().add_usage("%(prog)s [--preset NAME] [--option value ...]", [], [], prefix)
-
-
 class _Device(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         if values == "cuda" and not torch.cuda.is_available():
@@ -138,36 +143,55 @@ class _Device(argparse.Action):
 
 
 def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None) -> HfArgumentParser:
-    """The parser of `train.py`; its help lists inherited options with `show_all`, and plug-in values of the preset."""
+    """The parser of the command; its help lists every option with `show_all`, and plug-in values of the preset."""
     parser = _Parser(
-        _GROUPS, description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=_HelpFormatter, allow_abbrev=False
+        _GROUPS,
+        usage="%(prog)s [--preset NAME] [--option value ...]",  # that of 150 options helps nobody
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=cli.HelpFormatter,
+        allow_abbrev=False,
     )
+    add = parser.add_argument
     presets = f"recipe: {', '.join(preset_names())}, or a .json file of your own"
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help=presets)
-    parser.add_argument("--help_all", action="store_true", help="list every option, also those of the Trainer")
-    parser.add_argument(
-        "--device", action=_Device, choices=["auto", "cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu"
-    )
-    group = parser.add_argument_group("objective", "The loss. Its options are read by the objectives named.")
-    group.add_argument("--objective", default="laser", help=_about(OBJECTIVES))
-    _add_plugin_options(group, "--objective_options", OBJECTIVES, preset or {})
-    group = parser.add_argument_group("perturbations", "What makes the perturbed view of an utterance.")
-    text = f"one after the other. {_about(PERTURBATIONS)}"
-    group.add_argument("--perturbations", nargs="+", default=["speed_pitch"], help=text)
-    _add_plugin_options(group, "--perturbation_options", PERTURBATIONS, preset or {})
-    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
-    hidden = inherited - set(LaserTrainingArguments.__annotations__)
+    add("--preset", default=DEFAULT_PRESET, help=presets, metavar="NAME")
+    add("--help_all", action="store_true", help="show every option and exit")
+    devices = {"choices": ["auto", "cpu", "cuda"], "default": argparse.SUPPRESS}
+    add("--device", action=_Device, help="cpu is --use_cpu", **devices)
+    add("--objective", default="laser", help=_titles(OBJECTIVES), metavar="NAME")
+    _add_plugin_options(add, "--objective_options", OBJECTIVES, preset or {})
+    about = f"one after the other: {_titles(PERTURBATIONS)}"
+    add("--perturbations", nargs="+", default=["speed_pitch"], help=about, metavar="NAME")
+    _add_plugin_options(add, "--perturbation_options", PERTURBATIONS, preset or {})
+    ranges = {name: option.range for group in _GROUPS for name, option in ranged_options(group).items()}
     for action in parser._actions:
-        if action.dest in REFUSED or (action.dest in hidden and not show_all):
-            action.help = argparse.SUPPRESS
+        action.range = ranges.get(action.dest, "")
+        if action.option_strings[0].startswith("--no_") and action.nargs == 0:
+            action.help = f"turns --{action.dest} off"
         if action.dest in REFUSED:  # an empty text goes through `type`, too
-            action.const, action.type = "", _refuse(action.default, REFUSED[action.dest])
+            action.help, action.const = argparse.SUPPRESS, ""
+            action.type = _refuse(action.default, REFUSED[action.dest])
+    _group(parser, show_all)
     return parser
 
 
-def _about(shipped: Mapping[str, type[Plugin]]) -> str:
-    summaries = " ".join(f"{name}: {plugin.summary}" for name, plugin in shipped.items())
-    return _escaped(f"{summaries} Or your own, as package.module:Class")
+def _group(parser: argparse.ArgumentParser, show_all: bool) -> None:
+    """Sort the options into the groups of `_HELP`; they stand there in its order."""
+    rest: dict[str, list[argparse.Action]] = {}
+    for action in parser._actions:
+        rest.setdefault(action.dest, []).append(action)
+    parser._action_groups.clear()
+    owners = {"objectives": " ".join(_owners(OBJECTIVES)), "perturbations": " ".join(_owners(PERTURBATIONS))}
+    for title, names in _HELP.items():
+        group = parser.add_argument_group(title)
+        for name in names.format(**owners).split():
+            group._group_actions += rest.pop(name)
+    if show_all:
+        parser.add_argument_group("all others")._group_actions += [one for actions in rest.values() for one in actions]
+
+
+def _titles(shipped: Mapping[str, type[Plugin]]) -> str:
+    return f"{', '.join(f'{name} ({one.title})' for name, one in shipped.items())}, or your own as package.module:Class"
 
 
 def _refuse(default: Any, why: str) -> Callable[[str], Any]:
@@ -179,13 +203,16 @@ def _refuse(default: Any, why: str) -> Callable[[str], Any]:
     return refuse
 
 
-def _add_plugin_options(group, assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]):
+def _add_plugin_options(
+    add: Callable[..., Any], assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]
+) -> None:
     """A flag for each option of the shipped classes, and one for assignments to any class."""
     for dest, owners in _owners(shipped).items():
         texts: dict[str, list[str]] = {}
         for name, option in owners.items():
-            default = preset.get(dest, option.default)
-            texts.setdefault(f"{option.help} (default: {default})", []).append(name)
+            limits = "" if option.choices else option.range
+            text = option.help.replace("%", "%%")
+            texts.setdefault(cli.with_notes(text, limits, preset.get(dest, option.default)), []).append(name)
         option = next(iter(owners.values()))
         how: dict[str, Any] = {"type": option.type, "choices": option.choices or None}
         if option.type is bool:
@@ -193,13 +220,8 @@ def _add_plugin_options(group, assignments: str, shipped: Mapping[str, type[Plug
         elif option.many:
             how["nargs"] = "+"
         text = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
-        group.add_argument(f"--{dest}", default=argparse.SUPPRESS, help=_escaped(text), **how)
-    text = "options of a class of your own; lists as a=1,2"
-    group.add_argument(assignments, nargs="+", default=[], metavar="NAME=VALUE", help=text)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
+        add(f"--{dest}", default=argparse.SUPPRESS, help=text, **how)
+    add(assignments, nargs="+", default=[], metavar="NAME=VALUE", help="of a class of your own; lists as a=1,2")
 
 
 def _choose(
@@ -232,7 +254,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         finder.add_argument(*(f"--{name}" for name in names), dest=names[0])
     found, _ = finder.parse_known_args(argv)
     try:
-        cli.refuse_lonely_launch("train.py ... --use_cpu")
+        cli.refuse_lonely_launch("-m laser_hf train ... --use_cpu")
         preset = load_preset(found.preset, option_names())
     except LaserError as error:
         build_parser().error(str(error))
@@ -254,6 +276,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     except (ValueError, TypeError, AttributeError) as error:  # LaserError; and values of presets with another type
         parser.error(str(error))
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value != usual.get(name)}
-    decides = {*_PLUGINS, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
+    plugins = ("objective", "perturbations", "objective_options", "perturbation_options")
+    decides = {*plugins, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
     changed = sorted(given.keys() & decides - {"preset", "seed", "data_seed", "bf16", "fp16"})
     return Options(model, objective, perturbations, data, training, found.preset, changed)

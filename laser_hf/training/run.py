@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
+from ..cli import program
+from ..console import hide_bars, short
 from ..cpu import keep_freed_memory
 from ..data import PairDataset, PairStream, source_digest
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
@@ -19,10 +21,11 @@ from ..publishing import export_encoder, sample_features
 from ..records import TRAINING_RECORD, new_record, plain, portable, read_json, tensors_digest, write_json
 from ..runs import CONTENT, RECIPE_NAME, SEAL_NAME, RunFolder, differences, find_fault
 from . import callbacks
+from .closing import verdict
 from .fields import PRECISIONS
 from .means import from_all_processes, from_first_process
 from .model import AlignmentModel
-from .options import Options, parse_options
+from .options import Options
 from .released import ReleasedModel
 from .speech import load_evaluator, load_pairs
 from .trainer import LaserTrainer
@@ -39,11 +42,6 @@ _CONTINUED = {"learning_rate", "bf16", "fp16"}
 """What may change where a run goes on from the checkpoint of another one."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command `laser-hf train`."""
-    run_training(parse_options(argv))
-
-
 def run_training(options: Options) -> dict[str, Any]:
     """Train as `options` say and leave encoder, record and plots in `output_dir`; return the record.
 
@@ -51,7 +49,7 @@ def run_training(options: Options) -> dict[str, Any]:
         LaserError: options, data or a folder that cannot be used; nothing that could be trained on; or a loss that is
             not finite (`NonFiniteLossError`), after the last finite state is saved.
     """
-    transformers_logging.set_verbosity_warning()
+    hide_bars()
     args, output_dir = options.training, Path(options.training.output_dir)
     folder = RunFolder(output_dir, TRAINING_RECORD, owned=_OWNED)
     from_first_process(lambda: check_folder(folder, options))
@@ -78,11 +76,14 @@ def run_training(options: Options) -> dict[str, Any]:
     recipe, start = from_first_process(lambda: find_start(folder, options, content_of(options, encoder, train)))
     checkpoint = start and str(output_dir / start)
     logger.info(
-        "%s on %s: %s of %s parameters trained; updates of %s on %d process(es)",
-        options.objective.name,
+        "%s on %s: %s of %s parameters trained, %d updates of %s on %d process(es)",
+        objective.title or options.objective.name,
         options.model.model_name_or_path,
-        f"{sum(p.numel() for p in encoder.parameters() if p.requires_grad):,}",
-        f"{sum(p.numel() for p in encoder.parameters()):,}",
+        *(
+            short(sum(p.numel() for p in encoder.parameters() if p.requires_grad or not trained))
+            for trained in (True, False)
+        ),
+        args.max_steps,
         f"{args.seconds_per_update:g} s" if args.seconds_per_update else f"{args.pairs_per_update} pairs",
         args.world_size,
     )
@@ -102,12 +103,12 @@ def run_training(options: Options) -> dict[str, Any]:
         export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
         if args.plots:
-            # Imported here: matplotlib takes a second that --help and failing runs need not wait for.
+            # Imported here: matplotlib takes a second that failing runs need not wait for.
             from ..plots import draw_run
 
             draw_run(output_dir, record=record)
         folder.finish(record)
-        logger.info("Encoder, %s and plots are in %s", TRAINING_RECORD, output_dir)
+        print("", *(textwrap.fill(said, 110, subsequent_indent="  ") for said in verdict(record)), sep="\n", flush=True)
     trainer.accelerator.wait_for_everyone()
     if args.publish and trainer.is_world_process_zero():
         _publish(options, output_dir)
@@ -282,5 +283,5 @@ def _publish(options: Options, output_dir: Path) -> None:
         reason = str(error) or "interrupted"
         raise LaserError(
             f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
-            f"{shlex.join(['laser-hf', 'push', *command])}"
+            f"{program()} {shlex.join(['push', *command])}"
         ) from error

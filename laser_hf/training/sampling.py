@@ -21,12 +21,8 @@ Plan = Callable[[np.random.Generator], list[list[int]]]
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
     """For each update of an epoch the indices that one process takes: every `world_size`-th pair.
 
-    The pairs of an update do not depend on the number of processes. A process may have none in a short update.
-
-    Args:
-        plan: the updates of an epoch, over all processes, from random numbers that (seed, epoch) decide.
-        world_size, rank: processes, and which of them this is.
-        seed: of the order.
+    `plan` makes the updates of an epoch, over all processes, from random numbers that (seed, epoch) decide. They do not
+    depend on the number of processes. A process may have no pair in a short update.
     """
 
     def __init__(self, plan: Plan, world_size: int = 1, rank: int = 0, seed: int = 0):
@@ -56,14 +52,9 @@ def updates_of_pairs(order: Sequence[int], pairs_per_update: int) -> list[list[i
 def updates_of_seconds(seconds: Sequence[float], limit: float) -> list[list[int]]:
     """Updates filled with speech instead of with a number of pairs, as Spin's released code has it.
 
-    Utterances are sorted by descending length and cut into updates of at most `limit` seconds over all processes (at
-    least one utterance); what is left at the end makes no update.
-
-    Args:
-        seconds: of each utterance, as it is trained on (cropped). 0 where it is not known.
-
-    Raises:
-        LaserError: all the speech is not enough for one update.
+    Utterances of so many `seconds` (0: not known) are sorted by descending length and cut into updates of at most
+    `limit` seconds over all processes (at least one utterance); what is left at the end makes no update. `LaserError`
+    if all the speech is not enough for one.
     """
     updates: list[list[int]] = []
     current, total = [], 0.0
@@ -97,11 +88,8 @@ def micro_batches(args: LaserTrainingArguments) -> int:
 def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[DataLoader, UpdateSampler | None]:
     """A loader whose item holds this process's pairs of one update (`pack`), and its sampler (a stream has none).
 
-    Args:
-        dataset: pairs, map-style or a stream of this process's share. With `seconds_per_update` it needs `seconds`,
-            the length of each utterance (`PairDataset`); without them this is a `LaserError`.
-        args: sizes, processes and seeds.
-        done: updates made before a resume: the items of a stream for them are empty, so that they cost no decoding.
+    After a resume the items of a stream for the `done` updates are empty, so that they cost no decoding. `LaserError`
+    if `seconds_per_update` meets a data set without `seconds`, the length of each utterance.
     """
     world, rank = args.world_size, args.process_index
     if isinstance(dataset, IterableDataset):

@@ -88,15 +88,10 @@ def _kept(speech: datasets.Dataset, data: DataArguments) -> datasets.Dataset:
 
 
 class DiscriminationEvaluator:
-    """Word discrimination and phone error of an encoder's last layer; the same weights give the same numbers.
+    """Word discrimination and phone error of an encoder's last layer on speech with times (`load_aligned_speech`).
 
     The loss cannot tell a better representation from a collapsing one, and its terms change scale with sigma, alpha and
-    margin; these numbers can be compared between runs. Training's generators and the encoder's mode stay as they are: a
-    run makes the same weights without it.
-
-    Args:
-        speech: with word times, phone times or both; see `laser_hf.superb.discrimination.load_aligned_speech`.
-        settings: how much of it is compared.
+    margin; these numbers can be compared between runs. A run makes the same weights without it.
     """
 
     def __init__(self, speech: AlignedSpeech, settings: DiscriminationSettings = SETTINGS):

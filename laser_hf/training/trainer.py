@@ -14,6 +14,7 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
+from ..console import LogLines
 from ..data import PairTransform, SkipLog
 from ..encoders import SpeechEncoder, receptive_field
 from ..errors import LaserError
@@ -34,11 +35,10 @@ STATE_NAME = "laser_state.json"
 
 
 class LaserTrainer(UpdateTrainer):
-    """Trains an `AlignmentModel` on pairs of views.
+    """Trains an `AlignmentModel` on pairs of views; `docs/training_in_python.md` has an example.
 
     The loss of an update is the mean over its pairs (over its frames, where the objective says so), whatever the size
-    of the micro-batches and the number of processes. Loss terms, speech processed, frames per second and collapse
-    statistics go through the usual `log`, to whatever `report_to` names.
+    of the micro-batches and the number of processes. Loss terms, speed and collapse statistics go through `log`.
 
     Args:
         model: encoder and head; the objective becomes a part of it. An objective that needs a twin adds one.
@@ -52,25 +52,6 @@ class LaserTrainer(UpdateTrainer):
 
     Raises:
         LaserError: training data that do not fit the objective, or that cannot be shared among the processes.
-
-    Example:
-        >>> from transformers import set_seed
-        >>> from laser_hf import LaserLoss
-        >>> from laser_hf.data import PairDataset, PairTransform, SpeedPitch, load_speech
-        >>> from laser_hf.encoders import TRAINING_CONFIG, load_encoder
-        >>> from laser_hf.publishing import export_encoder
-        >>> from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
-        >>>
-        >>> set_seed(1337)
-        >>> encoder = load_encoder("facebook/hubert-base-ls960", training_config=TRAINING_CONFIG)
-        >>> encoder.freeze_except(2)  # train the top two layers
-        >>> views = SpeedPitch(speed_factors=[0.9, 1.0, 1.1], pitch_steps=[-2.0, 2.0])
-        >>> train = PairDataset(load_speech("LibriSpeech", "train-clean-100"), PairTransform(views, seed=1337))
-        >>> held_out = PairDataset(load_speech("LibriSpeech", "dev-clean"), PairTransform(views, seed=1337))
-        >>> args = LaserTrainingArguments("outputs/laser", max_steps=3600, pairs_per_update=8, eval_strategy="steps")
-        >>> trainer = LaserTrainer(AlignmentModel(encoder), args, train, held_out, LaserLoss(alpha=0.4))
-        >>> trainer.train()
-        >>> export_encoder(encoder.model, encoder.base_config, "outputs/laser")  # for AutoModel.from_pretrained
     """
 
     def __init__(
@@ -107,6 +88,7 @@ class LaserTrainer(UpdateTrainer):
         self.monitor = CollapseMonitor(*limits, "" if eval_dataset is None else "eval_", objective.anti_collapse)
         # First, so that other callbacks see what it adds to the log.
         self.callback_handler.callbacks.insert(0, self.monitor)
+        LogLines.replace_bars(self, objective.log_labels())
         if args.profile_updates:
             self.add_callback(UpdateProfiler(args.profile_updates))
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
@@ -194,7 +176,7 @@ class LaserTrainer(UpdateTrainer):
         return metrics
 
     def _eager(self):
-        """Without compilation: evaluation is too little to compile another variant of the layers for it."""
+        """Without compilation, for which evaluation is too little."""
         compiled = self.args.torch_compile
         return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 

@@ -217,15 +217,9 @@ def find_non_finite(
 ) -> tuple[tuple[str, list[str], dict[str, float]] | None, int]:
     """What is not finite in an update on any process, each of which calls it; one host sync if all is well.
 
-    Args:
-        losses: of the micro-batches of this process.
-        gradient_norm: a scalar on `device`; `None` if it does not matter.
-        device: where processes communicate.
-        units: pairs (or frames) of this process.
-
-    Returns:
-        `None`, or "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses
-        that are not finite by utterance; and the sum of `units` over the processes.
+    `units` are the pairs (or frames) of this process. Returns `None`, or "loss" or "gradient", the utterances to name
+    (all of them where every loss is fine), and the losses that are not finite by utterance; and the sum of `units` over
+    the processes. A `gradient_norm` of `None` does not matter.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:

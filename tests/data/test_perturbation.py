@@ -145,10 +145,10 @@ def test_composed_views_have_equal_lengths_if_all_parts_keep_them():
         (["equalizer", "speed_pitch"], {"loud": 1, "high": 2}, "none of .* equalizer, speed_pitch has high, loud"),
         ("speed_pitch", {"speed_factors": [[0.8, 0.9]]}, r"speed_factors must be a number, got \[0.8, 0.9\]"),
         ("speed_pitch", {"speed_factors": []}, "speed_factors must be a list with at least one value"),
-        ("speed_pitch", {"speed_factors": [0.9, 0.0]}, "speed_factors must be at least 0.25, at most 4, got 0.0"),
-        ("speed_pitch", {"speed_factors": [float("nan")]}, "speed_factors must be at least 0.25, at most 4, got nan"),
+        ("speed_pitch", {"speed_factors": [0.9, 0.0]}, "speed_factors must be from 0.25 to 4, got 0.0"),
+        ("speed_pitch", {"speed_factors": [float("nan")]}, "speed_factors must be from 0.25 to 4, got nan"),
         ("speed_pitch", {"speed_factors": 0.9}, "speed_factors must be a list"),
-        ("speed_pitch", {"pitch_steps": [float("inf")]}, "pitch_steps must be at least -24, at most 24, got inf"),
+        ("speed_pitch", {"pitch_steps": [float("inf")]}, "pitch_steps must be from -24 to 24, got inf"),
         ("speed_pitch", {"pitch_steps": [True]}, "pitch_steps must be a number, got True"),
     ],
 )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
-
 from laser_hf.demo.__main__ import format_before_after, read_words
-from laser_hf.errors import LaserError
 from laser_hf.superb.discrimination import Token, WordReport
 
 HEADER = "utterance\tsplit\tspeaker\tword\tstart_seconds\tduration_seconds\n"
@@ -25,13 +22,6 @@ def test_words_of_four_letters_of_a_split(tmp_path):
         Token("v02-s1-0001", 0.5, 0.25, "river", "v02"),
     ]
     assert [word.label for word in read_words(path, split="heldout")] == ["river"]
-
-
-def test_a_damaged_table_is_an_error(tmp_path):
-    path = tmp_path / "words.tsv"
-    path.write_text(HEADER + "v02-s1-0001\theldout\tv02\tRiver\t0.5\t-1\n")
-    with pytest.raises(LaserError, match="1 words without valid times"):
-        read_words(path)
 
 
 def report() -> WordReport:
@@ -58,5 +48,3 @@ def test_table_before_and_after():
     assert lines[3].endswith("-0.250  lower is better")
     assert "0.875" in lines[4]
     assert "120 same-word and 480 different-word pairs" in lines[-1]
-    with pytest.raises(ValueError, match="not of the same pairs"):
-        format_before_after(before, dataclasses.replace(after, same_pairs=3))

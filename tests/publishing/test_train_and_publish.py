@@ -16,6 +16,7 @@ from conftest import make_model
 from hub_server import Fault
 from transformers import AutoModel
 
+from laser_hf import cli
 from laser_hf.errors import LaserError
 from laser_hf.publishing import push, sample_features
 from laser_hf.publishing.export import difference, load_frames
@@ -98,7 +99,7 @@ def test_train_publishes_and_its_model_loads_by_id_without_laser_hf(hub, tmp_pat
     later = f"{out} --repo_id {REPO} --private --allow_unevaluated --yes"
     said = str(caught.value)
     assert f"the run is complete in {out}, but it was not published: the Hub refused the token" in said
-    assert f"To publish it later: laser-hf push {later}" in said
+    assert f"To publish it later: {cli.program()} push {later}" in said
     assert (out / "checkpoint-1" / "training_args.bin").is_file()
     assert not any(b"hf_test" in path.read_bytes() for path in out.rglob("*") if path.is_file())
     push.main(shlex.split(later), load=load_frames)

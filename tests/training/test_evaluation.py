@@ -39,8 +39,7 @@ def options(encoder, tree, output_dir, *more):
             "--max_eval_samples", "3", "--min_seconds", "0.1",
             "--pairs_per_update", "2", "--per_device_train_batch_size", "2", "--warmup_steps", "1", "--max_steps", "4",
             "--eval_steps", "2", "--eval_on_start", "--save_steps", "2", "--logging_steps", "1", "--projection_dim",
-            "8", "--dataloader_num_workers", "0", "--report_to", "none", "--learning_rate", "1e-2", "--disable_tqdm",
-            "true", *more,
+            "8", "--dataloader_num_workers", "0", "--report_to", "none", "--learning_rate", "1e-2", *more,
         ]
     )  # fmt: skip
 

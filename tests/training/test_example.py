@@ -1,26 +1,17 @@
-"""The Python example of the page and of the docstring, run on a tiny encoder and made-up speech."""
+"""The Python example of the page, run on a tiny encoder and made-up speech."""
 
 from __future__ import annotations
 
 import re
-import textwrap
 
 from conftest import REPOSITORY
 from transformers import AutoModel
-
-from laser_hf.training import LaserTrainer
 
 
 def page_example() -> str:
     text = (REPOSITORY / "docs" / "training_in_python.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     return code
-
-
-def test_page_and_docstring_show_the_same_lines():
-    lines = [line for line in LaserTrainer.__doc__.splitlines() if line.strip().startswith(">>>")]
-    docstring = textwrap.dedent("\n".join(line.replace(">>> ", "").replace(">>>", "") for line in lines))
-    assert docstring.strip() == page_example().strip()
 
 
 def test_the_example_trains_and_exports(tiny_encoder, small_tree, tmp_path):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 
 from laser_hf.data import PERTURBATIONS, Perturbation
 from laser_hf.errors import LaserError
-from laser_hf.objectives import OBJECTIVES, Objective
+from laser_hf.objectives import OBJECTIVES, LaserLoss, Objective
 from laser_hf.plugins import Option
-from laser_hf.training import load_preset, parse_options, preset_names
+from laser_hf.training import (
+    DataArguments,
+    LaserTrainingArguments,
+    ModelArguments,
+    load_preset,
+    parse_options,
+    preset_names,
+)
+from laser_hf.training.fields import REFUSED, ranged_options
 from laser_hf.training.options import build_parser, option_names
 
 
@@ -204,8 +213,79 @@ def test_help_shows_ours_and_help_all_shows_everything(capsys):
         text = capsys.readouterr().out
         assert "--preset" in text
         assert "--pairs_per_update" in text
-        assert "accelerate launch train.py" in text
+        assert "accelerate launch -m laser_hf train" in text
         assert ("--ddp_timeout" in text) == inherited
+
+
+OWN = (ModelArguments, DataArguments, LaserTrainingArguments)
+
+
+@pytest.fixture
+def helped(monkeypatch) -> dict[str, list[str]]:
+    """Title of each group of `--help` at 120 columns -> its options, each with its text in one line."""
+    monkeypatch.setenv("COLUMNS", "120")
+    found: dict[str, list[str]] = {}
+    for line in build_parser().format_help().splitlines():
+        if re.fullmatch(r"[a-zA-Z, ]+:", line):
+            options = found.setdefault(line[:-1], [])
+        elif line.startswith("  --"):
+            options.append(line)
+        elif line.startswith("   "):
+            options[-1] += f" {line.strip()}"
+    return found
+
+
+def test_help_is_grouped_and_short(helped, monkeypatch):
+    last = "logging, evaluation, checkpoints"
+    assert list(helped) == ["run", "encoder", "loss", "data", "views", "update", last, "Hugging Face", "examples"]
+    shown = [line.split()[0] for lines in helped.values() for line in lines]
+    assert len(shown) == len(set(shown)) > 70
+    text = build_parser().format_help()
+    assert len(text.splitlines()) <= 135
+    assert max(map(len, text.splitlines())) <= 120
+    assert "None" not in text
+    assert not re.search(r"--\w+-\w", text.split("examples:")[0])  # the other spelling
+    assert {"--alpha", "--gamma", "--codes"} <= {line.split()[0] for line in helped["loss"]}
+    assert {"--speed_factors", "--noise_dir"} <= {line.split()[0] for line in helped["views"]}
+    (twin,) = [line.split(maxsplit=1) for line in helped[last] if "--no_plots" in line]
+    assert twin[1] == "turns --plots off"
+
+
+def test_every_spelling_is_taken(tmp_path):
+    for words in (["--max_steps", "7"], ["--max-steps", "7"], ["--max_steps=7"]):
+        assert parse(*words, output=tmp_path).training.max_steps == 7
+    assert parse("--no-plots", output=tmp_path).training.plots is False
+
+
+def test_every_option_is_in_help_all(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = build_parser(show_all=True).format_help()
+    shown = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    assert shown >= option_names() | {"preset", "device", "no_plots", "no_dataloader_pin_memory"}
+    assert not shown & set(REFUSED)
+    assert "turns --dataloader_pin_memory off" in text
+
+
+def outside(option: Option) -> str | None:
+    if option.type not in (int, float):
+        return None
+    low = option.low if option.low is not None else option.above
+    return None if low is None and option.high is None else str(option.high + 1 if low is None else low - 1)
+
+
+def test_the_ranges_that_help_shows_are_those_that_are_refused(helped, tmp_path, capsys):
+    shown = {line.split()[0]: line for lines in helped.values() for line in lines}
+    ranged = {name: option for kind in OWN for name, option in ranged_options(kind).items() if outside(option)}
+    ranged |= {option.dest: option for option in LaserLoss.options if outside(option)}
+    seen = 0
+    for name, option in ranged.items():
+        with pytest.raises(SystemExit):
+            parse(f"--{name}={outside(option)}", output=tmp_path)
+        assert f"{name} must be {option.range}, got" in capsys.readouterr().err
+        if line := shown.get(f"--{name}"):
+            seen += 1
+            assert re.search(rf"\W{re.escape(option.range)}[;)]", line), line
+    assert seen > 25
 
 
 def test_a_cpu_launch_that_lost_its_processes_is_refused(tmp_path, capsys, monkeypatch):
@@ -270,7 +350,7 @@ def test_options_of_shipped_classes_are_flags_and_each_has_its_own_default(tmp_p
     with pytest.raises(KeyError):
         found.value("codes")
     text = " ".join(build_parser().format_help().split())
-    assert "stretched: weight of something else (default: 3.0)" in text
+    assert "stretched: weight of something else (at least 0; default: 3.0)" in text
     assert {"stretch_power", "shapes", "echo_delay"} <= option_names()
 
 

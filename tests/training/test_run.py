@@ -26,7 +26,8 @@ from laser_hf.errors import LaserError
 from laser_hf.objectives import OBJECTIVES, LaserLoss
 from laser_hf.records import TRAINING_RECORD, read_record
 from laser_hf.runs import RunFolder, seal_checkpoint
-from laser_hf.training import LaserTrainer, NonFiniteLossError, main, parse_options
+from laser_hf.training import LaserTrainer, NonFiniteLossError, parse_options
+from laser_hf.training.__main__ import main
 from laser_hf.training.run import _OWNED, find_start
 
 

@@ -163,7 +163,9 @@ def read_split(
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looks = pool.map(look, range(len(speech)))
-        found = list(tqdm(looks, total=len(speech), desc=f"reading {name}", disable=not progress, mininterval=1))
+        found = list(
+            tqdm(looks, total=len(speech), desc=f"reading {name}", disable=not progress or None, mininterval=1)
+        )
     usable = [utterance for utterance in found if not utterance.reason]
     split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason], len(usable))
     if split.skipped:

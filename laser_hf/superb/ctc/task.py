@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jiwer
 
+from ... import cli
 from ...errors import LaserError
 from ...plugins import Option
 
@@ -156,7 +157,7 @@ class CtcTask:
                 shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
                 kind = entry.metadata.get("kind", type(values[0]))
                 several = {"nargs": "+"} if entry.name == "learning_rate" else {}
-                text = f"{entry.metadata['help']} ({shown})"
+                text = cli.with_notes(entry.metadata["help"], Option("", entry.default, **entry.metadata).range, shown)
                 add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=text, **several)
         text = "these change a result by rounding and random draws only"
         add = parser.add_argument_group("machine", text).add_argument

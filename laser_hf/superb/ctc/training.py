@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ...console import LogLines
 from ...errors import LaserError
 from ...runs import WRITING, seal_checkpoint
 from ..features import EncoderFeatures
@@ -80,6 +81,7 @@ class CtcTrainer(Trainer):
         model = Heads(self.heads)
         super().__init__(model=model, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
         self.loss_is_scaled_for_ga = True  # compute_loss weights every utterance by its share in the update
+        LogLines.replace_bars(self, {name: name.upper() for name in ("per", "wer", "cer")}, "dev")
         self.features, self.task = features, task
         self.features.encoder.to(args.device)
         self._sums = torch.zeros(len(heads), device=args.device)  # of losses since the last log line
@@ -174,7 +176,7 @@ class CtcTrainer(Trainer):
         # A generator of its own: decoding must not change what training draws.
         loader = self._dataloader(split, batches, torch.Generator())
         shown = self.args.process_index == 0 and not self.args.disable_tqdm
-        for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown, leave=False):
+        for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown or None, leave=False):
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 heads = self._log_probs(self.model, inputs)

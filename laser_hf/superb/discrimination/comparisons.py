@@ -56,7 +56,7 @@ def dtw_distances(segments: Sequence[Tensor], first: ArrayLike, second: ArrayLik
     rows, heads = np.unique(first[order], return_index=True)
     groups = zip(rows, np.split(order, heads[1:]), strict=False)
     # One matrix product serves all pairs with the same first stretch.
-    for row, pairs in tqdm(groups, total=len(rows), desc=progress, disable=not progress, mininterval=2):
+    for row, pairs in tqdm(groups, total=len(rows), desc=progress, disable=not progress or None, mininterval=2):
         partners, place = np.unique(second[pairs], return_inverse=True)
         columns = torch.cat([segments[partner] for partner in partners])
         similarity = (segments[row] @ columns.T).numpy()

@@ -21,6 +21,7 @@ import torch
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
+from ...plugins import Option
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
 from ..features import VIEWS, Features, chosen_features, plot_by_layer
@@ -116,8 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--zerospeech", action="store_true", help="also ABX as the ZeroSpeech challenges have it (needs the extra abx)")
     for setting in fields(DiscriminationSettings):
         if setting.name != "seed":
-            default = setting.default
-            add(f"--{setting.name}", type=type(default), default=default, help=setting.metadata["help"])
+            kind = Option(f"--{setting.name}", setting.default, "", low=setting.metadata["least"])
+            add(f"--{setting.name}", type=kind, default=setting.default, help=setting.metadata["help"])
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def search(
 
     folder.mkdir(parents=True, exist_ok=True)
     scores = np.full((len(queries), len(documents)), np.nan)
-    with tqdm(total=len(columns), desc=folder.name, unit="document", mininterval=2) as bar:
+    with tqdm(total=len(columns), desc=folder.name, unit="document", mininterval=2, disable=None) as bar:
         for first in range(0, len(columns), BLOCK_DOCUMENTS):
             block = columns[first : first + BLOCK_DOCUMENTS]
             path = folder / f"{first:06d}.npz"

@@ -148,7 +148,7 @@ def test_values_given_on_the_command_line():
         (["--learning_rate", "nan"], "--learning_rate must be above 0, got nan"),
         (["--learning_rate", "inf"], "--learning_rate must be above 0, got inf"),
         (["--max_grad_norm", "-1"], "--max_grad_norm must be above 0"),
-        (["--dropout", "1"], "--dropout must be at least 0, at most 0.95"),
+        (["--dropout", "1"], "--dropout must be from 0 to 0.95"),
         (["--warp_window", "-1"], "--warp_window must be at least 0"),
         (["--max_train_utterances", "-3"], "--max_train_utterances must be at least 2"),
         (["--max_steps", "100"], "--eval_steps 2000 exceeds --max_steps 100"),
