@@ -14,7 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import LaserError
 from .decode import is_remote
-from .files import AUDIO_SUFFIXES, find_audio_files, index_audio_files
+from .files import AUDIO_SUFFIXES
+from .listing import list_folder
+from .manifest import list_manifest
 
 Speech = datasets.Dataset | datasets.IterableDataset
 
@@ -42,7 +44,8 @@ def load_speech(
     Args:
         source: one of
 
-            - a folder of audio files at any depth, sorted by path, see `index_audio_files`,
+            - a folder of audio files at any depth, sorted by path, see `list_folder`,
+            - a manifest, see `list_manifest`,
             - a folder written by `Dataset.save_to_disk`, or a local copy of a Parquet dataset,
             - the id of a dataset on the Hub, such as `openslr/librispeech_asr`.
         split: a sub-folder of a folder of audio files, else a split of the dataset. `None` for all, or the only one.
@@ -59,18 +62,25 @@ def load_speech(
         LaserError: nothing usable is there, no such split or audio column, or the Hub cannot be reached.
     """
     folder = Path(source).expanduser()
-    caches = [Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{str(source).replace('/', '--')}")]
-    caches.append(Path(datasets.config.DOWNLOADED_DATASETS_PATH))
+    # Where the paths stored in a dataset may point; `None` for anywhere: they were found or given here.
+    roots: list[Path] | None = [
+        Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{str(source).replace('/', '--')}"),
+        Path(datasets.config.DOWNLOADED_DATASETS_PATH),
+    ]
+    dataset: Speech
     if folder.is_dir():
-        dataset, caches = _load_folder(folder, split, name, streaming)
+        dataset, roots = _load_folder(folder, split, name, streaming)
     elif folder.exists():
-        raise LaserError(f"{source!s} is a file; a folder of speech was expected. {_MEND}")
+        if split is not None:
+            raise LaserError(f"{source!s} is a file, which has no split {split!r}; leave the split out")
+        dataset, roots = list_manifest(folder), None
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(source)):
         _ask_hub(str(source), streaming, revision, token)
         dataset = _load_split(str(source), split, name, streaming, revision=revision, token=token)
     else:
         raise LaserError(f"there is no folder {source!s}. {_MEND}")
-    dataset = _to_speech_columns(dataset, audio_column, str(source), caches)
+    if roots is not None or audio_column != "audio":
+        dataset = _to_speech_columns(dataset, audio_column, str(source), roots or [])
     if streaming and isinstance(dataset, datasets.Dataset):
         return dataset.to_iterable_dataset(num_shards=max(1, min(LOCAL_SHARDS, len(dataset))))
     return dataset
@@ -79,7 +89,7 @@ def load_speech(
 def _load_folder(
     folder: Path, split: str | None, name: str | None, streaming: bool
 ) -> tuple[Speech, list[Path] | None]:
-    """The dataset and where the paths stored in it may point; `None` for anywhere: they were found here."""
+    """The dataset and where the paths stored in it may point."""
     if any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
         saved = datasets.load_from_disk(str(folder))
         parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split): saved}
@@ -92,8 +102,8 @@ def _load_folder(
     # LibriSpeech unpacks into a folder LibriSpeech/ around its splits.
     bases = [folder, folder / "LibriSpeech"] if split else [folder]
     part = next((base / (split or "") for base in bases if (base / (split or "")).is_dir()), None)
-    if files := find_audio_files(part) if part else []:
-        return index_audio_files(part, files), None
+    if part and len(listed := list_folder(part)):
+        return listed, None
     if next(folder.rglob("*.parquet"), None) is not None:
         return _load_split(str(folder), split, name, streaming), [folder]
     if part is None:
@@ -140,7 +150,7 @@ def _no_split(split: str | None, names: list[str], source: object) -> LaserError
     return LaserError(f"{source}: {asked}. Splits that exist: {', '.join(names) or 'none'}.")
 
 
-def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: list[Path] | None) -> Speech:
+def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: list[Path]) -> Speech:
     """Bring a dataset to the columns that `load_speech` returns."""
     features = dataset.features
     columns = list(features if features is not None else next(iter(dataset), {}))
@@ -179,21 +189,19 @@ def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: l
     return speech
 
 
-def _check_path(path: str, source: str, roots: list[Path] | None) -> None:
+def _check_path(path: str, source: str, roots: list[Path]) -> None:
     """Refuse to open what somebody else's data set names outside of its own folder or repository."""
     place = path.rpartition("::")[2]
     if is_remote(path):
         inside = place.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/"))
     else:
-        inside = roots is None or any(Path(path).resolve().is_relative_to(root.resolve()) for root in roots)
+        inside = any(Path(path).resolve().is_relative_to(root.resolve()) for root in roots)
     if not inside:
         mend = "keep the files there, or cast the column to datasets.Audio before saving, which stores the audio itself"
         raise LaserError(f"{source}: the stored path {path!r} is not in the data set's folder or repository; {mend}")
 
 
-def _rename(
-    example: Mapping[str, Any], chosen: Mapping[str, str], source: str, roots: list[Path] | None
-) -> dict[str, Any]:
+def _rename(example: Mapping[str, Any], chosen: Mapping[str, str], source: str, roots: list[Path]) -> dict[str, Any]:
     """Map function of a stream: pick the chosen columns, and make up an id if there is none."""
     renamed = {new: example[old] for new, old in chosen.items()}
     renamed |= {name: str(renamed[name]) for name in _ALIASES if renamed.get(name) is not None}

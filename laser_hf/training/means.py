@@ -161,7 +161,8 @@ class TrainingWindow(Means):
         logs = self.terms()
         elapsed = time.perf_counter() - self._began
         frames = float(sum_over_processes(torch.tensor(self._frames), self.device))
-        self.load_state(self.state())
+        state = self.state()
+        self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
         self.restart()
         speed = {"processed_hours": self._processed_seconds / 3600, "frames_per_second": frames / max(elapsed, 1e-9)}
         return {**logs, **speed, **self.statistics()}
@@ -173,9 +174,14 @@ class TrainingWindow(Means):
             "processed_seconds": self._processed_seconds + samples / SAMPLE_RATE,
             "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
             "collapse_frames": self.count,
+            "window": from_all_processes([None if self._sums is None else self._sums.tolist(), self._units]),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
         self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
         self.count = state["collapse_frames"]
+        self.restart()
+        window, rank = state.get("window", []), dist.get_rank() if several_processes() else 0
+        if rank < len(window) and window[rank][0] is not None:
+            self._sums, self._units = torch.tensor(window[rank][0], device=self.device), window[rank][1]

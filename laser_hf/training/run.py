@@ -19,11 +19,13 @@ from ..publishing import export_encoder, sample_features
 from ..records import TRAINING_RECORD, new_record, plain, portable, read_json, tensors_digest, write_json
 from ..runs import CONTENT, RECIPE_NAME, SEAL_NAME, RunFolder, differences, find_fault
 from . import callbacks
+from .arguments import LaserTrainingArguments
 from .fields import PRECISIONS
 from .means import from_all_processes, from_first_process
 from .model import AlignmentModel
 from .options import Options, parse_options
 from .released import ReleasedModel
+from .sampling import data_workers
 from .speech import load_evaluator, load_pairs
 from .trainer import LaserTrainer
 from .updates import NON_FINITE_NAME
@@ -73,7 +75,8 @@ def run_training(options: Options) -> dict[str, Any]:
     kind = ReleasedModel if args.released else AlignmentModel
     model = kind(encoder, options.model.projection_dim, options.model.projection_layers)
     trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
-    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, train)))
+    speech = same_speech(train, args)
+    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, speech)))
     checkpoint = start and str(output_dir / start)
     logger.info(
         "%s on %s: %s of %s parameters trained; updates of %s on %d process(es)",
@@ -124,19 +127,40 @@ def check_folder(folder: RunFolder, options: Options) -> None:
     folder.check(reopen=args.overwrite_output_dir)
 
 
-def content_of(encoder: SpeechEncoder, train: Any) -> dict[str, str]:
-    """Digests of the base model's weights and of the speech (a stream has none), by the options that name them."""
-    content = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
-    return content | ({"train_data": train.fingerprint()} if isinstance(train, PairDataset) else {})
+def same_speech(train: Any, args: LaserTrainingArguments) -> dict[str, dict[str, Any]]:
+    """What a recipe says of the training data that were found; every process has to call it.
+
+    Of a set its digest: ids, sizes and durations. Of a stream, which has none, what decides its order: the data workers
+    of a process and the number of processes. `LaserError` if a machine has other speech than the first one.
+    """
+    if not isinstance(train, PairDataset):
+        workers = max(data_workers(train, args), 1)  # one reads as the process itself would
+        return {"stream": {"dataloader_num_workers": workers, "num_processes": args.world_size}}
+    first, *others = from_all_processes(train.fingerprint() if args.local_process_index == 0 else None)
+    if wrong := [process for process, one in enumerate(others, start=1) if one not in (None, first)]:
+        raise LaserError(
+            f"--train_data holds other speech for process {wrong[0]} than for the first one (ids, sizes or durations "
+            "differ); give every machine the same files"
+        )
+    return {CONTENT: {"train_data": first}}
 
 
-def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+def content_of(encoder: SpeechEncoder, speech: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`same_speech` and, in its group `content`, the digest of the base model's weights."""
+    weights = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
+    return {**speech, CONTENT: weights | speech.get(CONTENT, {})}
+
+
+def find_start(
+    folder: RunFolder, options: Options, content: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], str | None]:
     """The run's recipe, for which the folder is prepared; and the checkpoint to resume from, `None` to begin.
 
+    `content` are groups of the recipe that its options do not know, see `content_of`.
     Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
     `LaserError` if one of the two cannot be used, see `RunFolder.prepare`.
     """
-    args, recipe = options.training, plain({**options.recipe(), CONTENT: content})
+    args, recipe = options.training, plain({**options.recipe(), **content})
     asked = args.resume_from_checkpoint
     named = Path(asked) if asked and str(asked).lower() != "true" else None
     elsewhere = named is not None and named.resolve().parent != folder.path.resolve()

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import LaserError
 from .arguments import LaserTrainingArguments
 from .batches import pack
+from .callbacks import outlive_signals
 from .released import running_updates
 
 Plan = Callable[[np.random.Generator], list[list[int]]]
@@ -142,15 +143,20 @@ def eval_loader(dataset, args: LaserTrainingArguments) -> DataLoader:
     return _loader(dataset, args, batch_sampler=sampler, generator=torch.Generator().manual_seed(args.seed))
 
 
+def data_workers(dataset, args: LaserTrainingArguments) -> int:
+    """How many processes read a data set for this one: of a stream at most one for each file."""
+    workers = args.dataloader_num_workers
+    return min(workers, dataset.num_shards) if isinstance(dataset, IterableDataset) else workers
+
+
 def _loader(dataset, args: LaserTrainingArguments, **how: Any) -> DataLoader:
     # Not through accelerator.prepare: the sampler, or the split of the stream, already knows its process.
-    workers = args.dataloader_num_workers
-    if isinstance(dataset, IterableDataset):
-        workers = min(workers, dataset.num_shards)
+    workers = data_workers(dataset, args)
     return DataLoader(
         dataset,
         collate_fn=pack,
         num_workers=workers,
+        worker_init_fn=outlive_signals,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers and workers > 0,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,

@@ -22,6 +22,7 @@ from ..errors import LaserError
 from ..objectives import Objective
 from ..records import write_json
 from .batches import Batch, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
+from .callbacks import StopSignals
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
@@ -42,6 +43,7 @@ class UpdateTrainer(Trainer):
     losses: list[tuple[list[str], torch.Tensor]]  # of the update that is made
     units: int | torch.Tensor  # pairs (or frames) of it, over all processes
     resumed_at: int = 0  # updates made before this start
+    stop: StopSignals
     _sampler: UpdateSampler | None = None
 
     @property
@@ -150,7 +152,7 @@ class UpdateTrainer(Trainer):
         """Stop before the optimiser steps, once the state before this update is saved; one host sync per update."""
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        found = find_non_finite(self.losses, norm, self.args.device)
+        found, self.stop.agreed = find_non_finite(self.losses, norm, self.args.device, bool(self.stop.asked))
         if found is None:
             return
         self._check_weights()
@@ -190,25 +192,28 @@ class NonFiniteLossError(LaserError):
 
 
 def find_non_finite(
-    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device
-) -> tuple[str, list[str], dict[str, float]] | None:
-    """What is not finite in an update on any process, each of which calls it, or `None`; one host sync if all is well.
+    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device, mark: bool = False
+) -> tuple[tuple[str, list[str], dict[str, float]] | None, bool]:
+    """What is not finite in an update on any process, each of which calls it; one host sync if all is well.
 
     Args:
         losses: of the micro-batches of this process.
         gradient_norm: a scalar on `device`; `None` if it does not matter.
         device: where processes communicate.
+        mark: something else that a process wants to tell the others.
 
     Returns:
-        "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses that are not
-        finite by utterance.
+        `None`, or "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the losses
+        that are not finite by utterance; and whether any process has the mark.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:
         found.append(torch.isfinite(gradient_norm))
-    if sum_over_processes((~torch.stack(found).all()).to(torch.int64), device).item() == 0:
-        return None
+    wrong = ~torch.stack(found).all()
+    wrong, marked = sum_over_processes(torch.stack((wrong, torch.full_like(wrong, mark))).long(), device).tolist()
+    if not wrong:
+        return None, marked > 0
     everywhere = from_all_processes([pair for ids, total in losses for pair in zip(ids, total.tolist(), strict=True)])
     values = dict(pair for process in everywhere for pair in process)
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    return ("loss", list(bad), bad) if bad else ("gradient", list(values), bad)
+    return (("loss", list(bad), bad) if bad else ("gradient", list(values), bad)), marked > 0
