@@ -70,6 +70,7 @@ benchmarks: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.update
 	$(BIN)/python -m benchmarks.update --model wavlm-base --figure outputs/update_profile_wavlm.png
 	$(BIN)/python -m benchmarks.qbe
+	$(BIN)/python -m benchmarks.corpus
 
 # No virtual environment: a GPU machine may be offline, and its PyTorch fits its driver. GPU_CHECK_OUT=FOLDER gets copies
 # of the records.

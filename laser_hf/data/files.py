@@ -44,19 +44,14 @@ def walk_audio(folder: str, changed: dict[str, int]) -> Iterator[str]:
                 found = [(entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != "."]
         except OSError as error:
             raise LaserError(f"cannot list {path}: {error.strerror}") from error
-        found.sort(reverse=True)
-        pending += [(f"{path}/{name}", deeper) for name, deeper in found if deeper or _is_audio(name)]
+        found = [(name, deeper) for name, deeper in found if deeper or name.lower().endswith(AUDIO_SUFFIXES)]
+        pending += [(f"{path}/{name}", deeper) for name, deeper in sorted(found, reverse=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
+    with contextlib.suppress(OSError):  # a link in a circle; decoding says so
         return entry.is_dir()
-    except OSError:  # a link that leads nowhere; decoding says so
-        return False
-
-
-def _is_audio(name: str) -> bool:
-    return name.lower().endswith(AUDIO_SUFFIXES)
+    return False
 
 
 def cache_folder() -> Path:

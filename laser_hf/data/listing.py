@@ -20,17 +20,13 @@ from ..errors import LaserError
 from ..records import read_json, write_json
 from .files import cache_folder, read_lines, walk_audio, writing_to
 
-ROWS = 20_000
-"""Of a chunk. A listing of more is kept on disk."""
-FRESH = 2_000_000_000
-"""Nanoseconds: what changed so shortly before it was listed may change once more without another time of change."""
+ROWS = 20_000  # of a chunk; a listing of more is kept on disk
+FRESH = 2 * 10**9  # ns; what changed so shortly before may change once more without another time of change
 _TEXT, _NUMBER = datasets.Value("string"), datasets.Value("int64")
 _FEATURES = {"id": _TEXT, "audio": datasets.Audio(decode=False), "speaker": _TEXT, "text": _TEXT}
 COLUMNS = datasets.Features(_FEATURES | {"samples": _NUMBER, "bytes": _NUMBER})
-Row = tuple[str, str, str | None, str | None, int | None, int | None]
-"""Values of `COLUMNS`; of the audio its path."""
-Stamps = dict[str, int]
-"""Path -> time of change (ctime, ns) of everything that a listing depends on."""
+Row = tuple[str, str, str | None, str | None, int | None, int | None]  # of `COLUMNS`; of the audio its path
+Stamps = dict[str, int]  # path -> time of change (ctime, ns) of everything that a listing depends on
 
 
 def list_folder(folder: Path) -> datasets.Dataset:
@@ -97,9 +93,8 @@ def keep_listing(source: Path, rows: Callable[[str, Stamps], Iterator[Row]]) -> 
             hashes.append(np.fromiter(map(hash, values["id"]), np.int64, len(chunk)))
             columns.update(name for name, found in values.items() if any(value is not None for value in found))
             audio = [pa.nulls(len(chunk), pa.binary()), pa.array(values["audio"], pa.string())]
-            yield pa.table(
-                values | {"audio": pa.StructArray.from_arrays(audio, ["bytes", "path"])}, COLUMNS.arrow_schema
-            )
+            values["audio"] = pa.StructArray.from_arrays(audio, ["bytes", "path"])
+            yield pa.table(values, COLUMNS.arrow_schema)
 
     chunks = tables()
     first = list(itertools.islice(chunks, 2))

@@ -103,10 +103,9 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Pair:
         row = self.speech[index]
-        size, state = row.get("bytes"), _state(row["audio"]["path"]) if "bytes" in row else None
-        if state and size not in (None, state[0]):
-            path = row["audio"]["path"]
-            raise LaserError(f"{path} has {state[0]} bytes, in the manifest {size}; write it anew: laser-hf manifest")
+        size = row.get("bytes")  # of a manifest
+        if size is not None and (found := _state(path := row["audio"]["path"])) and found[0] != size:
+            raise LaserError(f"{path} has {found[0]} bytes, in the manifest {size}; write it anew: laser-hf manifest")
         return self.transform.pair(row["id"], row["audio"])
 
 
@@ -197,8 +196,7 @@ def read_headers(speech: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbers(speech: datasets.Dataset, column: str) -> np.ndarray:
-    found = speech.select_columns(column).with_format("arrow")[:][column].to_numpy()
-    return found.astype(np.float64)
+    return speech.select_columns(column).with_format("arrow")[:][column].to_numpy().astype(np.float64)
 
 
 def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:

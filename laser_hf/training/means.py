@@ -174,14 +174,18 @@ class TrainingWindow(Means):
             "processed_seconds": self._processed_seconds + samples / SAMPLE_RATE,
             "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
             "collapse_frames": self.count,
-            "window": from_all_processes([None if self._sums is None else self._sums.tolist(), self._units]),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
         self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
         self.count = state["collapse_frames"]
+
+    def partial(self) -> dict[str, Any]:
+        """Of this process: what the next line of the log goes on from."""
+        return {"sums": self._sums, "units": self._units, "drawn": self._drawn}
+
+    def load_partial(self, partial: Mapping[str, Any]) -> None:
+        """Begin the window with what `partial` gave."""
         self.restart()
-        window, rank = state.get("window", []), dist.get_rank() if several_processes() else 0
-        if rank < len(window) and window[rank][0] is not None:
-            self._sums, self._units = torch.tensor(window[rank][0], device=self.device), window[rank][1]
+        self._sums, self._units, self._drawn = partial["sums"], partial["units"], partial["drawn"]

@@ -134,10 +134,13 @@ def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[
     return _loader(dataset, args, batch_sampler=sampler), sampler
 
 
-def eval_loader(dataset, args: LaserTrainingArguments) -> DataLoader:
-    """Held-out pairs in the order of the data set, shared among the processes, as `pack` hands them over."""
+def eval_loader(dataset, args: LaserTrainingArguments, together: bool = False) -> DataLoader:
+    """Held-out pairs in the order of the data set, shared among the processes, as `pack` hands them over.
+
+    With `together`, a loss that looks at a whole batch (Spin) sees the same ones with any number of processes.
+    """
     world = args.world_size
-    batches = updates_of_pairs(range(len(dataset)), args.per_device_eval_batch_size * world)
+    batches = updates_of_pairs(range(len(dataset)), args.per_device_eval_batch_size * (1 if together else world))
     sampler = UpdateSampler(lambda generator: batches, world, args.process_index)
     # Without a generator of its own, the loader would draw from torch's, and evaluation would change later dropout.
     return _loader(dataset, args, batch_sampler=sampler, generator=torch.Generator().manual_seed(args.seed))

@@ -236,6 +236,8 @@ class LaserTrainer(UpdateTrainer):
         finally:
             vars(self.args).update(kept)
         state = self.own_state()
+        if not self.args.save_only_model:
+            torch.save(self.window.partial(), aside / self._window_name())
         self.accelerator.wait_for_everyone()  # every process has written its random states
         if not self.args.should_save:
             return
@@ -252,6 +254,10 @@ class LaserTrainer(UpdateTrainer):
             str(final.parent), kept["save_total_limit"], self.state.best_model_checkpoint, use_mtime=True
         )
 
+    def _window_name(self) -> str:
+        """Of this process's file in a checkpoint; another number of processes has other ones."""
+        return f"window-{self.args.process_index}-of-{self.args.world_size}.pt"
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / STATE_NAME
@@ -260,6 +266,8 @@ class LaserTrainer(UpdateTrainer):
             return
         state = read_json(path)
         self.window.load_state(state)
+        if (partial := path.with_name(self._window_name())).is_file():
+            self.window.load_partial(torch.load(partial, self.args.device, weights_only=True))
         if self.args.process_index == 0:  # they are of all processes
             self.skip_log.load_state_dict(state["skipped"])
             self.eval_skip_log.load_state_dict(state["held_out_skipped"])

@@ -74,7 +74,8 @@ class UpdateTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Held-out pairs in the order of the data set, shared among the processes."""
-        return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        return eval_loader(dataset, self.args, together=self.objective.unit == "frames")
 
     def _run_epoch(self, **kwargs):
         if self._sampler is not None:  # a stream counts its epochs itself

@@ -49,7 +49,7 @@ def test_a_kept_listing_is_the_fresh_one(libri, no_walk, monkeypatch):
     again = load_speech(libri, "train")
     assert rows(first) == rows(again) == rows(fresh)
     assert first.features == again.features == fresh.features
-    assert first._fingerprint == again._fingerprint == fresh._fingerprint
+    assert first._fingerprint == again._fingerprint
     assert [path.suffix for path in sorted(cache_folder().glob("listing*"))] in (
         [".arrow", ".json"],
         [".json", ".arrow"],
