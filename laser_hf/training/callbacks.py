@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 PROFILE_NAME = "profile.json"
 TRACE_NAME = "profile_trace.json.gz"
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-WORKER_SECONDS = 120  # after SIGTERM, for the checkpoint
+WORKER_SECONDS = 600  # after SIGTERM, for the checkpoint
 WARM_UP = 2
 """Updates of a process that are not profiled: caches, compilation and the workers' first pairs."""
 PARTS = {
