@@ -136,13 +136,20 @@ def same_speech(train: Any, args: LaserTrainingArguments) -> dict[str, dict[str,
     if not isinstance(train, PairDataset):
         workers = max(data_workers(train, args), 1)  # one reads as the process itself would
         return {"stream": {"dataloader_num_workers": workers, "num_processes": args.world_size}}
-    first, *others = from_all_processes(train.fingerprint() if args.local_process_index == 0 else None)
-    if wrong := [process for process, one in enumerate(others, start=1) if one not in (None, first)]:
-        raise LaserError(
-            f"--train_data holds other speech for process {wrong[0]} than for the first one (ids, sizes or durations "
-            "differ); give every machine the same files"
-        )
-    return {CONTENT: {"train_data": first}}
+    try:
+        digest = train.fingerprint() if args.local_process_index == 0 else None
+    except LaserError as error:
+        digest = error
+    found = from_all_processes(digest)
+    for process, one in enumerate(found):
+        if isinstance(one, LaserError):
+            raise one
+        if one not in (None, found[0]):
+            raise LaserError(
+                f"--train_data holds other speech for process {process} than for the first one (ids, sizes or "
+                "durations differ); give every machine the same files"
+            )
+    return {CONTENT: {"train_data": found[0]}}
 
 
 def content_of(encoder: SpeechEncoder, speech: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
