@@ -180,7 +180,8 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     `folder` is by default `laser_hf` in the cache of `datasets`. A `LaserError` says that it cannot be written.
     """
     features = speech.features | {"audio": datasets.Audio(decode=False)}
-    return _cached_map(speech, _decoded, folder, features, batch_size=16)
+    place = Path(folder).expanduser() if folder else cache_folder()
+    return _cached_map(speech, _decoded, place, features, batch_size=16)
 
 
 def read_headers(speech: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +192,7 @@ def read_headers(speech: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
     if {"samples", "bytes"} <= set(speech.column_names):
         return _numbers(speech, "samples") / SAMPLE_RATE, np.nan_to_num(_numbers(speech, "bytes")).astype(np.int64)
     features = {"seconds": datasets.Value("float64"), "size": datasets.Value("int64")}
-    found = _cached_map(speech.select_columns("audio"), _headers, None, features, batch_size=100)
+    found = _cached_map(speech.select_columns("audio"), _headers, cache_folder(), features, batch_size=100)
     return _numbers(found, "seconds"), _numbers(found, "size").astype(np.int64)
 
 
@@ -225,14 +226,9 @@ def _as_wav(audio: Any) -> Any:
 
 
 def _cached_map(
-    speech: datasets.Dataset,
-    function: Callable,
-    folder: str | os.PathLike[str] | None,
-    features: dict[str, Any],
-    batch_size: int,
+    speech: datasets.Dataset, function: Callable, folder: Path, features: dict[str, Any], batch_size: int
 ) -> datasets.Dataset:
     """`speech.map(function)`, computed anew if the utterances, or the size or time of a file of theirs, change."""
-    folder = cache_folder() if folder is None else Path(folder).expanduser()
     name, states = function.__name__.strip("_"), file_states(speech)
     key = Hasher.hash((2, name, speech._fingerprint, states))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
