@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 PROFILE_NAME = "profile.json"
 TRACE_NAME = "profile_trace.json.gz"
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-WORKER_SECONDS = 600  # after SIGTERM, for the checkpoint
 WARM_UP = 2
 """Updates of a process that are not profiled: caches, compilation and the workers' first pairs."""
 PARTS = {
@@ -126,10 +126,17 @@ class StopSignals(TrainerCallback):
 def outlive_signals(worker: int) -> None:
     """In a data worker: go on after a signal to the whole job, for the process that reads from it still saves.
 
-    A worker that no one needs any more and that ignores its end is ended by an alarm.
+    SIGTERM from that process, which has no more use for the worker, ends it.
     """
+
+    def obey_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_SECONDS))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=obey_parent, daemon=True).start()
 
 
 class UpdateProfiler(TrainerCallback):
