@@ -188,4 +188,7 @@ class TrainingWindow(Means):
     def load_partial(self, partial: Mapping[str, Any]) -> None:
         """Begin the window with what `partial` gave."""
         self.restart()
-        self._sums, self._units, self._drawn = partial["sums"], partial["units"], partial["drawn"]
+        self._units = partial["units"]
+        self._sums, self._drawn = (
+            None if partial[name] is None else partial[name].to(self.device) for name in ("sums", "drawn")
+        )

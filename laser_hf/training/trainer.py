@@ -267,7 +267,7 @@ class LaserTrainer(UpdateTrainer):
         state = read_json(path)
         self.window.load_state(state)
         if (partial := path.with_name(self._window_name())).is_file():
-            self.window.load_partial(torch.load(partial, self.args.device, weights_only=True))
+            self.window.load_partial(torch.load(partial, "cpu", weights_only=True))
         if self.args.process_index == 0:  # they are of all processes
             self.skip_log.load_state_dict(state["skipped"])
             self.eval_skip_log.load_state_dict(state["held_out_skipped"])
