@@ -10,6 +10,8 @@ from ..errors import LaserError
 from ..plugins import find_plugin
 from .decode import BadAudio, Decoded, audio_seconds, decode_audio
 from .files import AUDIO_SUFFIXES, find_audio_files, read_lines, read_table
+from .listing import list_folder
+from .manifest import list_manifest, write_manifest
 from .noise import Noise
 from .pair_sets import PairDataset, PairStream, keep_decoded
 from .pairs import PairTransform, SkipLog, begin_pairs, pad_pairs
@@ -23,8 +25,8 @@ __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
     "begin_pairs", "build_perturbation", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation",
-    "keep_decoded", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table",
-    "resample", "source_digest", "speed", "speed_batch",
+    "keep_decoded", "list_folder", "list_manifest", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch",
+    "read_lines", "read_table", "resample", "source_digest", "speed", "speed_batch", "write_manifest",
 ]  # fmt: skip
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}
