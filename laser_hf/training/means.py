@@ -171,7 +171,7 @@ class TrainingWindow(Means):
         """Speech processed and time trained so far, over all resumes and processes, each of which has to call it."""
         samples = int(sum_over_processes(torch.tensor(self._samples), self.device))
         return {
-            "processed_seconds": self._processed_seconds + samples / SAMPLE_RATE,
+            "processed_seconds": (round(self._processed_seconds * SAMPLE_RATE) + samples) / SAMPLE_RATE,
             "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
             "collapse_frames": self.count,
         }
