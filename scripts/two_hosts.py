@@ -7,9 +7,9 @@ Runs the same command three times and compares weights, record and log:
 3. one process on the second host gets SIGUSR1: all four save a checkpoint and exit with 75, and the command is given
    again; then the same with SIGTERM to all.
 
-The processes add their gradients in the order of their ranks. PyTorch's DDP adds in an order that depends on how it lays
-out its buckets, which it does anew after the first update of a start: with more than two processes a resumed run then
-differs in the last digits. `--ddp_sums` leaves that as it is, and the record tells the size of the difference.
+The processes add their gradients in the order of their ranks. PyTorch's DDP adds in an order that depends on how it
+lays out its buckets, which it does anew after the first update of a start: with more than two processes a resumed run
+then differs in the last digits. `--ddp_sums` leaves that as it is, and the record tells the size of the difference.
 
 Hosts share nothing but the encoder and the speech, which are read alone. `--save_on_each_node` keeps checkpoints on
 both. Each process is started as SLURM's `srun` starts a task: with RANK, LOCAL_RANK and WORLD_SIZE, without a launcher.
@@ -114,7 +114,8 @@ def start(folder: Path, isolated: bool, port: int, ddp_sums: bool) -> list[subpr
             if isolated:
                 variables["GLOO_SOCKET_IFNAME"] = f"{name}-eth"
             command = [
-                sys.executable, __file__, "process", *(["--ddp_sums"] if ddp_sums else []), "train", "--preset", "demo", "--output_dir", "out", "--use_cpu",
+                sys.executable, str(Path(__file__).resolve()), "process", *(["--ddp_sums"] if ddp_sums else []),
+                "train", "--preset", "demo", "--output_dir", "out", "--use_cpu",
                 "--ddp_backend", "gloo", "--save_on_each_node", "true", "--max_steps", str(UPDATES), "--warmup_steps",
                 "2", "--save_steps", str(SAVE_STEPS), "--logging_steps", "4", "--eval_steps", "6", "--max_eval_samples",
                 "4", "--plots", "false", "--report_to", "none", "--dataloader_num_workers", "1",
