@@ -49,7 +49,7 @@ UPDATES, SAVE_STEPS = 12, 5
 PATIENCE = 600.0
 
 
-def add_in_order(state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def add_in_order(state, bucket):  # DDP takes no annotations as text
     """Hook of DDP: the mean of the gradients of all processes, added from the first rank to the last."""
     world, flat = torch.distributed.get_world_size(), bucket.buffer()
     parts = [torch.empty_like(flat) for _ in range(world)]

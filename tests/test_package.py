@@ -35,6 +35,7 @@ SHOWN = {
     "train": "--preset",
     "superb": "discrimination",
     "push": "--repo_id",
+    "manifest": "--output",
     "convert": "--base",
     "plots": "--utterance",
     "search": "--over",
