@@ -171,7 +171,7 @@ class TrainingWindow(Means):
         """Speech processed and time trained so far, over all resumes and processes, each of which has to call it."""
         samples = int(sum_over_processes(torch.tensor(self._samples), self.device))
         return {
-            "processed_seconds": self._processed_seconds + samples / SAMPLE_RATE,
+            "processed_seconds": (round(self._processed_seconds * SAMPLE_RATE) + samples) / SAMPLE_RATE,
             "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
             "collapse_frames": self.count,
         }
@@ -183,12 +183,12 @@ class TrainingWindow(Means):
 
     def partial(self) -> dict[str, Any]:
         """Of this process: what the next line of the log goes on from."""
-        return {"sums": self._sums, "units": self._units, "drawn": self._drawn}
+        return {"sums": self._sums, "units": self._units, "drawn": self._drawn, "count": self.count}
 
     def load_partial(self, partial: Mapping[str, Any]) -> None:
         """Begin the window with what `partial` gave."""
         self.restart()
-        self._units = partial["units"]
+        self._units, self.count = partial["units"], partial["count"]
         self._sums, self._drawn = (
             None if partial[name] is None else partial[name].to(self.device) for name in ("sums", "drawn")
         )
