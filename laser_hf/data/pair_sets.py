@@ -214,8 +214,8 @@ def _numbers(speech: datasets.Dataset, column: str) -> np.ndarray:
 
 def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     stored = [audio or {} for audio in batch["audio"]]
-    sizes, crcs = zip(*(content_mark(one.get("path"), one.get("bytes")) for one in stored), strict=True)
-    return {"seconds": [audio_seconds(one) for one in stored], "size": sizes, "crc": crcs}
+    marks = np.array([content_mark(one.get("path"), one.get("bytes")) for one in stored])
+    return {"seconds": [audio_seconds(one) for one in stored], "size": marks[:, 0], "crc": marks[:, 1]}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:

@@ -96,9 +96,9 @@ def source_digest(source: str | Path, split: str | None = None, token: str | boo
     folder = Path(source).expanduser()
     if not folder.exists():
         return str(_ask_hub(str(source), True, None, token))
-    part = _part(folder, split)
     if folder.is_file():
         return speech_digest(list_manifest(folder))
+    part = _part(folder, split)
     if part and not _is_saved(folder) and len(listed := list_folder(part)):
         return speech_digest(listed)
     return files_digest(part or folder, (*AUDIO_SUFFIXES, ".parquet", ".arrow"))
@@ -110,9 +110,13 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _part(folder: Path, split: str | None) -> Path | None:
-    """The folder of a split; LibriSpeech unpacks into a folder LibriSpeech/ around its splits."""
-    bases = [folder, folder / "LibriSpeech"] if split else [folder]
-    return next((base / (split or "") for base in bases if (base / (split or "")).is_dir()), None)
+    """The folder of a split, if there is one."""
+    return next((base / (split or "") for base in _bases(folder, split) if (base / (split or "")).is_dir()), None)
+
+
+def _bases(folder: Path, split: str | None) -> list[Path]:
+    """Where the folder of a split may be: LibriSpeech unpacks into a folder LibriSpeech/ around its splits."""
+    return [folder, folder / "LibriSpeech"] if split else [folder]
 
 
 def _load_folder(
@@ -134,7 +138,9 @@ def _load_folder(
     if next(folder.rglob("*.parquet"), None) is not None:
         return _load_split(str(folder), split, name, streaming), [folder]
     if part is None:
-        below = sorted(entry.name for base in bases if base.is_dir() for entry in base.iterdir() if entry.is_dir())
+        below = sorted(
+            entry.name for base in _bases(folder, split) if base.is_dir() for entry in base.iterdir() if entry.is_dir()
+        )
         raise _no_split(split, below, folder)
     suffixes = " ".join(AUDIO_SUFFIXES)
     raise LaserError(f"no audio files ({suffixes}) in {part}, nor a dataset saved to disk or as Parquet. {_MEND}")
