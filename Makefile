@@ -81,6 +81,7 @@ benchmarks: peers
 	$(BIN)/python -m benchmarks.update --model wavlm-base --output $(WAITING)/update-wavlm-base-cpu.json
 	$(BIN)/python -m benchmarks.epoch --predict --output $(WAITING)/epoch-hubert-base-predicted-cpu.json
 	$(BIN)/python -m benchmarks.qbe --output $(WAITING)/qbe-cpu.json
+	$(BIN)/python -m benchmarks.corpus --output $(WAITING)/corpus-cpu.json
 	$(KEEP)
 
 benchmarks-short: peers

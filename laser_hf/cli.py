@@ -20,10 +20,16 @@ from .errors import LaserError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+STOPPED = 75
+"""Exit status after a `Stopped`; `sysexits.h` calls it a temporary failure."""
 saved: Callable[[], str] | None = None
 """Says in words what the command has saved for a later start; `RunFolder` sets it."""
 _FULL = ("no space left on device", "pytorchstreamwriter failed writing", "iostream error", "disk is full")
 _KILLED = ("dataloader worker", "abruptly died", "terminated abruptly")
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal, which the message names, asked the command to stop; all that it needs to go on is saved."""
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -129,8 +135,8 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
     """Call `main(argv)` and end the process; `argv` as argparse takes it.
 
     The exit status is 0; 1 after a `LaserError`, an operating system's error about a file, a full disk or a killed data
-    worker, with one paragraph behind `error:`; 130 after Ctrl-C; argparse's 2 for wrong options. Any other exception is
-    a bug and keeps its traceback.
+    worker, with one paragraph behind `error:`; 130 after Ctrl-C; 75 after a `Stopped`; argparse's 2 for wrong options.
+    Any other exception is a bug and keeps its traceback.
     """
     set_up_logging(os.environ.get("RANK", "0") == "0")
     process, given = os.getpid(), sys.argv[1:] if argv is None else argv
@@ -153,8 +159,9 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
         sys.exit(f"error: {str(error).rpartition(f'{LaserError.__module__}.LaserError: ')[2].strip()}")
     except (Exception, KeyboardInterrupt) as error:
         if stopped or isinstance(error, KeyboardInterrupt):
-            print(f"interrupted; {_how_to_go_on(given)}", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            asked = isinstance(error, Stopped)
+            print(f"{error if asked else 'interrupted'}; {_how_to_go_on(given)}", file=sys.stderr)
+            sys.exit(STOPPED if asked else INTERRUPTED)
         if disk_is_full(error):
             sys.exit(f"error: the disk is full; {_how_to_go_on(given)}, after making room")
         if any(text in _messages(error) for text in _KILLED):

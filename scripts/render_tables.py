@@ -359,6 +359,53 @@ def heads_table() -> str:
     return table(["", *splits, "utterances in training"], rows)
 
 
+def corpus_table() -> str:
+    """A million files: seconds and memory of the first start and of later ones."""
+    record = read(BENCHMARKS / "corpus-cpu.json")
+    names = {
+        "find": "`find`, names",
+        "find with sizes": "`find`, names, sizes and times",
+        "first": "folder, first start",
+        "second": "folder, later starts",
+        "files asked": "the same, with size and time of every file",
+        "manifest": "manifest, later starts, with the digest of all lengths",
+    }
+    rows = []
+    for key, label in names.items():
+        found, ratio = record["medians"][key], record["ratio_to_find"].get(key)
+        memory = f"{found['peak_mib']:.0f} MiB ({found['added_mib']:.0f})" if "peak_mib" in found else ""
+        ratios = f"{ratio['seconds']:.1f}x ({ratio['cpu_seconds']:.1f}x)" if ratio else ""
+        rows.append([label, f"{found['seconds']:.1f} s ({found['cpu_seconds']:.1f})", ratios, memory])
+    headers = record["medians"]["headers"]
+    load = record["load"]
+    note = (
+        f"\n\n{record['files']:,} files in {record['folders']:,} folders, medians of {len(record['rounds']['first'])} "
+        "rounds; in brackets processor seconds, and memory that was added to what the imports take. The ratio is to "
+        "`find` in the same round; where sizes are asked, to `find` with sizes. Headers are read once, at "
+        f"{1000 * headers['seconds'] / record['headers']:.2f} ms a file. {measured_on(record)}; load of the machine "
+        f"{load['before']:.1f} before and {load['after']:.1f} after."
+    )
+    return table(["", "time", "to `find`", "peak memory"], rows) + note
+
+
+def two_hosts_table() -> str:
+    """The rehearsal of two hosts: how the processes ended, and whether the result is that of an undisturbed run."""
+    record = read(RECORDS / "two_hosts.json")
+    rows = [
+        [
+            name,
+            ", ".join(map(str, run["statuses"])),
+            "; ".join(f"{', '.join(kept)}" for kept in run["checkpoints"].values()),
+            f"differs: {', '.join(run['differs'])}" if run["differs"] else "same weights, log and record",
+        ]
+        for name, run in record["runs"].items()
+    ]
+    where = "two network namespaces" if record["namespaces"] else "two folders on one host, without namespaces"
+    heads = ["what happened", "exit statuses", "checkpoints on each host", "after the same command again"]
+    note = f"\n\n{record['processes']} processes, {record['updates']} updates, {where}; commit `{record['commit']}`."
+    return table(heads, rows) + note
+
+
 def experiment(name: str) -> Callable[[], str]:
     """A table of the experiments."""
     return lambda: tables.TABLES[name](read(EXPERIMENTS))
@@ -378,6 +425,8 @@ TABLES = {
     "presets": presets_table,
     "superb-layers": layers_table,
     "superb-heads": heads_table,
+    "corpus": corpus_table,
+    "two_hosts": two_hosts_table,
     "experiments-collapse": experiment("collapse"),
     "experiments-methods": experiment("methods"),
     "experiments-gains": experiment("gains"),

@@ -102,6 +102,16 @@ def test_an_interrupt_that_compiled_code_turns_into_another_error_is_one_all_the
     assert capsys.readouterr().err.startswith("interrupted; ")
 
 
+def test_a_stop_that_a_scheduler_asked_for_has_its_own_status(capsys):
+    def main(argv):
+        raise cli.Stopped("stopped after update 3 by SIGUSR1")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, [])
+    assert ended.value.code == cli.STOPPED == os.EX_TEMPFAIL
+    assert capsys.readouterr().err.startswith("stopped after update 3 by SIGUSR1; ")
+
+
 def test_an_empty_output_folder_is_refused():
     for argv in (["superb", "--output_dir", ""], ["--output_dir="]):
         with pytest.raises(SystemExit, match="error: --output_dir is empty"):

@@ -36,6 +36,7 @@ SHOWN = {
     "train": "--preset",
     "superb": "discrimination",
     "push": "--repo_id",
+    "manifest": "--output",
     "convert": "--base",
     "plots": "--utterance",
     "search": "--over",

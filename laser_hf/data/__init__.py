@@ -18,18 +18,21 @@ from .speaker import Equalizer, Voice
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 
 if TYPE_CHECKING:
+    from .listing import list_folder
+    from .manifest import list_manifest, write_manifest
     from .pair_sets import PairDataset, PairStream, keep_decoded
     from .speech import load_speech, source_digest
 
 _LAZY = dict.fromkeys(("PairDataset", "PairStream", "keep_decoded"), ".pair_sets")
 _LAZY |= dict.fromkeys(("load_speech", "source_digest"), ".speech")
+_LAZY |= {"list_folder": ".listing", "list_manifest": ".manifest", "write_manifest": ".manifest"}
 """Looked up on first use: they import `datasets`, which `laser-hf train --help` need not wait for."""
 __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
     "PairStream", "PairTransform", "Perturbation", "SkipLog", "SpeedPitch", "Voice", "audio_seconds",
     "begin_pairs", "build_perturbation", "decode_audio", "draw_generator", "find_audio_files", "find_perturbation",
-    "keep_decoded", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch", "read_lines", "read_table",
-    "resample", "source_digest", "speed", "speed_batch",
+    "keep_decoded", "list_folder", "list_manifest", "load_speech", "pad_pairs", "pitch_shift", "pitch_shift_batch",
+    "read_lines", "read_table", "resample", "source_digest", "speed", "speed_batch", "write_manifest",
 ]  # fmt: skip
 
 PERTURBATIONS: dict[str, type[Perturbation]] = {cls.name: cls for cls in (SpeedPitch, Noise, Voice, Equalizer)}

@@ -1,18 +1,15 @@
-"""Files on disk: listing and indexing audio files, and the one reader of text tables."""
+"""Files on disk: finding audio files, and the one reader of text tables."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import LaserError
-
-if TYPE_CHECKING:
-    import datasets
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 """File names taken for audio, upper or lower case."""
@@ -24,22 +21,37 @@ def find_audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -
     Raises:
         LaserError: a folder cannot be read.
     """
-    found: list[Path] = []
-    seen: set[str] = set()
-    unread: list[OSError] = []
-    for root, folders, names in os.walk(folder, onerror=unread.append, followlinks=True):
-        if (real := os.path.realpath(root)) in seen:
-            folders.clear()
+    return [Path(path) for path in walk_audio(str(folder), {}, suffixes)]
+
+
+def walk_audio(folder: str, changed: dict[str, int], suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> Iterator[str]:
+    """The files of `find_audio_files` one by one; `changed` gets the time of change (ctime, ns) of every folder."""
+    pending, seen = [(folder, True)], set()
+    while pending:
+        path, is_folder = pending.pop()
+        if not is_folder:
+            if not path.isascii() and "\ufffd" in os.fsencode(path).decode(errors="replace"):
+                raise LaserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file or its folder")
+            yield path
             continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if name.lower().endswith(suffixes) and name[0] != "."]
-    if unread:
-        raise LaserError(f"cannot list {unread[0].filename}: {unread[0].strerror}") from unread[0]
-    for path in found:
-        if not str(path).isascii() and "\ufffd" in os.fsencode(path).decode(errors="replace"):
-            raise LaserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file or its folder")
-    return sorted(found, key=lambda path: path.parts)
+        try:
+            state = os.stat(path)
+            if (inode := (state.st_dev, state.st_ino)) in seen:
+                continue
+            seen.add(inode)
+            changed[path] = state.st_ctime_ns
+            with os.scandir(path) as entries:
+                found = [(entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != "."]
+        except OSError as error:
+            raise LaserError(f"cannot list {path}: {error.strerror}") from error
+        found = [(name, deeper) for name, deeper in found if deeper or name.lower().endswith(suffixes)]
+        pending += [(f"{path}/{name}", deeper) for name, deeper in sorted(found, reverse=True)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link in a circle; decoding says so
+        return entry.is_dir()
+    return False
 
 
 def files_digest(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> str:
@@ -53,53 +65,33 @@ def content_mark(path: str | os.PathLike[str] | None, data: bytes | None = None)
 
     Recordings often have one length; reading all of them would take hours.
     """
-    if path is None or not os.path.isfile(path):
+    try:
+        with open(path or "", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size // 2)
+            return size, zlib.crc32(file.read(4096))
+    except OSError:  # not there, or not to be read: decoding says so
         data = data or b""
         return len(data), zlib.crc32(data[len(data) // 2 :][:4096])
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(size // 2)
-        return size, zlib.crc32(file.read(4096))
 
 
-def index_audio_files(folder: Path, files: Sequence[Path]) -> datasets.Dataset:
-    """A dataset of audio files, in the order given; nothing is decoded.
-
-    A file `speaker/chapter/speaker-chapter-utterance.ext`, as LibriSpeech names them, gets the id
-    `speaker-chapter-utterance`, its speaker, and its line of `speaker-chapter.trans.txt` if there is one. The id of any
-    other file is its path below `folder` without the extension.
-
-    Returns:
-        Columns `id`, `audio` (`datasets.Audio(decode=False)`) and, if known for any file, `speaker` and `text`.
-
-    Raises:
-        LaserError: two files have the same id.
-    """
-    rows: dict[str, dict[str, str | None]] = {}
-    transcripts: dict[Path, dict[str, str]] = {}
-    for path in files:
-        row = {"id": path.relative_to(folder).with_suffix("").as_posix(), "audio": str(path)}
-        speaker, chapter = path.parent.parent.name, path.parent.name
-        if path.stem.startswith(f"{speaker}-{chapter}-"):
-            if path.parent not in transcripts:
-                transcripts[path.parent] = _read_transcripts(path.parent / f"{speaker}-{chapter}.trans.txt")
-            row |= {"id": path.stem, "speaker": speaker, "text": transcripts[path.parent].get(path.stem)}
-        if other := rows.get(row["id"]):
-            raise LaserError(
-                f"{folder}: {other['audio']} and {path} have the same id {row['id']!r}; name one split (a sub-folder)"
-            )
-        rows[row["id"]] = row
-    columns = {name: [row.get(name) for row in rows.values()] for name in ("id", "audio", "speaker", "text")}
-    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+def cache_folder() -> Path:
+    """Where listings, lengths and decoded audio are kept: `laser_hf` in the cache of `datasets`."""
     import datasets  # half a second that --help need not wait for
 
-    return datasets.Dataset.from_dict(known).cast_column("audio", datasets.Audio(decode=False))
+    return Path(datasets.config.HF_DATASETS_CACHE) / "laser_hf"
 
 
-def _read_transcripts(path: Path) -> dict[str, str]:
-    """`{id: text}` of a LibriSpeech transcript (`id text` per line); empty if there is no such file."""
-    lines = [line.split(maxsplit=1) for _, line in read_lines(path)] if path.is_file() else []
-    return {name: "".join(text).strip() for name, *text in lines}
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """An error of the disk while a cache is written becomes a `LaserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a remote file system
+            raise
+        mend = "free some space, or set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
+        raise LaserError(f"cannot write to {folder} ({error.strerror or error}): {mend}") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:

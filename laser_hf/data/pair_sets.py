@@ -6,10 +6,12 @@ import hashlib
 import io
 import itertools
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from datasets.fingerprint import Hasher
 
 from ..errors import LaserError
 from .decode import SAMPLE_RATE, BadAudio, audio_seconds, decode_audio, is_remote
-from .files import content_mark
+from .files import cache_folder, content_mark, writing_to
 from .pairs import Pair, PairTransform
 from .perturbation import Perturbation
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PROCESS = 500  # utterances for which a further process is started
+AT_ONCE = 10_000  # utterances whose ids or paths are in memory at once
+REMOTE = "remote"
 
 
 class _Pairs:
@@ -79,10 +83,7 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
 
     @cached_property
     def _headers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds (NaN where unreadable) and `content_mark` of each utterance, read in parallel and cached."""
-        features = {"seconds": datasets.Value("float64"), "mark": datasets.Sequence(datasets.Value("int64"))}
-        found = _cached_map(self.speech, _headers, None, features)
-        return np.array(found["seconds"][:], dtype=float), np.array(found["mark"][:])
+        return read_headers(self.speech)
 
     @cached_property
     def seconds(self) -> list[float]:
@@ -90,17 +91,17 @@ class PairDataset(_Pairs, torch.utils.data.Dataset):
         return np.fmin(np.nan_to_num(self._headers[0]), self.transform.crop_seconds or np.inf).tolist()
 
     def fingerprint(self) -> str:
-        """SHA-256 over id, duration and `content_mark` of every utterance, in order. It does not depend on any path."""
-        digest = hashlib.sha256()
-        for name, seconds, mark in zip(self.speech["id"], *self._headers, strict=True):
-            digest.update(f"{name}\t{seconds:.6f}\t{mark}\n".encode())
-        return digest.hexdigest()
+        """See `speech_digest`."""
+        return speech_digest(self.speech, self._headers)
 
     def __len__(self) -> int:
         return len(self.speech)
 
     def __getitem__(self, index: int) -> Pair:
         row = self.speech[index]
+        size = row.get("bytes")  # of a manifest
+        if size and (found := _state(path := row["audio"]["path"])) and found[0] != size:
+            raise LaserError(f"{path} has {found[0]} bytes, in the manifest {size}; write it anew: laser-hf manifest")
         return self.transform.pair(row["id"], row["audio"])
 
 
@@ -131,7 +132,8 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     @property
     def num_shards(self) -> int:
         """Files that this process reads; more workers than that would idle."""
-        return max(self.speech.num_shards // self.world_size, 1)
+        shards = self.speech.num_shards
+        return shards if shards % self.world_size else shards // self.world_size
 
     def skip(self, examples: int, batch_size: int = 1) -> PairStream:
         """The stream with `None` for the first `examples` of this process; their audio is not decoded.
@@ -145,7 +147,10 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
         """The utterances of one epoch for this process (in a dataloader worker: for this worker), not decoded."""
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         stream = self.speech.shuffle(seed=seed, buffer_size=self.buffer_size)
-        return split_dataset_by_node(stream, self.rank, self.world_size) if self.world_size > 1 else stream
+        # Shifted by the worker, so that small files do not all leave their odd utterance to the first process.
+        worker = torch.utils.data.get_worker_info()
+        place = (self.rank + (worker.id if worker else 0)) % self.world_size
+        return split_dataset_by_node(stream, place, self.world_size) if self.world_size > 1 else stream
 
     def __iter__(self) -> Iterator[Pair | None]:
         batches, batch_size = self._skipped
@@ -170,13 +175,47 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
 
     `folder` is by default `laser_hf` in the cache of `datasets`. A `LaserError` says that it cannot be written.
     """
-    return _cached_map(speech, _decoded, folder, speech.features | {"audio": datasets.Audio(decode=False)})
+    features = speech.features | {"audio": datasets.Audio(decode=False)}
+    place = Path(folder).expanduser() if folder else cache_folder()
+    return _cached_map(speech, _decoded, place, features, batch_size=16)
+
+
+def speech_digest(speech: datasets.Dataset, headers: tuple[np.ndarray, np.ndarray] | None = None) -> str:
+    """SHA-256 over id, duration and `content_mark` of every utterance, in order. It does not depend on any path.
+
+    `headers` are those of `read_headers`, if they are known.
+    """
+    digest = hashlib.sha256()
+    names = itertools.chain.from_iterable(part["id"] for part in speech.select_columns("id").iter(AT_ONCE))
+    for name, seconds, (size, crc) in zip(names, *(headers or read_headers(speech)), strict=True):
+        digest.update(f"{name}\t{seconds:.6f}\t{size}\t{crc}\n".encode())
+    return digest.hexdigest()
+
+
+def read_headers(speech: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds `(utterances,)`, NaN where they cannot be read, and `content_mark` `(utterances, 2)`.
+
+    They come from a manifest that has them, or from headers. Headers are read once, in parallel, and again when the
+    size or time of change of a file is another.
+    """
+    if {"samples", "bytes", "crc"} <= set(speech.column_names):
+        seconds, found, marks = _numbers(speech, "samples") / SAMPLE_RATE, speech, ("bytes", "crc")
+    else:
+        types, marks = {"seconds": "float64", "size": "int64", "crc": "int64"}, ("size", "crc")
+        features = {name: datasets.Value(kind) for name, kind in types.items()}
+        found = _cached_map(speech.select_columns("audio"), _headers, cache_folder(), features, batch_size=100)
+        seconds = _numbers(found, "seconds")
+    return seconds, np.nan_to_num(np.stack([_numbers(found, name) for name in marks], axis=1)).astype(np.int64)
+
+
+def _numbers(speech: datasets.Dataset, column: str) -> np.ndarray:
+    return speech.select_columns(column).with_format("arrow")[:][column].to_numpy().astype(np.float64)
 
 
 def _headers(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
     stored = [audio or {} for audio in batch["audio"]]
-    marks = [content_mark(one.get("path"), one.get("bytes")) for one in stored]
-    return {"seconds": [audio_seconds(one) for one in stored], "mark": marks}
+    marks = np.array([content_mark(one.get("path"), one.get("bytes")) for one in stored])
+    return {"seconds": [audio_seconds(one) for one in stored], "size": marks[:, 0], "crc": marks[:, 1]}
 
 
 def _decoded(batch: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
@@ -199,39 +238,53 @@ def _as_wav(audio: Any) -> Any:
 
 
 def _cached_map(
-    speech: datasets.Dataset, function: Callable, folder: str | os.PathLike[str] | None, features: dict[str, Any]
+    speech: datasets.Dataset, function: Callable, folder: Path, features: dict[str, Any], batch_size: int
 ) -> datasets.Dataset:
     """`speech.map(function)`, computed anew if the utterances, or the size or time of a file of theirs, change."""
-    folder = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "laser_hf").expanduser()
-    stored = speech.flatten()
-    paths = [path for path in stored["audio.path"] if path] if "audio.path" in stored.column_names else []
-    name = function.__name__.strip("_")
-    key = Hasher.hash((2, name, speech._fingerprint, [_state(path) for path in paths]))
+    name, states = function.__name__.strip("_"), file_states(speech)
+    key = Hasher.hash((3, name, speech._fingerprint, states))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         return speech.map(
             function,
             batched=True,
-            batch_size=16,
-            writer_batch_size=32,
+            batch_size=batch_size,
+            writer_batch_size=2 * batch_size,
             with_rank=True,
             num_proc=processes if processes > 1 else None,
             features=datasets.Features(features),
             remove_columns=[column for column in speech.column_names if column not in features],
             new_fingerprint=key,
             cache_file_name=str(folder / f"{name}-{key}.arrow"),
-            load_from_cache_file=not any(map(is_remote, paths)),
+            load_from_cache_file=REMOTE not in states,
             desc=name,
         )
-    except OSError as error:
-        if error.errno is None:  # a remote file system
-            raise
-        mend = "free some space, or set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
-        raise LaserError(f"cannot write to {folder} ({error.strerror or error}): {mend}") from error
+
+
+def file_states(speech: datasets.Dataset) -> list[str]:
+    """Digests of the sizes and times of change of all files, `AT_ONCE` in each; `REMOTE` where they cannot be known."""
+    stored = speech.select_columns("audio").flatten()
+    if "audio.path" not in stored.column_names:
+        return []
+    look, starts = partial(_states, stored.select_columns("audio.path")), range(0, len(stored), AT_ONCE)
+    if (processes := min(os.cpu_count() or 1, len(starts) // 5)) < 2:
+        return list(map(look, starts))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(look, starts))
+
+
+def _states(stored: datasets.Dataset, start: int) -> str:
+    paths = stored[start : start + AT_ONCE]["audio.path"]
+    if any(map(is_remote, filter(None, paths))):
+        return REMOTE
+    return hashlib.sha256(repr([_state(path) for path in paths]).encode()).hexdigest()
 
 
 def _state(path: str | None) -> tuple[int, int] | None:
     """Size and time of change of a local file, if it is there."""
-    found = os.stat(path) if path is not None and os.path.isfile(path) else None
-    return found and (found.st_size, found.st_mtime_ns)
+    try:
+        found = os.stat(path or "")
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -14,7 +14,10 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import LaserError
 from .decode import is_remote
-from .files import AUDIO_SUFFIXES, files_digest, find_audio_files, index_audio_files
+from .files import AUDIO_SUFFIXES, files_digest
+from .listing import list_folder
+from .manifest import list_manifest
+from .pair_sets import speech_digest
 
 Speech = datasets.Dataset | datasets.IterableDataset
 
@@ -42,7 +45,8 @@ def load_speech(
     Args:
         source: one of
 
-            - a folder of audio files at any depth, sorted by path, see `index_audio_files`,
+            - a folder of audio files at any depth, sorted by path, see `list_folder`,
+            - a manifest, see `list_manifest`,
             - a folder written by `Dataset.save_to_disk`, or a local copy of a Parquet dataset,
             - the id of a dataset on the Hub, such as `openslr/librispeech_asr`.
         split: a sub-folder of a folder of audio files, else a split of the dataset. `None` for all, or the only one.
@@ -59,37 +63,67 @@ def load_speech(
         LaserError: nothing usable is there, no such split or audio column, or the Hub cannot be reached.
     """
     folder = Path(source).expanduser()
-    caches = [Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{str(source).replace('/', '--')}")]
-    caches.append(Path(datasets.config.DOWNLOADED_DATASETS_PATH))
+    # Where the paths stored in a dataset may point; `None` for anywhere: they were found or given here.
+    roots: list[Path] | None = [
+        Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{str(source).replace('/', '--')}"),
+        Path(datasets.config.DOWNLOADED_DATASETS_PATH),
+    ]
+    dataset: Speech
     if folder.is_dir():
-        dataset, caches = _load_folder(folder, split, name, streaming)
+        dataset, roots = _load_folder(folder, split, name, streaming)
     elif folder.exists():
-        raise LaserError(f"{source!s} is a file; a folder of speech was expected. {_MEND}")
+        if split is not None:
+            raise LaserError(f"{source!s} is a file, which has no split {split!r}; leave the split out")
+        dataset, roots = list_manifest(folder), None
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(source)):
         _ask_hub(str(source), streaming, revision, token)
         dataset = _load_split(str(source), split, name, streaming, revision=revision, token=token)
     else:
         raise LaserError(f"there is no folder {source!s}. {_MEND}")
-    dataset = _to_speech_columns(dataset, audio_column, str(source), caches)
+    if roots is not None or audio_column != "audio":
+        dataset = _to_speech_columns(dataset, audio_column, str(source), roots or [])
     if streaming and isinstance(dataset, datasets.Dataset):
         return dataset.to_iterable_dataset(num_shards=max(1, min(LOCAL_SHARDS, len(dataset))))
     return dataset
 
 
 def source_digest(source: str | Path, split: str | None = None, token: str | bool | None = None) -> str:
-    """What `load_speech` streams: of a folder the `files_digest`, of a data set on the Hub the commit."""
+    """What `load_speech` streams, in words that do not depend on any path.
+
+    Of audio files and of a manifest it is the `speech_digest`, the same if they hold the same; of a data set on disk
+    the `files_digest`; of one on the Hub the commit.
+    """
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         return str(_ask_hub(str(source), True, None, token))
-    part = folder / (split or "")
-    return files_digest(part if part.is_dir() else folder, (*AUDIO_SUFFIXES, ".parquet", ".arrow"))
+    if folder.is_file():
+        return speech_digest(list_manifest(folder))
+    part = _part(folder, split)
+    if part and not _is_saved(folder) and len(listed := list_folder(part)):
+        return speech_digest(listed)
+    return files_digest(part or folder, (*AUDIO_SUFFIXES, ".parquet", ".arrow"))
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+
+
+def _part(folder: Path, split: str | None) -> Path | None:
+    """The folder of a split, if there is one."""
+    return next((base / (split or "") for base in _bases(folder, split) if (base / (split or "")).is_dir()), None)
+
+
+def _bases(folder: Path, split: str | None) -> list[Path]:
+    """Where the folder of a split may be: LibriSpeech unpacks into a folder LibriSpeech/ around its splits."""
+    return [folder, folder / "LibriSpeech"] if split else [folder]
 
 
 def _load_folder(
     folder: Path, split: str | None, name: str | None, streaming: bool
 ) -> tuple[Speech, list[Path] | None]:
-    """The dataset and where the paths stored in it may point; `None` for anywhere: they were found here."""
-    if any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+    """The dataset and where the paths stored in it may point."""
+    if _is_saved(folder):
         saved = datasets.load_from_disk(str(folder))
         parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split): saved}
         if split is None and len(parts) == 1:
@@ -98,15 +132,15 @@ def _load_folder(
             raise _no_split(split, list(parts), folder)
         return parts[split], [folder]
 
-    # LibriSpeech unpacks into a folder LibriSpeech/ around its splits.
-    bases = [folder, folder / "LibriSpeech"] if split else [folder]
-    part = next((base / (split or "") for base in bases if (base / (split or "")).is_dir()), None)
-    if files := find_audio_files(part) if part else []:
-        return index_audio_files(part, files), None
+    part = _part(folder, split)
+    if part and len(listed := list_folder(part)):
+        return listed, None
     if next(folder.rglob("*.parquet"), None) is not None:
         return _load_split(str(folder), split, name, streaming), [folder]
     if part is None:
-        below = sorted(entry.name for base in bases if base.is_dir() for entry in base.iterdir() if entry.is_dir())
+        below = sorted(
+            entry.name for base in _bases(folder, split) if base.is_dir() for entry in base.iterdir() if entry.is_dir()
+        )
         raise _no_split(split, below, folder)
     suffixes = " ".join(AUDIO_SUFFIXES)
     raise LaserError(f"no audio files ({suffixes}) in {part}, nor a dataset saved to disk or as Parquet. {_MEND}")
@@ -150,7 +184,7 @@ def _no_split(split: str | None, names: list[str], source: object) -> LaserError
     return LaserError(f"{source}: {asked}. Splits that exist: {', '.join(names) or 'none'}.")
 
 
-def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: list[Path] | None) -> Speech:
+def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: list[Path]) -> Speech:
     """Bring a dataset to the columns that `load_speech` returns."""
     features = dataset.features
     columns = list(features if features is not None else next(iter(dataset), {}))
@@ -189,21 +223,19 @@ def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: l
     return speech
 
 
-def _check_path(path: str, source: str, roots: list[Path] | None) -> None:
+def _check_path(path: str, source: str, roots: list[Path]) -> None:
     """Refuse to open what somebody else's data set names outside of its own folder or repository."""
     place = path.rpartition("::")[2]
     if is_remote(path):
         inside = place.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/"))
     else:
-        inside = roots is None or any(Path(path).resolve().is_relative_to(root.resolve()) for root in roots)
+        inside = any(Path(path).resolve().is_relative_to(root.resolve()) for root in roots)
     if not inside:
         mend = "keep the files there, or cast the column to datasets.Audio before saving, which stores the audio itself"
         raise LaserError(f"{source}: the stored path {path!r} is not in the data set's folder or repository; {mend}")
 
 
-def _rename(
-    example: Mapping[str, Any], chosen: Mapping[str, str], source: str, roots: list[Path] | None
-) -> dict[str, Any]:
+def _rename(example: Mapping[str, Any], chosen: Mapping[str, str], source: str, roots: list[Path]) -> dict[str, Any]:
     """Map function of a stream: pick the chosen columns, and make up an id if there is none."""
     renamed = {new: example[old] for new, old in chosen.items()}
     renamed |= {name: str(renamed[name]) for name in _ALIASES if renamed.get(name) is not None}

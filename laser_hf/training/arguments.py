@@ -46,7 +46,9 @@ class DataArguments:
     """Speech for training and for evaluation."""
 
     train_data: str = option(
-        "openslr/librispeech_asr", "Hub id, LibriSpeech tree, folder of audio, or saved data set", aliases=["--data"]
+        "openslr/librispeech_asr",
+        "Hub id, folder of audio (a LibriSpeech tree), manifest, or saved data set",
+        aliases=["--data"],
     )
     train_name: str | None = option(None, "configuration of a Hub data set")
     train_split: str | None = option(None, "split, or sub-folder of a LibriSpeech tree", aliases=["--split"])

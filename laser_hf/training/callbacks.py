@@ -1,8 +1,13 @@
-"""Callbacks of the Trainer: the collapse monitor and the profiler."""
+"""Callbacks of the Trainer: the collapse monitor, the profiler, and the end that a scheduler asks for."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 PROFILE_NAME = "profile.json"
 TRACE_NAME = "profile_trace.json.gz"
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 WARM_UP = 2
 """Updates of a process that are not profiled: caches, compilation and the workers' first pairs."""
 PARTS = {
@@ -80,6 +86,54 @@ class CollapseMonitor(TrainerCallback):
             remedy = f"raise {self.remedy} or " if self.remedy else ""
             text = "Collapse: %s at step %d. The frames are becoming alike; %slower --learning_rate."
             logger.warning(text, self.reason, state.global_step, remedy)
+
+
+class StopSignals(TrainerCallback):
+    """Ends training with a checkpoint after the update in which SIGUSR1 or SIGTERM comes to any process.
+
+    Attributes:
+        asked: name of the signal that came to this process; empty without one.
+        agreed: whether one came to any process in time for the update that ends; `find_non_finite` tells all of them.
+    """
+
+    asked, agreed = "", False
+
+    @contextlib.contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Take the signals meanwhile; only the main thread can."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = signal.Signals(number).name
+        logger.warning("%s: training stops after this update", self.asked)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """An update ends; after the last one the run goes on to its end."""
+        if self.agreed and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+def outlive_signals(worker: int) -> None:
+    """In a data worker: go on after a signal to the whole job, for the process that reads from it still saves.
+
+    SIGTERM from that process, which has no more use for the worker, ends it.
+    """
+
+    def obey_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=obey_parent, daemon=True).start()
 
 
 class UpdateProfiler(TrainerCallback):

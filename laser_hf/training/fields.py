@@ -27,6 +27,7 @@ _REASONS = {
     "gradient_accumulation_steps": "it follows from --pairs_per_update, --per_device_train_batch_size and the number "
     "of processes; set those instead",
     "ignore_data_skip": "a resumed run goes on behind the pairs that it has seen",
+    "enable_jit_checkpoint": "SIGTERM ends a run with a checkpoint as it is",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
     "fsdp fsdp_config deepspeed parallelism_config": DDP,
     "auto_find_batch_size train_sampling_strategy length_column_name dataloader_drop_last dataloader_in_order "

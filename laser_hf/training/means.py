@@ -152,7 +152,8 @@ class TrainingWindow(Means):
         logs = self.terms()
         elapsed = time.perf_counter() - self._began
         frames = float(sum_over_processes(torch.tensor(self._frames), self.device))
-        self.load_state(self.state())
+        state = self.state()
+        self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
         self.restart()
         speed = {"processed_hours": self._processed_seconds / 3600, "frames_per_second": frames / max(elapsed, 1e-9)}
         return {**logs, **speed, **self.statistics()}
@@ -161,7 +162,7 @@ class TrainingWindow(Means):
         """Speech processed and time trained so far, over all resumes and processes, each of which has to call it."""
         samples = int(sum_over_processes(torch.tensor(self._samples), self.device))
         return {
-            "processed_seconds": self._processed_seconds + samples / SAMPLE_RATE,
+            "processed_seconds": (round(self._processed_seconds * SAMPLE_RATE) + samples) / SAMPLE_RATE,
             "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
             "collapse_frames": self.count,
         }
@@ -170,3 +171,15 @@ class TrainingWindow(Means):
         """Continue from what `state` gave."""
         self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
         self.count = state["collapse_frames"]
+
+    def partial(self) -> dict[str, Any]:
+        """Of this process: what the next line of the log goes on from."""
+        return {"sums": self._sums, "units": self._units, "drawn": self._drawn, "count": self.count}
+
+    def load_partial(self, partial: Mapping[str, Any]) -> None:
+        """Begin the window with what `partial` gave."""
+        self.restart()
+        self._units, self.count = partial["units"], partial["count"]
+        self._sums, self._drawn = (
+            None if partial[name] is None else partial[name].to(self.device) for name in ("sums", "drawn")
+        )

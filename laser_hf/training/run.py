@@ -14,7 +14,6 @@ from transformers import set_seed
 from ..cli import program
 from ..console import hide_bars, short
 from ..cpu import keep_freed_memory
-from ..data import PairDataset, PairStream, source_digest
 from ..encoders import TRAINING_CONFIG, SpeechEncoder, load_encoder
 from ..errors import LaserError
 from ..publishing import export_encoder, sample_features
@@ -27,7 +26,7 @@ from .means import from_all_processes, from_first_process
 from .model import AlignmentModel
 from .options import Options
 from .released import ReleasedModel
-from .speech import load_evaluator, load_pairs
+from .speech import load_evaluator, load_pairs, same_speech
 from .trainer import LaserTrainer
 from .updates import NON_FINITE_NAME
 
@@ -73,7 +72,8 @@ def run_training(options: Options) -> dict[str, Any]:
     kind = ReleasedModel if args.released else AlignmentModel
     model = kind(encoder, options.model.projection_dim, options.model.projection_layers)
     trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
-    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(options, encoder, train)))
+    speech = same_speech(options, train)
+    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, speech)))
     checkpoint = start and str(output_dir / start)
     logger.info(
         "%s on %s: %s of %s parameters trained, %d updates of %s on %d process(es)",
@@ -127,22 +127,22 @@ def check_folder(folder: RunFolder, options: Options) -> None:
     folder.check(reopen=args.overwrite_output_dir)
 
 
-def content_of(options: Options, encoder: SpeechEncoder, train: PairDataset | PairStream) -> dict[str, str]:
-    """Digests of the base model's weights, the speech and the files of perturbations, by the options that name them."""
-    data, token = options.data, options.training.hub_token
-    mapped = isinstance(train, PairDataset)
-    speech = train.fingerprint() if mapped else source_digest(data.train_data, data.train_split, token)
-    base = tensors_digest(encoder.model.state_dict())
-    return {"model_name_or_path": base, "train_data": speech, **train.perturbation.content()}
+def content_of(encoder: SpeechEncoder, speech: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`same_speech` and, in its group `content`, the digest of the base model's weights."""
+    weights = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
+    return {**speech, CONTENT: weights | speech.get(CONTENT, {})}
 
 
-def find_start(folder: RunFolder, options: Options, content: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+def find_start(
+    folder: RunFolder, options: Options, content: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], str | None]:
     """The run's recipe, for which the folder is prepared; and the checkpoint to resume from, `None` to begin.
 
+    `content` are groups of the recipe that its options do not know, see `content_of`.
     Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
     `LaserError` if one of the two cannot be used, see `RunFolder.prepare`.
     """
-    args, recipe = options.training, plain({**options.recipe(), CONTENT: content})
+    args, recipe = options.training, plain({**options.recipe(), **content})
     asked = args.resume_from_checkpoint
     named = Path(asked) if asked and str(asked).lower() != "true" else None
     elsewhere = named is not None and named.resolve().parent != folder.path.resolve()
@@ -264,7 +264,7 @@ def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:
         "method": options.objective.name,
         "base_model": _base_model(options, encoder),
         "data": {"source": portable(options.data.train_data)},
-        "recipe": {**options.recipe(), CONTENT: content_of(encoder, None)},
+        "recipe": {**options.recipe(), **content_of(encoder, {})},
     }
     try:
         check_beforehand([*_push_command(options), *token], record)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import LaserError
 from .arguments import LaserTrainingArguments
 from .batches import pack
+from .callbacks import outlive_signals
 from .released import running_updates
 
 Plan = Callable[[np.random.Generator], list[list[int]]]
@@ -121,24 +122,32 @@ def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[
     return _loader(dataset, args, batch_sampler=sampler), sampler
 
 
-def eval_loader(dataset, args: LaserTrainingArguments) -> DataLoader:
-    """Held-out pairs in the order of the data set, shared among the processes, as `pack` hands them over."""
+def eval_loader(dataset, args: LaserTrainingArguments, together: bool = False) -> DataLoader:
+    """Held-out pairs in the order of the data set, shared among the processes, as `pack` hands them over.
+
+    With `together`, a loss that looks at a whole batch (Spin) sees the same ones with any number of processes.
+    """
     world = args.world_size
-    batches = updates_of_pairs(range(len(dataset)), args.per_device_eval_batch_size * world)
+    batches = updates_of_pairs(range(len(dataset)), args.per_device_eval_batch_size * (1 if together else world))
     sampler = UpdateSampler(lambda generator: batches, world, args.process_index)
     # Without a generator of its own, the loader would draw from torch's, and evaluation would change later dropout.
     return _loader(dataset, args, batch_sampler=sampler, generator=torch.Generator().manual_seed(args.seed))
 
 
+def data_workers(dataset, args: LaserTrainingArguments) -> int:
+    """How many processes read a data set for this one: of a stream at most one for each file."""
+    workers = args.dataloader_num_workers
+    return min(workers, dataset.num_shards) if isinstance(dataset, IterableDataset) else workers
+
+
 def _loader(dataset, args: LaserTrainingArguments, **how: Any) -> DataLoader:
     # Not through accelerator.prepare: the sampler, or the split of the stream, already knows its process.
-    workers = args.dataloader_num_workers
-    if isinstance(dataset, IterableDataset):
-        workers = min(workers, dataset.num_shards)
+    workers = data_workers(dataset, args)
     return DataLoader(
         dataset,
         collate_fn=pack,
         num_workers=workers,
+        worker_init_fn=outlive_signals,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers and workers > 0,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,

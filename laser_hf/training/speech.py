@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 
-from ..data import PairDataset, PairStream, PairTransform, build_perturbation, keep_decoded, load_speech
+from ..data import PairDataset, PairStream, PairTransform, build_perturbation, keep_decoded, load_speech, source_digest
 from ..encoders import SpeechEncoder
 from ..errors import LaserError
 from ..records import located
+from ..runs import CONTENT
 from ..superb.discrimination import AlignedSpeech, DiscriminationSettings, load_aligned_speech, measure
 from ..superb.features import EncoderFeatures
 from .arguments import DataArguments
+from .means import from_all_processes
 from .options import Options
+from .sampling import data_workers
 
 DEMO = "demo"
 DEMO_SPEECH = "{laser_hf}/demo/speech"
@@ -78,6 +82,37 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
             picks = torch.linspace(0, len(held_out) - 1, data.max_eval_samples).long().tolist()
             held_out = PairDataset(held_out.speech.select(picks), transform(), check_lengths=False)
     return train, held_out
+
+
+def same_speech(options: Options, train: PairDataset | PairStream) -> dict[str, dict[str, Any]]:
+    """What a recipe says of the training data that were found; every process has to call it.
+
+    In the group `content` the digests of the speech and of the files of perturbations, by the options that name them;
+    of a stream also what decides its order: the data workers of a process and the number of processes. `LaserError`
+    if a machine has other files than the first one.
+    """
+    args, data = options.training, options.data
+    stream = {}
+    if not isinstance(train, PairDataset):
+        workers = max(data_workers(train, args), 1)  # one reads as the process itself would
+        stream = {"stream": {"dataloader_num_workers": workers, "num_processes": args.world_size}}
+    own: dict[str, str] | LaserError = {}
+    try:
+        if args.local_process_index == 0:
+            speech = source_digest(data.train_data, data.train_split, args.hub_token) if stream else train.fingerprint()
+            own = {"train_data": speech, **train.perturbation.content()}
+    except LaserError as error:
+        own = error
+    first, *_ = found = from_all_processes(own)
+    for process, one in enumerate(found):
+        if isinstance(one, LaserError):
+            raise one
+        if other := [name for name, digest in one.items() if digest != first[name]]:
+            raise LaserError(
+                f"--{other[0]} holds other files for process {process} than for the first one (names, lengths or "
+                "contents differ); give every machine the same"
+            )
+    return {**stream, CONTENT: first}
 
 
 def _kept(speech: datasets.Dataset, data: DataArguments) -> datasets.Dataset:

@@ -14,6 +14,7 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
+from ..cli import Stopped
 from ..console import LogLines
 from ..data import PairTransform, SkipLog
 from ..encoders import SpeechEncoder, receptive_field
@@ -23,7 +24,7 @@ from ..records import read_json, write_json
 from ..runs import RECIPE_NAME, WRITING, seal_checkpoint
 from .arguments import LaserTrainingArguments
 from .batches import check_views, memory_named
-from .callbacks import CollapseMonitor, UpdateProfiler
+from .callbacks import CollapseMonitor, StopSignals, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
 from .sampling import micro_batches
@@ -49,6 +50,8 @@ class LaserTrainer(UpdateTrainer):
         evaluator: `evaluator(encoder) -> {name: value}`, such as `DiscriminationEvaluator`; called at every evaluation
             on the first process, logged as `eval_name`.
         callbacks: as for `Trainer`.
+
+    `train` takes SIGUSR1 and SIGTERM: it ends the update, saves a checkpoint and raises `laser_hf.cli.Stopped`.
 
     Raises:
         LaserError: training data that do not fit the objective, or that cannot be shared among the processes.
@@ -91,15 +94,22 @@ class LaserTrainer(UpdateTrainer):
         LogLines.replace_bars(self, objective.log_labels())
         if args.profile_updates:
             self.add_callback(UpdateProfiler(args.profile_updates))
+        self.stop = StopSignals()
+        self.add_callback(self.stop)
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
         self.window = TrainingWindow(objective.term_names, args.device)
         self.losses = []
 
     def _inner_training_loop(self, *args, **kwargs):
-        self.window.restart()
         checkpoint = kwargs.get("resume_from_checkpoint")
+        if not checkpoint:
+            self.window.restart()
         self.resumed_at = read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"] if checkpoint else 0
-        return super()._inner_training_loop(*args, **kwargs)
+        with self.stop.noticed():
+            output = super()._inner_training_loop(*args, **kwargs)
+        if self.stop.agreed and self.state.global_step < self.state.max_steps:
+            raise Stopped(f"stopped after update {self.state.global_step} by {self.stop.asked or 'another process'}")
+        return output
 
     def _run_epoch(self, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # killed after the last update, before the record
@@ -215,6 +225,8 @@ class LaserTrainer(UpdateTrainer):
         finally:
             vars(self.args).update(kept)
         state = self.own_state()
+        if not self.args.save_only_model:
+            torch.save(self.window.partial(), aside / self._window_name())
         self.accelerator.wait_for_everyone()  # every process has written its random states
         if not self.args.should_save:
             return
@@ -231,6 +243,10 @@ class LaserTrainer(UpdateTrainer):
             str(final.parent), kept["save_total_limit"], self.state.best_model_checkpoint, use_mtime=True
         )
 
+    def _window_name(self) -> str:
+        """Of this process's file in a checkpoint; another number of processes has other ones."""
+        return f"window-{self.args.process_index}-of-{self.args.world_size}.pt"
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / STATE_NAME
@@ -239,6 +255,8 @@ class LaserTrainer(UpdateTrainer):
             return
         state = read_json(path)
         self.window.load_state(state)
+        if (partial := path.with_name(self._window_name())).is_file():
+            self.window.load_partial(torch.load(partial, "cpu", weights_only=True))
         if self.args.process_index == 0:  # they are of all processes
             self.skip_log.load_state_dict(state["skipped"])
             self.eval_skip_log.load_state_dict(state["held_out_skipped"])

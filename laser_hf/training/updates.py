@@ -22,6 +22,7 @@ from ..errors import LaserError
 from ..objectives import Objective
 from ..records import write_json
 from .batches import Batch, Pair, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
+from .callbacks import StopSignals
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
@@ -42,6 +43,7 @@ class UpdateTrainer(Trainer):
     losses: list[tuple[list[str], torch.Tensor]]  # of the update that is made
     units: int  # pairs (or frames) of it, on this process
     resumed_at: int = 0  # updates made before this start
+    stop: StopSignals
     _sampler: UpdateSampler | None = None
     _items: Iterator[Update] = iter(())  # updates to come, of this epoch
     _ahead: dict[str, Any] | None = None  # the next one, begun
@@ -74,7 +76,8 @@ class UpdateTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Held-out pairs in the order of the data set, shared among the processes."""
-        return eval_loader(eval_dataset if eval_dataset is not None else self.eval_dataset, self.args)
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        return eval_loader(dataset, self.args, together=self.objective.unit == "frames")
 
     def _run_epoch(self, **kwargs):
         self._ahead = None
@@ -173,7 +176,8 @@ class UpdateTrainer(Trainer):
         """
         # With fp16 the gradient scaler skips steps whose gradient is not finite.
         norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        found, units = find_non_finite(self.losses, norm, self.args.device, self.units)
+        asked = bool(self.stop.asked)
+        found, units, self.stop.agreed = find_non_finite(self.losses, norm, self.args.device, self.units, asked)
         if found is None:
             return units
         self._check_weights()
@@ -213,22 +217,24 @@ class NonFiniteLossError(LaserError):
 
 
 def find_non_finite(
-    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device, units: int = 1
-) -> tuple[tuple[str, list[str], dict[str, float]] | None, int]:
+    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device, units: int = 1, mark: bool = False
+) -> tuple[tuple[str, list[str], dict[str, float]] | None, int, bool]:
     """What is not finite in an update on any process, each of which calls it; one host sync if all is well.
 
-    `units` are the pairs (or frames) of this process. Returns `None`, or "loss" or "gradient", the utterances to name
-    (all of them where every loss is fine), and the losses that are not finite by utterance; and the sum of `units` over
-    the processes. A `gradient_norm` of `None` does not matter.
+    `units` are the pairs (or frames) of this process, `mark` is something else that a process wants to tell the others.
+    Returns `None`, or "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the
+    losses that are not finite by utterance; the sum of `units` over the processes; and whether any process has the
+    mark. A `gradient_norm` of `None` does not matter.
     """
     found = [torch.isfinite(total).all() for _, total in losses]
     if gradient_norm is not None:
         found.append(torch.isfinite(gradient_norm))
-    own = torch.stack(((~torch.stack(found).all()).to(torch.int64), torch.full((), units, device=found[0].device)))
-    wrong, units = sum_over_processes(own, device).tolist()
+    said = [torch.full((), number, device=found[0].device) for number in (units, int(mark))]
+    own = torch.stack(((~torch.stack(found).all()).to(torch.int64), *said))
+    wrong, units, marked = sum_over_processes(own, device).tolist()
     if not wrong:
-        return None, units
+        return None, units, marked > 0
     everywhere = from_all_processes([pair for ids, total in losses for pair in zip(ids, total.tolist(), strict=True)])
     values = dict(pair for process in everywhere for pair in process)
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    return ("loss" if bad else "gradient", list(bad or values), bad), units
+    return ("loss" if bad else "gradient", list(bad or values), bad), units, marked > 0

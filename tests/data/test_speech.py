@@ -192,7 +192,7 @@ def test_what_is_wrong_with_a_folder(libri, tmp_path):
     with pytest.raises(LaserError, match=r"no folder .*absent/x/y.*folder of speech.*laser_hf/demo/speech"):
         load_speech(tmp_path / "absent/x/y")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(LaserError, match=r"a\.txt is a file"):
+    with pytest.raises(LaserError, match=r"a\.txt is a file that is no manifest: .*\.tsv.*path"):
         load_speech(tmp_path / "a.txt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(LaserError, match=r"no audio files \(.flac .wav .ogg .opus .mp3\) in .*empty"):

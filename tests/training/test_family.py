@@ -94,6 +94,18 @@ def test_two_processes_equal_one(name, tiny_encoder, small_tree, tmp_path):
     for step, loss in alone.items():
         assert together[step] == pytest.approx(loss, rel=1e-4)
     assert_same_weights(load_file(tmp_path / "two" / "model.safetensors"), alone_weights, rtol=1e-3, atol=1e-5)
+    held_out = [
+        {
+            key: value
+            for key, value in entry.items()
+            if key.startswith("eval_") and "rank" not in key and "cos" not in key
+        }
+        for folder in ("one", "two")
+        for entry in history(tmp_path / folder)
+        if "eval_loss" in entry
+    ]
+    assert len(held_out) == 2  # 5 utterances: 3 and 2
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
 
 
 def test_soft_dtw_is_laser_without_its_regulariser(tiny_encoder, small_tree, tmp_path):
