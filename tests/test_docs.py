@@ -148,7 +148,7 @@ EXECUTED = {
     r"my_tasks:": "tests/test_docs.py::test_an_own_task_measures",
     r"laser-hf train --help": "tests/test_package.py::test_every_command_has_help",
     r"laser-hf --help": "tests/test_package.py::test_the_command_works_outside_the_checkout",
-    r"(laser_hf\.|laser-hf )search --preset demo --over": "tests/search/test_command.py::test_a_search_trains_scores_and_records",
+    r"search --preset demo --over": "tests/search/test_command.py::test_a_search_trains_scores_and_records",
     r"(laser_hf\.|laser-hf )search \.\.\.": "tests/search/test_study.py::test_two_processes_share_the_points",
     r"qbe --model ID_OR_FOLDER": "tests/superb/qbe/test_task.py::test_tables_give_a_quick_record",
     r"laser-hf plots": "tests/plots/test_command.py::test_the_command_draws_a_run",

@@ -90,7 +90,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # a remote file system
             raise
-        mend = "free some space, or set HF_DATASETS_CACHE (for decoded audio: --cache_decoded) to another folder"
+        mend = "free some space, or give another folder (HF_DATASETS_CACHE)"
         raise LaserError(f"cannot write to {folder} ({error.strerror or error}): {mend}") from error
 
 
