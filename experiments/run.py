@@ -102,12 +102,16 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
     model = str(where / "encoder") if one.trained else start_of(one, arguments)
     device = ["--device", "cpu"] if arguments.use_cpu else []
     if stage == "qbe":
-        return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe), *device,
+        more = ["--layer", "all", "--perturbed"] if one in SECOND else []
+        return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe), *more, *device,
                 "--output_dir", str(where / "qbe")]  # fmt: skip
     if stage == "words":
         return ["-m", "laser_hf.superb", "discrimination", "--model", model, "--data", speech, *device,
                 "--alignments", str(arguments.speech.parent / "alignments.tsv"), "--split", TEST_SPLIT,
                 "--output_dir", str(where / stage)]  # fmt: skip
+    if stage == "sid":
+        return ["-m", "laser_hf.superb", "sid", "--model", model, "--data", speech, "--split", TRAIN_SPLIT, *device,
+                "--seed", str(seed), "--output_dir", str(where / stage)]  # fmt: skip
     return ["-m", "laser_hf.superb", stage, "--protocol", "quick", "--model", model, "--data", speech,
             "--train_split", TRAIN_SPLIT, "--dev_split", DEV_SPLIT, "--test_split", TEST_SPLIT, "--seed", str(seed),
             "--disable_tqdm", "--output_dir", str(where / stage), *device]  # fmt: skip

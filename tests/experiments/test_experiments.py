@@ -8,7 +8,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+import soundfile
+from conftest import REPOSITORY, make_waveform
 
 from experiments import collect, plan, run, tables
 from experiments.words import HALVES, half_of
@@ -16,11 +17,13 @@ from laser_hf.records import read_json, write_json
 from laser_hf.superb import find_task
 from laser_hf.training import parse_options
 
-ARGUMENTS = argparse.Namespace(output_dir=Path("out"), speech=Path("LibriSpeech"), qbe=Path("qbe"), use_cpu=True)
+ARGUMENTS = argparse.Namespace(
+    output_dir=Path("out"), speech=Path("LibriSpeech"), qbe=Path("qbe"), plain=Path("plain"), use_cpu=True
+)
 
 
 def test_points_have_names_of_their_own():
-    names = [one.name for one in plan.POINTS]
+    names = [one.name for one in (*plan.POINTS, *plan.SECOND)]
     assert len(set(names)) == len(names)
     assert plan.point("laser").name == "laser"
     with pytest.raises(ValueError, match="unknown point 'laserr'; there are base, laser"):
@@ -42,6 +45,46 @@ def test_training_commands_are_accepted_and_differ_from_the_preset_in_what_they_
     if one.group and one.name != "laser":
         changed = {**plan.COMMON, **one.options}
         assert any(plan.COMMON.get(key) != value for key, value in changed.items())
+
+
+def test_the_second_round_is_the_plan():
+    """`PLAN.md`: 8 methods x 2 kinds of views x 2 encoders x 3 seeds, two encoders as they are, nine rates."""
+    design = [one for one in plan.SECOND if "design" in one.tables]
+    assert sum(len(one.seeds) for one in design if one.trained) == 96
+    assert [one.name for one in design if not one.trained] == ["plain", "shipped"]
+    rates = [one for one in plan.SECOND if "rates" in one.tables]
+    assert (len(rates), {one.seeds for one in rates}, {one.encoder for one in rates}) == (9, {(1,)}, {"plain"})
+    assert run.seeds_of(rates[0], "train", [1, 2, 3]) == [1]
+
+
+@pytest.mark.parametrize("name", [one.name for one in plan.SECOND if one.trained])
+def test_commands_of_the_second_round(name, tmp_path):
+    """Views are equal where the plan says so, and the run starts from the encoder that it names."""
+    one = plan.point(name)
+    _, *words = run.command("train", one, 1, ARGUMENTS)
+    options = parse_options([*words, "--output_dir", str(tmp_path)])
+    assert options.model.model_name_or_path == {"plain": "plain", "shipped": plan.ENCODER}[one.encoder]
+    assert options.data.max_eval_samples == 64
+    drawn = {key: value for choice in options.perturbations for key, value in choice.values.items()}
+    if one.label == "equal" or one.group == "equal":
+        assert (drawn["speed_factors"], drawn["pitch_steps"]) == ([1.0], [0.0])
+        assert [choice.name for choice in options.perturbations] == ["speed_pitch"]
+    for stage in one.stages[1:]:
+        _, _, task, *rest = run.command(stage, one, 1, ARGUMENTS)
+        parser = argparse.ArgumentParser()
+        find_task(task).add_arguments(parser)
+        assert parser.parse_args(rest).model == f"out/{name}/seed-1/encoder"
+
+
+def test_short_speech_is_linked(tmp_path):
+    for seconds in (1, 10):
+        path = tmp_path / "LibriSpeech" / plan.TRAIN_SPLIT / "1" / "2" / f"1-2-{seconds:04d}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, make_waveform(seconds), 16_000)
+    for _ in range(2):
+        run.link_short(tmp_path / "LibriSpeech", tmp_path / "short")
+        (link,) = (tmp_path / "short").rglob("*.flac")
+        assert link.resolve().name == "1-2-0001.flac"
 
 
 def test_an_untrained_encoder_is_searched_once_and_gets_heads_with_every_seed():
