@@ -96,6 +96,7 @@ def value_of(text: str) -> float:
     return float(text.removesuffix("k")) * (1000 if text.endswith("k") else 1)
 
 
+@pytest.mark.slow
 def test_a_run_prints_what_it_logs_and_nothing_else(tiny_encoder, small_tree, tmp_path, capfd):
     """No bars, no dictionaries, no noise of libraries: one line for each entry of the log, with its values."""
     held_out = (

@@ -120,6 +120,7 @@ def start(installed: Path, folder: Path, *program: str, **environment: str) -> s
     return done
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_checkout(checkout, sdist):
     with tarfile.open(sdist) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
@@ -127,6 +128,7 @@ def test_the_sdist_holds_the_checkout(checkout, sdist):
     assert wanted <= found, sorted(wanted - found)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_the_cards(checkout, wheel):
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name and not name.endswith("/")}
@@ -143,6 +145,7 @@ def test_one_version(metadata):
     assert laser_hf.__version__ in changes
 
 
+@pytest.mark.slow
 def test_the_command_works_outside_the_checkout(installed, tmp_path):
     script = installed / "bin" / "laser-hf"
     printed = start(installed, tmp_path, str(script), "--help").stdout
@@ -167,6 +170,7 @@ def test_help_imports_only_the_standard_library(installed, tmp_path):
     assert {name for name in imported if name not in sys.stdlib_module_names} == {"laser_hf"}
 
 
+@pytest.mark.slow
 def test_help_of_train_imports_nothing_that_trains(installed, tmp_path):
     """It takes what the import of torch and of the options of transformers takes."""
     program = (

@@ -31,6 +31,7 @@ def features(seed: int = 0) -> EncoderFeatures:
     return EncoderFeatures(SpeechEncoder(model, model.config))
 
 
+@pytest.mark.slow
 def test_ten_words_are_found_where_another_voice_says_them(shipped):
     """The first ten long words of the first voice; the word times are read here again."""
     table = read_alignments(SPEECH_DIR / "words.tsv", "heldout").words

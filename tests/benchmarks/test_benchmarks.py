@@ -91,6 +91,7 @@ def test_released_update_trains_what_was_released(tmp_path, monkeypatch):
     assert {"encoder.layer_norm.weight", "encoder.layers.1.attention.q_proj.weight"} <= changed
 
 
+@pytest.mark.slow
 def test_perturbation(tmp_path, capsys):
     record = json.loads(perturbation.main(["--quick", "--output", str(tmp_path / "record.json")]).read_text())
     (pitch,) = record["pitch"]

@@ -266,6 +266,7 @@ def test_a_stream_goes_on_with_other_orders_and_draws(libri):
     assert all(same(*both) for both in zip(epochs[2], stream, strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 3), (1, 2), (2, 3)])
 def test_what_is_skipped_is_neither_decoded_nor_perturbed(libri, workers, batch_size):
     stream = PairStream(load_speech(libri, "train", streaming=True), PairTransform(SpeedPitch(), seed=5), 1, 3)
@@ -332,6 +333,7 @@ def kept(dataset) -> list[str]:
     return [soundfile.info(decode._source(row["audio"])).subtype for row in dataset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_decoded_pairs_are_the_same(libri, tmp_path, monkeypatch, no_decoding, processes):
     monkeypatch.setattr(pair_sets.os, "cpu_count", lambda: processes)

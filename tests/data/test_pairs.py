@@ -245,6 +245,7 @@ def test_views_shorter_than_the_receptive_field_are_skipped(speech):
     assert transform.pair("a", audio)["skip"].startswith("too_short: 0.026 s (416 samples")
 
 
+@pytest.mark.slow
 def test_crops(libri):
     """Long utterances lose all but a part, anew each epoch; nothing else changes, the draws neither."""
     speech = load_speech(libri, "train")

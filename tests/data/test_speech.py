@@ -121,6 +121,7 @@ def test_columns_of_a_parquet_dataset(tmp_path, speech, encoded, streaming):
         load_speech(tmp_path / "named", "dev", streaming=streaming)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_stored_paths_lead_nowhere_else(tmp_path, speech, encoded, streaming):
     own = tmp_path / "set"

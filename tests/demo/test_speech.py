@@ -50,6 +50,7 @@ def test_folders_are_inside_the_package():
     assert ENCODER_DIR.parent == SPEECH_DIR.parent
 
 
+@pytest.mark.slow
 def test_every_file_is_listed_and_every_listed_file_exists(audio):
     listed = transcripts()
     assert set(listed) == set(audio) == {row["utterance"] for row in table("words.tsv")}

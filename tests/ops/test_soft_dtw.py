@@ -39,6 +39,7 @@ def brute_force(cost: torch.Tensor, gamma: float) -> float:
     return smallest - gamma * math.log(sum(math.exp((smallest - c) / gamma) for c in costs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gamma", [1.0, 0.1, 0.001])
 @pytest.mark.parametrize(("m", "n"), list(itertools.product(range(1, 5), repeat=2)))
@@ -49,6 +50,7 @@ def test_value_is_the_soft_minimum_over_all_paths(m, n, gamma, backend):
     torch.testing.assert_close(soft_dtw(cost, gamma=gamma, backend=backend), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_is_the_expected_alignment(backend):
     torch.manual_seed(0)
@@ -73,6 +75,7 @@ def test_gradcheck_ragged(gamma, backend):
     assert torch.autograd.gradcheck(lambda c: soft_dtw(c, lengths_x, lengths_y, gamma, backend), cost, eps=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_divergence_gradcheck(backend):
     torch.manual_seed(2)

@@ -60,6 +60,7 @@ def change_record(run, **groups):
     path.write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_run(finished_run, word_times, small_tree, tmp_path, capsys, saved):
     arguments = ["--output_dir", str(tmp_path / "pictures"), "--data", str(small_tree), "--splits", "train"]
     main([str(finished_run), *arguments, "--alignments", str(word_times), "--utterance", "2-10-0003"])
@@ -88,6 +89,7 @@ def test_a_run_alone_is_drawn_on_its_held_out_speech(finished_run, small_tree, t
     assert "The shipped speech is drawn instead: no word times" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "views", "change"),
     [
@@ -144,6 +146,7 @@ def test_an_objective_that_cannot_be_imported_keeps_its_name(copied_run, titles,
     assert "cannot import the objective" in caplog.text
 
 
+@pytest.mark.slow
 def test_word_times_and_split_of_the_run_s_own_speech(copied_run, small_tree, word_times, titles, caplog):
     assert names(draw_run(copied_run, alignments=word_times)) == PICTURES
     assert f"24 spoken words ({small_tree.name})" in titles["words.png"]
@@ -184,6 +187,7 @@ def test_several_runs_are_drawn_together(finished_run, tmp_path, capsys, monkeyp
     assert not drawn
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_named_and_the_rest_drawn(copied_run, small_tree, word_times, titles, caplog):
     speech = {"data": small_tree, "alignments": word_times}
     assert names(draw_run(copied_run, base=str(copied_run / "no-encoder"), **speech)) == PICTURES[:1]
@@ -245,6 +249,7 @@ def test_the_frames_are_those_of_the_last_layer(tiny_encoder, finished_run, smal
     assert not torch.allclose(*(clean for clean, *_ in seen))
 
 
+@pytest.mark.slow
 def test_words_are_not_named_in_a_part_of_an_utterance(copied_run, small_tree, word_times, titles, monkeypatch):
     named = []
 

@@ -227,6 +227,7 @@ def test_other_rates_and_channels(letters, tmp_path):
     np.testing.assert_allclose(resampled[200:-200], wave[200:-200], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_phone_error_rate_and_unknown_words(phones, speech, tmp_path):
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("CAT K AE1 T\nCAT K AH0 T\nTHE\tAH0\nSAT S AE1 T\nSEED S IY1 D\nA AH0\nBAD B AE1 D\n\n")
@@ -253,6 +254,7 @@ def test_stress_is_compared_where_the_model_tells_it_apart(tmp_path):
     assert eval_ctc.Transcripts(True, False, "none").reference("k ae1 SIL t") == "K AE T"
 
 
+@pytest.mark.slow
 def test_a_head_trained_on_a_bare_encoder(speech, tiny_encoder, tmp_path):
     assert "lacks lm_head.bias, lm_head.weight. For a bare encoder add --train_head" in refused(
         str(tiny_encoder), speech

@@ -187,6 +187,7 @@ def test_a_search_without_any_score_ends_with_an_error(small_tree, words_of_tree
 # ------------------------------------------------------------------------------------------------ scores
 
 
+@pytest.mark.slow
 def test_the_default_score_is_that_of_eval_alignments(tmp_path):
     from laser_hf.encoders import load_encoder
     from laser_hf.training.arguments import DataArguments

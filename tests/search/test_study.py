@@ -39,6 +39,7 @@ def straight(cheap, tmp_path_factory):
     return cheap.search(plan, cheap.Cheap(plan.folder))
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_and_ranked(cheap, straight, tmp_path):
     plan = cheap.make_plan(tmp_path, *GRID)
     start = cheap.Cheap(tmp_path)
@@ -109,6 +110,7 @@ def test_ctrl_c_gives_the_points_back(cheap, straight, tmp_path):
     assert len(start.started) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "over"), [({}, ("sigma=1,2", "alpha=0.1")), ({"sampler": "tpe", "trials": 2}, SPACE)])
 @pytest.mark.parametrize("step", [(Study, "enqueue_trial"), (Study, "ask"), (Trial, "_suggest")])
 def test_a_claim_that_was_left_halfway_is_not_lost(more, over, step, cheap, tmp_path, monkeypatch):
@@ -133,6 +135,7 @@ def test_a_claim_that_was_left_halfway_is_not_lost(more, over, step, cheap, tmp_
     assert len(start.started) == plan.size
 
 
+@pytest.mark.slow
 def test_failed_points_are_kept_with_their_reason(cheap, tmp_path):
     plan = cheap.make_plan(tmp_path, *GRID[:1])
     start = cheap.Cheap(tmp_path, fails="sigma-2")
@@ -165,6 +168,7 @@ def test_seeds_are_averaged(cheap, tmp_path):
     assert reasons == {"seed 2: non-finite loss at step 4 | of 8"}
 
 
+@pytest.mark.slow
 def test_a_grid_may_change_and_trains_nothing_twice(cheap, tmp_path):
     start = cheap.Cheap(tmp_path)
     cheap.search(cheap.make_plan(tmp_path, "sigma=2,1", "distance=euclidean"), start)
@@ -183,6 +187,7 @@ def test_the_record_is_there_only_when_every_point_is_done(cheap, tmp_path):
     assert not (tmp_path / "search.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("over", "more", "message"),
     [
@@ -244,6 +249,7 @@ def test_tpe_ends_when_a_finite_space_is_used_up(cheap, tmp_path):
     assert len(set(start.started)) == len(start.started) == 4
 
 
+@pytest.mark.slow
 def test_bad_plans_and_folders(cheap, tmp_path):
     for over, more, message in (
         (("alpha=0.1:1",), {}, "alpha=0.1:1.0 is a range: give a list"),
@@ -296,6 +302,7 @@ def test_a_damaged_database_loses_nothing(kind, more, cheap, tmp_path, caplog):
     assert not list(tmp_path.glob("broken-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", '{"value": 0.', "[1]", '{"other": 1}'])
 def test_a_damaged_score_is_made_again(content, cheap, tmp_path):
     plan = cheap.make_plan(tmp_path, "sigma=1,2")

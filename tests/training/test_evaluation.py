@@ -60,6 +60,7 @@ def with_evaluator(tiny_encoder, small_tree, alignments, tmp_path_factory):
     return folder, record
 
 
+@pytest.mark.slow
 def test_values_are_logged_recorded_and_drawn(with_evaluator):
     folder, record = with_evaluator
     values = measured(folder)
@@ -84,6 +85,7 @@ def test_the_run_is_the_same_without_it(with_evaluator, tiny_encoder, small_tree
     assert all(not entry for _, entry in measured(tmp_path / "without"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_the_same(with_evaluator, tiny_encoder, small_tree, alignments, tmp_path):
     folder, _ = with_evaluator
     arguments = (

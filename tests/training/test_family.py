@@ -108,6 +108,7 @@ def test_two_processes_equal_one(name, tiny_encoder, small_tree, tmp_path):
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_soft_dtw_is_laser_without_its_regulariser(tiny_encoder, small_tree, tmp_path):
     _, alone, weights = start(tiny_encoder, small_tree, tmp_path / "a", *FAMILY["soft_dtw"])
     _, laser, laser_weights = start(tiny_encoder, small_tree, tmp_path / "b", "--alpha", "0")
@@ -152,6 +153,7 @@ def test_dropout_of_the_twin(dropout):
     assert not model.eval().twin.training
 
 
+@pytest.mark.slow
 def test_each_side_hears_the_perturbed_view_half_the_time(tiny_encoder, small_tree, tmp_path, monkeypatch):
     heard, step = {}, 0
     original, original_step = model_module.stack_views, LaserTrainer.training_step
@@ -195,6 +197,7 @@ class PerFrame(Objective):
         return {"total": (x[..., 0] * valid).sum(dim=1)}
 
 
+@pytest.mark.slow
 def test_a_loss_per_frame_is_a_mean_over_the_frames_of_the_update(tiny_encoder, small_tree, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "per_frame", PerFrame)
     found = {}
@@ -310,6 +313,7 @@ def test_voices_without_praat(tiny_encoder, small_tree, tmp_path, monkeypatch):
         start(tiny_encoder, small_tree, tmp_path, "--perturbations", "voice")
 
 
+@pytest.mark.slow
 def test_the_shipped_speech_trains_with_voices(tmp_path, tiny_encoder):
     """Praat in the data workers."""
     pytest.importorskip("parselmouth")

@@ -132,6 +132,7 @@ def by_pair(name):
     return values
 
 
+@pytest.mark.slow
 def test_terms_of_every_pair(ours):
     part, terms, frames, *_ = ours
     np.testing.assert_array_equal(np.sort(frames, 2), np.sort(by_pair(f"{part}/frames"), 2))

@@ -70,6 +70,7 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_methods", None)
 
 
+@pytest.mark.slow
 def test_own_objective_and_perturbation_train_and_are_recorded(own, tiny_encoder, small_tree, tmp_path, monkeypatch):
     record, by_step, weights = start(tiny_encoder, small_tree, tmp_path / "straight", *own)
     assert record["method"] == "my_methods:Pull"

@@ -74,6 +74,7 @@ def test_frozen_weights_are_the_base_models_bit_for_bit(straight, tiny_encoder):
         assert torch.equal(weights[name], tensor) == (name not in trained), name
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
     _, record, by_step, weights = straight
     kill_in_step_4(monkeypatch)
@@ -127,6 +128,7 @@ def test_perturbing_on_the_device_is_the_same_run(tiny_encoder, small_tree, tmp_
     assert (tmp_path / "device" / "plots" / "alignment.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_decoding_once_changes_nothing(straight, tiny_encoder, small_tree, tmp_path, monkeypatch):
     _, _, by_step, weights = straight
     extra = ("--cache_decoded", str(tmp_path / "kept"))
@@ -176,6 +178,7 @@ def test_compiled_layers_train_resume_and_leave_clean_names(straight, tiny_encod
     assert not [name for name in (*saved, *resumed_weights) if "_orig_mod" in name]
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_update(tiny_encoder, small_tree, tmp_path):
     _, whole, whole_weights = start(
         tiny_encoder, small_tree, tmp_path / "8", *NO_DROPOUT, "--per_device_train_batch_size", "8"
@@ -205,6 +208,7 @@ def test_two_processes_equal_twice_the_accumulation(tiny_encoder, small_tree, tm
     assert record["processed_hours"] == pytest.approx(alone_record["processed_hours"])
 
 
+@pytest.mark.slow
 def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_path, caplog):
     speech = tmp_path / "speech"
     shutil.copytree(small_tree, speech)
@@ -229,6 +233,7 @@ def test_bad_utterances_are_skipped_and_counted(tiny_encoder, small_tree, tmp_pa
         assert name in caplog.text
 
 
+@pytest.mark.slow
 def test_utterances_that_are_too_long_leave_updates_full(tiny_encoder, small_tree, tmp_path):
     """A run with --max_seconds is the run on a tree that never had the longer ones."""
     held_out = ("--max_eval_samples", "4", "--eval_steps", "4")
@@ -288,6 +293,7 @@ class _BadGradient(LaserLoss):
         return terms | {"total": terms["total"] + (0.0 * x).sum(dim=(1, 2)).sqrt()}
 
 
+@pytest.mark.slow
 def test_the_pair_with_the_bad_loss_is_named_and_a_bad_gradient_too(tiny_encoder, small_tree, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "laser", _OneBad)
     with pytest.raises(NonFiniteLossError, match=r"non-finite loss at step 2 on the utterances \d-10-\d{4} \("):
@@ -313,6 +319,7 @@ class _Exploding(LaserLoss):
         return terms
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_with_ids_and_a_saved_state(tiny_encoder, small_tree, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "laser", _Exploding)
     with pytest.raises(NonFiniteLossError, match=r"step 4 on the utterances \d-10-\d{4}, "):
@@ -346,6 +353,7 @@ def test_every_epoch_draws_anew_and_every_run_alike(tiny_encoder, small_tree, tm
     assert seen == first
 
 
+@pytest.mark.slow
 def test_looking_at_held_out_pairs_changes_nothing(straight, tiny_encoder, small_tree, tmp_path):
     _, _, by_step, weights = straight
     watched = ("--eval_data", str(small_tree), "--eval_steps", "1", "--max_eval_samples", "6")
@@ -455,6 +463,7 @@ def test_which_checkpoint_is_resumed(straight, tiny_encoder, small_tree, tmp_pat
         begin(tiny_encoder, small_tree, output, "--resume_from_checkpoint", "true")
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_goes_only_after_the_new_one_is_sealed(tiny_encoder, small_tree, tmp_path, monkeypatch):
     original = seal_checkpoint
 
@@ -498,6 +507,7 @@ def test_clear_errors_end_train_py(extra, message, tiny_encoder, small_tree, tmp
     assert message in f"{stopped.value} {capsys.readouterr().err}"
 
 
+@pytest.mark.slow
 def test_real_speech(tiny_encoder, shared_speech, tmp_path):
     record, by_step, _ = start(
         tiny_encoder, shared_speech / "heldout-clean-5", tmp_path, "--max_train_samples", "8", "--max_steps", "1",

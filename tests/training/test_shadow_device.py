@@ -106,6 +106,7 @@ def test_an_update_waits_once(monkeypatch, tmp_path, tiny_encoder, small_tree, n
     check_waits(waits)
 
 
+@pytest.mark.slow
 def test_on_a_gpu_views_are_made_there_and_the_run_is_that_of_the_cpu(
     monkeypatch, tmp_path, tiny_encoder, small_tree, noise
 ):
@@ -122,6 +123,7 @@ def test_on_a_gpu_views_are_made_there_and_the_run_is_that_of_the_cpu(
     assert losses(tmp_path / "gpu") == pytest.approx(by_step, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_voice_stays_in_the_worker(monkeypatch, tmp_path, tiny_encoder, small_tree, noise):
     pytest.importorskip("parselmouth")
     extra = ("--perturbations", "voice", "noise", "--max_steps", "1", "--eval_data", "")

@@ -42,6 +42,7 @@ def lines(folder) -> list[dict]:
     return [{key: value for key, value in line.items() if not any(t in key for t in timed)} for line in history(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_ends_the_update_and_the_run_goes_on(number, tiny_encoder, small_tree, tmp_path, monkeypatch):
     before = signal.getsignal(number)
@@ -111,6 +112,7 @@ def test_a_data_worker_ends_when_its_parent_says_so():
 # ---- what the processes and workers have in common ----
 
 
+@pytest.mark.slow
 def test_the_readers_of_a_stream_belong_to_its_recipe(tiny_encoder, small_tree, tmp_path, monkeypatch):
     stream = ("--streaming", "true", "--shuffle_buffer", "10")
     kill_in_step_4(monkeypatch)

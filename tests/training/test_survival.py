@@ -39,6 +39,7 @@ def interrupted(run, folder):
 CONSTANT = ("--lr_scheduler_type", "constant_with_warmup")
 
 
+@pytest.mark.slow
 def test_killed_before_the_record_trains_no_update_more(run, tiny_encoder, small_tree, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run[0], folder)
@@ -51,6 +52,7 @@ def test_killed_before_the_record_trains_no_update_more(run, tiny_encoder, small
         assert record[name] == run[1][name]
 
 
+@pytest.mark.slow
 def test_going_on_from_a_checkpoint_applies_the_new_rate_and_says_so(run, tiny_encoder, small_tree, tmp_path):
     source = str(run[0] / "checkpoint-2")
     go_on = (*CONSTANT, "--resume_from_checkpoint", source)
@@ -90,6 +92,7 @@ def test_speech_and_base_model_are_known_by_content(run, tiny_encoder, small_tre
         start(tiny_encoder, speech, folder, *CONSTANT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["noise_dir", "train_data"])
 def test_noise_and_streams_are_known_by_content(tiny_encoder, small_tree, tmp_path, monkeypatch, changed):
     speech, noise = tmp_path / "speech", tmp_path / "noise"
@@ -122,6 +125,7 @@ def test_a_base_model_is_never_the_output(tiny_encoder, small_tree, tmp_path):
     assert {path.name for path in base.iterdir()} == {path.name for path in tiny_encoder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_resumed_stream_decodes_nothing_that_it_skips(tiny_encoder, small_tree, tmp_path, monkeypatch):
     stream = ("--streaming", "true", "--shuffle_buffer", "10")
     kill_in_step_4(monkeypatch)
@@ -139,6 +143,7 @@ def test_a_resumed_stream_decodes_nothing_that_it_skips(tiny_encoder, small_tree
     assert len(made) == 16
 
 
+@pytest.mark.slow
 def test_only_weights_are_nothing_to_resume(tiny_encoder, small_tree, tmp_path, monkeypatch, caplog):
     kill_in_step_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -179,6 +184,7 @@ def test_the_optimiser_rests_on_an_update_without_a_pair(tiny_encoder, tmp_path)
         assert same == (step not in by_step), step
 
 
+@pytest.mark.slow
 def test_nothing_done_is_an_error(tiny_encoder, tmp_path):
     speech = tmp_path / "speech"
     speech.mkdir()
@@ -209,6 +215,7 @@ class Once(Again):
         self.pairs = iter(pairs)
 
 
+@pytest.mark.slow
 def test_fewer_updates_than_asked_are_an_error(tiny_encoder, small_tree, tmp_path):
     pairs = [*PairDataset(load_speech(small_tree), PairTransform(SpeedPitch([1.0], [0.0])))][:6]
     args = LaserTrainingArguments(
@@ -225,6 +232,7 @@ def test_fewer_updates_than_asked_are_an_error(tiny_encoder, small_tree, tmp_pat
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+@pytest.mark.slow
 def test_skipped_held_out_utterances_are_counted_through_a_resume(tiny_encoder, small_tree, tmp_path):
     speech = tmp_path / "speech"
     shutil.copytree(small_tree, speech)
@@ -238,6 +246,7 @@ def test_skipped_held_out_utterances_are_counted_through_a_resume(tiny_encoder, 
     assert again["collapse"] == record["collapse"]
 
 
+@pytest.mark.slow
 def test_the_first_process_decides_what_is_resumed(run, tiny_encoder, small_tree, tmp_path):
     """Two folders, as on two machines: where one of them lacks the checkpoint, both stop; else both go on."""
     first, second = interrupted(run, tmp_path / "first"), tmp_path / "second"

@@ -294,6 +294,7 @@ def test_skipped_pairs_leave_the_mean_of_the_others(trainer, monkeypatch):
     assert all(not value.grad.any() for value in trainer.model.parameters() if value.requires_grad)
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_has_loss_and_terms_of_the_same_pairs(tmp_path):
     """Updates of 7 and 1 pairs: the mean over 8 pairs is not the mean of the two updates."""
     data = [*PAIRS, pair(9, 2500, 2500)]

@@ -84,6 +84,7 @@ def test_reversed_frames_by_hand(lengths, extra):
         assert torch.equal(turned[row, length:], features[row, length:])
 
 
+@pytest.mark.slow
 def test_the_head_of_a_run_is_read_back(finished_asr, finished_pr, tmp_path):
     for folder, record in (finished_asr, finished_pr):
         head, read = load_head(folder)

@@ -95,6 +95,7 @@ def test_missing_file(tmp_path):
         Lexicon.from_files([tmp_path / "none.txt"])
 
 
+@pytest.mark.slow
 def test_the_cmu_dictionary():
     lexicon = Lexicon.from_cmudict()
     assert lexicon.phones("Hello world") == ["HH", "AH0", "L", "OW1", "W", "ER1", "L", "D"]

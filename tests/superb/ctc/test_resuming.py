@@ -15,6 +15,7 @@ from laser_hf.superb.features import EncoderFeatures
 from .conftest import Interrupted, interrupt_at, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_resumed_equals_uninterrupted(task, request, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
     folder, record = request.getfixturevalue(f"finished_{task}")
@@ -34,6 +35,7 @@ def test_resumed_equals_uninterrupted(task, request, tiny_encoder, corpus, lexic
         assert (tmp_path / "test" / name).read_text() == (folder / "test" / name).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["moved", "newest_incomplete"])
 def test_a_run_goes_on_after(after, finished_pr, tiny_encoder, corpus, lexicon, tmp_path, monkeypatch):
     """A folder that was moved, and a checkpoint whose writing was interrupted: the end is the same."""
@@ -54,6 +56,7 @@ def test_a_run_goes_on_after(after, finished_pr, tiny_encoder, corpus, lexicon, 
     assert not list(folder.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_feature_cache_goes_on(tiny_encoder, corpus, lexicon, tmp_path, monkeypatch, finished_pr):
     """What was encoded before an interruption is not encoded again, and what was read is not decoded again."""
     calls = {"encoded": 0, "decoded": 0}
@@ -92,6 +95,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(tiny_encoder, corpus
         run("asr", tiny_encoder, corpus, tmp_path, "--dropout", "0.5")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_overwritten_by_accident(finished_asr, tiny_encoder, corpus, tmp_path):
     with pytest.raises(LaserError, match="holds a finished run"):
         run("asr", tiny_encoder, corpus, finished_asr[0])

@@ -18,6 +18,7 @@ from laser_hf.superb.features import EncoderFeatures
 from .conftest import command, run, write_chapter
 
 
+@pytest.mark.slow
 def test_what_an_asr_run_leaves(finished_asr):
     folder, record = finished_asr
     assert json.loads((folder / "results.json").read_text())["value"] == record["value"]
@@ -46,6 +47,7 @@ def test_what_an_asr_run_leaves(finished_asr):
     assert "REF: HELLO WORLD" in (folder / "test" / "worst.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_skipped_is_counted_and_named(finished_asr, finished_pr):
     train = finished_asr[1]["data"]["train"]
     assert train["utterances"] == 8
@@ -77,6 +79,7 @@ def test_the_best_head_on_dev_is_tested(finished_pr):
     assert dev == pytest.approx(best["eval_per"])
 
 
+@pytest.mark.slow
 def test_without_a_dev_rate_below_100_the_last_update_is_tested(tiny_encoder, corpus, tmp_path):
     """S3PRL keeps no head of ASR whose WER is not below 100; `quick` chooses by CER and has no such limit."""
     record = run("asr", tiny_encoder, corpus, tmp_path, "--lstm_layers", "1", protocol="superb")
@@ -86,6 +89,7 @@ def test_without_a_dev_rate_below_100_the_last_update_is_tested(tiny_encoder, co
     assert "last update" in record["selected"]["rule"]
 
 
+@pytest.mark.slow
 def test_neither_cache_nor_micro_batches_change_the_result(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
     words = ["--lexicon", str(lexicon), "--cache_features", "no", "--micro_batch_size", "1", "--eval_batch_size", "3"]
     run("pr", tiny_encoder, corpus, tmp_path, *words)
@@ -94,6 +98,7 @@ def test_neither_cache_nor_micro_batches_change_the_result(finished_pr, tiny_enc
         torch.testing.assert_close(load_file(tmp_path / "ctc_head.safetensors")[name], value, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_changed_superb_recipe_is_not_called_superb(tiny_encoder, corpus, lexicon, tmp_path, caplog):
     record = run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), protocol="superb")
     assert record["protocol"] == "quick"
@@ -184,6 +189,7 @@ def test_words_that_must_be_known(tiny_encoder, corpus, lexicon, tmp_path):
         run("pr", tiny_encoder, corpus, tmp_path, "--lexicon", str(lexicon), "--oov", "error")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(finished_pr, tiny_encoder, corpus, lexicon, tmp_path):
     """With gloo: shares of updates and of decoding add up."""
     errors = fork_two(

@@ -36,6 +36,7 @@ def trained(words, keys, spoil=None):
     return dict(zip(keys, trainer.best, strict=True)), trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["yes", "no"])
 def test_each_head_is_what_it_is_alone(cache, tiny_encoder, corpus, tmp_path, monkeypatch):
     encoded = []
@@ -70,6 +71,7 @@ def test_each_head_is_what_it_is_alone(cache, tiny_encoder, corpus, tmp_path, mo
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
 
 
+@pytest.mark.slow
 def test_a_head_that_is_not_a_number_does_not_touch_the_others(tiny_encoder, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(CtcTrainer, "evaluate", lambda self, *_, **__: {})
     keys = [(1337, 3e-3), (1338, 3e-3)]
@@ -80,6 +82,7 @@ def test_a_head_that_is_not_a_number_does_not_touch_the_others(tiny_encoder, cor
         assert torch.equal(weight, together.heads[1].state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_the_learning_rate_with_the_lowest_error_on_dev_counts(tiny_encoder, corpus, tmp_path):
     record = run("asr", tiny_encoder, corpus, tmp_path, "--learning_rate", "1e-6", "3e-2", "--max_steps", "6")
     dev = {rate: entry["dev_cer"] for rate, entry in record["learning_rates"].items()}

@@ -128,6 +128,7 @@ def test_a_perfect_recogniser_makes_no_error(lexicon):
     assert metrics["per_2021"] == pytest.approx(100 * repeats / sum(len(pr.units(text)) for text in texts))
 
 
+@pytest.mark.slow
 def test_a_perfect_recogniser_on_real_transcripts(shared_speech):
     files = sorted((shared_speech / "heldout-clean-5").rglob("*.trans.txt"))
     texts = [line.partition(" ")[2] for file in files for line in file.read_text().splitlines()]

@@ -207,6 +207,7 @@ def test_places_without_usable_speech_are_refused(aligned, small_tree, tmp_path)
         load_aligned_speech(small_tree, path)
 
 
+@pytest.mark.slow
 def test_real_speech_the_order_comes_out_right(shared_speech):
     settings = DiscriminationSettings(max_utterances=6, phones_per_speaker=2, max_speakers=3)
     alignments = shared_speech.parent / "alignments.tsv"

@@ -32,6 +32,7 @@ def pairs(distance, queries, documents):
         yield list(rows.split(documents, dim=1))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(queries=LENGTHS, documents=LENGTHS, scale=st.booleans(), seed=st.integers(0, 99))
 def test_costs_equal_dtw_python(queries, documents, scale, seed):

@@ -36,6 +36,7 @@ def value_at(scores, targets, threshold, beta):
 SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(shape=SHAPES, beta=st.sampled_from([0.1, 1.0, 12.49]), data=st.data())
 def test_mtwv_equals_brute_force_over_all_thresholds(shape, beta, data):
