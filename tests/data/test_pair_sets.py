@@ -448,7 +448,7 @@ def test_folders_that_cannot_be_written(tmp_path, speech, monkeypatch):
     soundfile.write(tmp_path / "a.wav", speech(0.3), 16000)
     source = load_speech(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(LaserError, match=r"cannot write to .*file.*--cache_decoded"):
+    with pytest.raises(LaserError, match=r"cannot write to .*file.*below.*give another folder"):
         keep_decoded(source, tmp_path / "file" / "below")
 
     def full(*arguments, **options):
