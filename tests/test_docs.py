@@ -68,6 +68,18 @@ def test_links_of_the_site_lead_somewhere(docs_pages, tmp_path):
     assert "make demo" in (tmp_path / "index.md").read_text()
 
 
+def test_pictures_of_the_site_are_there(docs_pages, tmp_path):
+    """Also those in HTML, which `mkdocs build --strict` does not check."""
+    docs_pages.collect(tmp_path / "docs")
+    found = 0
+    for page in (tmp_path / "docs").rglob("*.md"):
+        for place in re.findall(r"""(?:!\[[^\]]*\]\(|<img[^>]*src=["'])([^)"'\s]+)""", page.read_text()):
+            if not place.startswith("http"):
+                assert (page.parent / place).is_file(), f"{page.name}: {place}"
+                found += 1
+    assert found > 15
+
+
 def test_links_between_files_become_links_between_pages(docs_pages):
     pages = {"docs/a.md": "a.md", "docs/index.md": "index.md", "examples/b.md": "examples/b.md"}
     text = "[b](../examples/b.md#x) [readme](../README.md) [code](../laser_hf/cli.py) [web](https://a.org) [here](#y)"
