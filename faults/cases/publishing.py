@@ -376,7 +376,7 @@ FAULTS = [
         "train: weights refused with 403",
         _refused_upload("PUT /lfs/", 403, True),
         1,
-        ("the run is complete", "To publish it later: laser-hf push"),
+        ("the run is complete", "To publish it later: "),
         _one_line,
     ),
     Fault(
@@ -384,7 +384,7 @@ FAULTS = [
         "train: weights cut off",
         _refused_upload("PUT /lfs/", 0, True),
         1,
-        ("the run is complete", "To publish it later: laser-hf push"),
+        ("the run is complete", "To publish it later: "),
         _one_line,
     ),
     Fault(
