@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -85,12 +86,13 @@ def _last_line(output: str) -> str:
     """The line that tells a user what happened."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("error:", "interrupted")) or " error: " in line]
-    return (told or lines or [""])[-1][:300]
+    line = re.sub(r"/[^\s'\"`]*laser_hf-faults-[^/]+/lab/?", "", (told or lines or [""])[-1])
+    return re.sub(r"/[^\s'\"`]+/laser-hf ", "laser-hf ", line)[:300]
 
 
 def render(record: dict[str, Any]) -> str:
     """The page."""
-    faults, kills = record["faults"], record["kills"]
+    faults, kills, again = record["faults"], record["kills"], record.get("run_again")
     wrong = [fault for fault in faults if fault["wrong"]]
     bad_kills = [kill for kill in kills if kill["failed"] or kill["differs"]]
     lines = [
@@ -101,7 +103,8 @@ def render(record: dict[str, Any]) -> str:
         "result. A kill is fine if the restarted command ends with the weights and the record of an undisturbed run.",
         "",
         f"**Faults: {len(faults) - len(wrong)} of {len(faults)} fine. "
-        f"Kills: {len(kills) - len(bad_kills)} of {len(kills)} fine.** Commit `{record['commit']}`.",
+        f"Kills: {len(kills) - len(bad_kills)} of {len(kills)} fine.** Commit `{record['commit']}`"
+        + (f"; {len(again['faults'])} faults at `{again['commit']}`." if again else "."),
         "",
         "## Kills",
         "",
