@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,12 @@ def encode(
 
     `waveforms` are `(samples,)` at 16 kHz by utterance, `progress` is the label of a progress bar; none if empty.
     """
-    names = list(waveforms)
-    frames: list[dict[str, torch.Tensor]] = [{} for _ in layers]
+    names, frames = list(waveforms), [{} for _ in layers]
     batches = length_batches([len(waveform) for waveform in waveforms.values()])
     for batch in tqdm(batches, desc=progress, disable=not progress or None, mininterval=2):
-        encoded = features([waveforms[names[index]] for index in batch], layers)
-        for found, states in zip(frames, encoded, strict=True):
-            found.update((names[index], state) for index, state in zip(batch, states, strict=True))
+        chosen = [names[index] for index in batch]
+        for found, states in zip(frames, features([waveforms[name] for name in chosen], layers), strict=True):
+            found.update(zip(chosen, states, strict=True))
     return frames
 
 
@@ -75,26 +76,22 @@ class FrameStore:
         """Batch of each utterance, in the order in which they were encoded."""
         self.skipped: dict[int, tuple[str, str]] = {}
         """Kind and reason of each utterance that could not be used."""
-        self.batches = 0
-        self._content = json.dumps([self.layers, dim, key])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.batches, self._content = 0, json.dumps([self.layers, dim, key])
         while about := self._read_about():
             if about["content"] != self._content:
                 shutil.rmtree(self.folder)
-                self.folder.mkdir(parents=True)
                 break
             self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _read_about(self) -> dict[str, str]:
         """Metadata of the next batch; empty if it is missing or damaged, so that it is encoded again."""
+        about, tensors = {}, {}
         if not (path := self._path(self.batches)).exists():
-            return {}
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError:
-            about, tensors = {}, {}
+            return about
+        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.pop("sha256", None) == _digest(about, tensors):
             return about
         logger.warning("%s is damaged and made again", path)
@@ -151,7 +148,7 @@ def fill(
     next batch is read while one is encoded. `read` gives the waveform `(samples,)` of an utterance by its index, or
     raises `BadAudio`. `LaserError` if the disk is too small, with an `advice`, or the model's frames are not finite.
     """
-    done = {*store.places, *store.skipped}
+    done = store.places | store.skipped
     frames = sum(features.frame_count(count) for index, count in enumerate(samples) if index not in done)
     needed, free = frames * len(store.layers) * store.dim * 4, shutil.disk_usage(store.folder).free
     if needed > free:
@@ -169,13 +166,12 @@ def fill(
         return indices, waveforms, skipped
 
     bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress or None, mininterval=1)
+    batches = length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :]
     with ThreadPoolExecutor(1) as executor, bar:
-        ahead = None
-        for batch in [*length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :], None]:
-            ready, ahead = ahead, executor.submit(decode, batch) if batch else None
-            if ready is None:
-                continue
-            indices, waveforms, skipped = ready.result()
+        ahead = executor.submit(decode, batches[0] if batches else ())
+        for _, following in pairwise([*batches, ()]):
+            indices, waveforms, skipped = ahead.result()
+            ahead = executor.submit(decode, following)
             encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
             for position, index in enumerate(indices):
                 if not all(bool(layer[position].isfinite().all()) for layer in encoded):

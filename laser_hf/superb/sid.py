@@ -34,15 +34,14 @@ from .features import Features, WeightedSum, chosen_features, plot_by_layer
 from .features import add_arguments as add_feature_arguments
 from .frame_store import length_batches
 
-NAME = "sid"
 HELP = "speaker identification: accuracy of a linear head on the mean of the frames"
 PLOT = "accuracy.png"
 OPTIONS = (
-    Option("per_speaker", 25, "utterances of each speaker, spread evenly over the sorted ones", low=5),
-    Option("seconds", 1.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
-    Option("max_steps", 2000, "updates", low=1),
-    Option("eval_steps", 100, "updates between two looks at dev", low=1),
-    Option("learning_rate", 1e-3, "of Adam, constant (S3PRL's file has 1e-4, for 200,000 updates)", above=0),
+    Option("--per_speaker", 25, "utterances of each speaker, spread evenly over the sorted ones", low=5),
+    Option("--seconds", 1.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
+    Option("--max_steps", 2000, "updates", low=1),
+    Option("--eval_steps", 100, "updates between two looks at dev", low=1),
+    Option("--learning_rate", 1e-3, "of Adam, constant (S3PRL's file has 1e-4, for 200,000 updates)", above=0),
 )
 
 
@@ -80,7 +79,7 @@ def split_by_speaker(ids: Sequence[str], speakers: Sequence[str], per_speaker: i
 
 def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float) -> list[torch.Tensor]:
     """Means over frames of each waveform, `(layers, stretches, dim)`; what is too short for a stretch is left out."""
-    found: list[torch.Tensor] = [torch.empty(0)] * len(waveforms)
+    found: dict[int, torch.Tensor] = {}
     for batch in length_batches([len(waveform) for waveform in waveforms]):
         encoded = features([waveforms[index] for index in batch], range(features.layers))
         for index, *layers in zip(batch, *encoded, strict=True):
@@ -88,7 +87,7 @@ def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float
             size = round(seconds / features.frame_seconds) or states.shape[1]
             count = states.shape[1] // size
             found[index] = states[:, : count * size].unflatten(1, (count, size)).mean(2)
-    return found
+    return [found[index] for index in range(len(waveforms))]
 
 
 def train_heads(heads: Sequence[nn.Module], data: Sequence[tuple], values: dict[str, Any], seed: int) -> list[dict]:
@@ -121,13 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a LibriSpeech tree, or any data set with a column `speaker`")
     parser.add_argument("--split", help="split, or sub-folder of the tree; default: all")
     for option in OPTIONS:
-        parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
+        parser.add_argument(option.name, type=option, default=option.default, help=option.help)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and test the heads, write `results.json` and `accuracy.png`, return the record."""
     began = time.time()
-    recipe = {option.name: option.check(getattr(arguments, option.name)) for option in OPTIONS}
+    recipe = {name: getattr(arguments, name) for name in (option.name[2:] for option in OPTIONS)}
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(), owned=(PLOT,))
     speech = load_speech(arguments.data, arguments.split)
     if "speaker" not in speech.column_names:
@@ -158,22 +157,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(arguments.seed)
     heads = [SpeakerHead(features.layers, features.dim, len(names), layer) for layer in (None, *layers)]
     weighted, *alone = train_heads(heads, data, recipe, arguments.seed)
-    split = arguments.split or "all"
-    metrics = [
-        {"metric": name, "value": value, "unit": "percent", "split": where, **more}
-        for name, value, where, more in (
-            ("accuracy", weighted["test"], split, {}),
-            ("last_layer_accuracy", alone[-1]["test"], split, {}),
-            ("accuracy", weighted["dev"], "dev", {}),
-            *(("layer_accuracy", found["test"], split, {"layer": layer}) for layer, found in enumerate(alone)),
-        )
-    ]
-    lines = {"each layer alone": dict(enumerate(found["test"] for found in alone))}
+    by_layer, split = [found["test"] for found in alone], arguments.split or "all"
+    values = [("accuracy", weighted["test"]), ("last_layer_accuracy", by_layer[-1]), ("accuracy", weighted["dev"])]
+    metrics = [{"metric": name, "value": value, "unit": "percent", "split": split} for name, value in values]
+    metrics[2]["split"] = "dev"
+    metrics += [metrics[0] | {"metric": "layer_accuracy", "value": v, "layer": n} for n, v in enumerate(by_layer)]
+    lines = {"each layer alone": dict(enumerate(by_layer))}
     lines["weighted sum of all"] = dict.fromkeys(layers, weighted["test"])
     plot_by_layer({"speaker identification, accuracy (%)": lines}, folder.path / PLOT, arguments.model)
     about = {"source": str(arguments.data), "split": arguments.split, "speakers": len(names), "skipped": dict(skipped)}
     record = new_record(
-        NAME,
+        "sid",
         protocol="quick",
         model=features.describe(arguments.model),
         metrics=metrics,
@@ -186,5 +180,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         selected=[found["step"] for found in (weighted, *alone)],
     )
     folder.finish(record)
-    print(f"accuracy {weighted['test']:.1f} % of {len(names)} speakers (last layer alone {alone[-1]['test']:.1f} %)")
+    print(f"accuracy {weighted['test']:.1f} % of {len(names)} speakers (last layer alone {by_layer[-1]:.1f} %)")
     return record

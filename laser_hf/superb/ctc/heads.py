@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ...errors import LaserError
-from ...records import RESULTS, read_record
 from ..features import WeightedSum
-from .tasks import TASKS
-
-WEIGHTS_NAME = "ctc_head.safetensors"
 
 
 def ctc_losses(
@@ -198,26 +188,7 @@ class Heads(nn.ModuleList):
         """What each head makes of a batch, as `CtcHead`; `seeds` are of what they draw in training."""
         found = []
         with torch.random.fork_rng([states.device] if states.is_cuda else []):
-            for number, head in enumerate(self):
-                if seeds is not None:
-                    torch.manual_seed(seeds[number])
+            for head, seed in zip(self, seeds or [0] * len(self), strict=True):
+                torch.manual_seed(seed)
                 found.append(head(states, lengths))
         return found
-
-
-def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
-    """The head of a finished `asr` or `pr` run in evaluation mode, and the record of the run.
-
-    `LaserError` if the folder holds no such run, or its head is damaged.
-    """
-    folder = Path(folder)
-    record = read_record(folder / RESULTS)
-    if record["task"] not in TASKS or not (folder / WEIGHTS_NAME).is_file():
-        raise LaserError(f"{folder} holds no {WEIGHTS_NAME}; give the output folder of one asr or pr run")
-    task, head = TASKS[record["task"]], record["head"]
-    built = task.build_head(SimpleNamespace(**record["recipe"]), head["layers"], head["dim"])
-    try:
-        built.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    except (SafetensorError, RuntimeError) as error:
-        raise LaserError(f"{folder / WEIGHTS_NAME} is damaged, or not the head of {RESULTS}: {error}") from error
-    return built.eval(), record

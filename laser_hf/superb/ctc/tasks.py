@@ -13,7 +13,7 @@ import jiwer
 
 from ...errors import LaserError
 from .lexicon import ARPABET, SUPERB_LEXICON, Lexicon
-from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, error_rate, split_words, value
+from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, collapse, error_rate, split_words, value
 
 if TYPE_CHECKING:
     from .heads import CtcHead
@@ -56,14 +56,13 @@ class PrRecipe(Recipe):
     batches_per_update: int = value(2, "gradient accumulation", low=1)
 
 
-# Found by trials on the shipped encoder; see docs/superb.md.
-_ASR_QUICK = AsrRecipe(
+ASR = {"superb": AsrRecipe(), "quick": AsrRecipe(
     max_steps=1300, eval_steps=325, learning_rate=2e-3, batch_size=4, projection_size=128, decay=0.3, stack=2,
     lstm_size=256, lstm_layers=1, dropout=0.3, warp_window=0, feature_masks=2, feature_mask_width=16, time_masks=1,
-)  # fmt: skip
-ASR = {"superb": AsrRecipe(), "quick": _ASR_QUICK}
+)}  # fmt: skip
 _PR_QUICK = PrRecipe(max_steps=200, eval_steps=50, learning_rate=5e-3, batch_size=8, max_train_utterances=300)
 PR = {"superb": PrRecipe(), "quick": _PR_QUICK}
+"""Recipes by protocol. `quick` was found by trials on the shipped encoder; see docs/superb.md."""
 
 
 class Asr(CtcTask):
@@ -101,8 +100,7 @@ class Asr(CtcTask):
         2,000, an eighth of a second: every full group of 32 is two batches of 16. What is left at the end stays one
         group, however long; a single utterance is dropped.
         """
-        order = sorted(range(len(samples)), key=lambda index: -samples[index])
-        groups, half = [], values.batch_size
+        groups, half, order = [], values.batch_size, sorted(range(len(samples)), key=lambda index: -samples[index])
         for start in range(0, len(order), 2 * half):
             group = order[start : start + 2 * half]
             if len(group) == 2 * half and samples[group[0]] > values.halve_above_samples:
@@ -120,13 +118,10 @@ class Asr(CtcTask):
         return CtcHead(layers, LstmHead(dim * values.stack, len(cls.LABELS), *sizes), augment, values.stack)
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        references = [self.written(item.reference) for item in decoded]
-        hypotheses = [self.written(item.hypothesis) for item in decoded]
-        found = {
-            "wer": 100 * jiwer.process_words(references, hypotheses).wer,
-            "cer": 100 * jiwer.process_characters(references, hypotheses).cer,
-            "uer": error_rate([item.reference for item in decoded], [item.hypothesis for item in decoded]),
-        }
+        units = [[item.reference for item in decoded], [item.hypothesis for item in decoded]]
+        texts = [list(map(self.written, one)) for one in units]
+        wer, cer = 100 * jiwer.process_words(*texts).wer, 100 * jiwer.process_characters(*texts).cer
+        found = {"wer": wer, "cer": cer, "uer": error_rate(*units)}
         return {self.PRIMARY: found[self.PRIMARY]} | found
 
     @staticmethod
@@ -164,13 +159,9 @@ class Pr(CtcTask):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
-        text = "lexicon files (WORD PHONE PHONE ...), in this order; of several pronunciations the first one counts. "
-        text += f"SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: the CMU dictionary"
+        text = f"WORD PHONE PHONE ...; the first of a word counts. SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: CMU's"
         parser.add_argument("--lexicon", nargs="+", metavar="FILE", help=text)
-        text = (
-            "words that the lexicon lacks: skip their utterances, counted and listed in the record; let the network of "
-        )
-        text += "g2p-en guess (needs the extra g2p); or stop"
+        text = "unknown words: skip their utterances (the record lists them), let g2p-en guess (extra g2p), or stop"
         parser.add_argument("--oov", choices=("skip", "g2p", "error"), default="skip", help=text)
 
     @classmethod
@@ -205,8 +196,7 @@ class Pr(CtcTask):
         """
         order, size, windows = sorted(range(len(labels)), key=lambda index: -labels[index]), values.batch_size, []
         for position in range(len(order)):
-            start = max(min(len(order) - size, position), 0)
-            window = order[start : start + size]
+            window = order[max(min(len(order) - size, position), 0) :][:size]
             if samples[window[0]] > values.halve_above_samples:
                 window = window[: max(size // 2, 1)]
             windows.append(sorted(window, key=lambda index: -samples[index]))
@@ -219,21 +209,14 @@ class Pr(CtcTask):
         return CtcHead(layers, LinearHead(dim, len(cls.LABELS), values.projection_size))
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        references, found = zip(*((one.reference, one.hypothesis) for one in decoded), strict=True)
-        merged = [
-            [phone for before, phone in zip([None, *units], units, strict=False) if phone != before] for units in found
-        ]
-        return {"per": error_rate(references, found), "per_2021": error_rate(references, merged)}
+        references, found = [one.reference for one in decoded], [one.hypothesis for one in decoded]
+        return {"per": error_rate(references, found), "per_2021": error_rate(references, list(map(collapse, found)))}
 
     def describe(self) -> dict[str, Any]:
         guessed = {"words": len(self.guessed), "listed": dict(sorted(self.guessed.items())[:LISTED])}
         return {"lexicon": self.lexicon.source, "oov": self.oov} | ({"guessed": guessed} if self.guessed else {})
 
     def changed(self) -> dict[str, Any]:
-        differs = (
-            {} if self.lexicon.is_superbs else {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
-        )
-        return differs | ({"guessed": {"superb": 0, "here": len(self.guessed)}} if self.guessed else {})
-
-
-TASKS: dict[str, type[CtcTask]] = {task.NAME: task for task in (Asr, Pr)}
+        lexicon = {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
+        guessed = {"guessed": {"superb": 0, "here": len(self.guessed)}} if self.guessed else {}
+        return guessed if self.lexicon.is_superbs else lexicon | guessed

@@ -17,10 +17,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ...console import LogLines
 from ...errors import LaserError
+from ...records import read_json
 from ...runs import WRITING, seal_checkpoint
 from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
@@ -85,14 +87,12 @@ class CtcTrainer(Trainer):
         self.features, self.task = features, task
         self.features.encoder.to(args.device)
         self._sums = torch.zeros(len(heads), device=args.device)  # of losses since the last log line
-        self._started = time.perf_counter()
-        self._earlier: float | None = None
+        self._started, self.earlier_seconds = time.perf_counter(), 0.0  # of training, by the log of earlier starts
 
     def create_optimizer(self, model=None):
         """Adam, which is AdamW without weight decay, with torch's defaults as in S3PRL; a group for each head."""
-        groups = [
-            {"params": [*head.parameters()], "lr": rate} for (_, rate), head in zip(self.runs, self.heads, strict=True)
-        ]
+        heads = zip(self.runs, self.heads, strict=True)
+        groups = [{"params": [*head.parameters()], "lr": rate} for (_, rate), head in heads]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         return self.optimizer
 
@@ -113,17 +113,12 @@ class CtcTrainer(Trainer):
         if model.training:
             place = [self.state.global_step, inputs["indices"]]
             seeds = [int(sha256(json.dumps([seed, *place]).encode()).hexdigest()[:12], 16) for seed, _ in self.runs]
-        found = []
-        for head, log_probs in zip(self.heads, model(states, frames, seeds), strict=True):
-            used = frames // head.stack
-            losses = ctc_losses(log_probs, used, inputs["targets"], inputs["target_lengths"])
-            found.append((log_probs, used, losses))
-        return found
+        used, targets = frames // self.heads[0].stack, (inputs["targets"], inputs["target_lengths"])
+        return [(one, used, ctc_losses(one, used, *targets)) for one in model(states, frames, seeds)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Share of this micro-batch in the losses of the update, added over heads: their gradients do not meet."""
-        if not inputs["indices"]:
-            # The other processes wait for this one's gradients.
+        if not inputs["indices"]:  # the other processes wait for this one's gradients
             nothing = torch.zeros(self.features.layers, 1, 20, self.features.dim, device=self.args.device)
             return 0.0 * sum(found.sum() for found in model(nothing, torch.tensor([20], device=self.args.device)))
         # DDP averages the gradients over the processes, hence the factor.
@@ -173,8 +168,7 @@ class CtcTrainer(Trainer):
         batches = [own[start : start + size] for start in range(0, len(own), size)]
         self.model.eval()  # the Trainer's next update sets it to training again
         found: list[tuple[int, int, list[str], float]] = []
-        # A generator of its own: decoding must not change what training draws.
-        loader = self._dataloader(split, batches, torch.Generator())
+        loader = self._dataloader(split, batches, torch.Generator())  # its own, so as not to change what training draws
         shown = self.args.process_index == 0 and not self.args.disable_tqdm
         for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown or None, leave=False):
             inputs = self._prepare_inputs(inputs)
@@ -185,14 +179,12 @@ class CtcTrainer(Trainer):
                 units, numbers = map(self.task.decode, paths), [number] * len(paths)
                 found += zip(numbers, inputs["indices"], units, losses.tolist(), strict=True)
         found = sorted(gather_object(found))
-        by_head = [[entry[1:] for entry in found if entry[0] == number] for number in range(len(self.heads))]
-        return [
-            (
-                [Decoded(split.utterances[i].id, units, list(split.utterances[i].units)) for i, units, _ in own],
-                sum(loss for _, _, loss in own) / len(own),
-            )
-            for own in by_head
-        ]
+        by_head = []
+        for number in range(len(self.heads)):
+            own = [(split.utterances[index], *entry) for which, index, *entry in found if which == number]
+            decoded = [Decoded(one.id, units, list(one.units)) for one, units, _ in own]
+            by_head.append((decoded, sum(loss for *_, loss in own) / len(own)))
+        return by_head
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Error rates of the dev split in percent, and its loss, by head; the weights of the best are kept."""
@@ -214,25 +206,19 @@ class CtcTrainer(Trainer):
 
         `selected` says of each the `step` (`None` for the last) and the `rule` it was chosen by.
         """
-        rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
+        self.selected = []
         for head, best in zip(self.heads, self.best, strict=True):
+            rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
             if best.step is None:
-                limit = (self.task.PRIMARY, self.task.FIRST_BEST)
-                logger.warning("no dev %s was below %s: the head of the last update is tested", *limit)
+                rule = f"last update: no dev {self.task.PRIMARY} was below {self.task.FIRST_BEST}"
+                logger.warning(rule)
             else:
                 head.load_state_dict(best.weights)
-        last = "last update: no dev value was low enough to be kept"
-        self.selected = [{"step": best.step, "rule": last if best.step is None else rule} for best in self.best]
-
-    def earlier_seconds(self) -> float:
-        """Seconds of training that the log knows of earlier starts."""
-        if self._earlier is None:
-            self._earlier = max((entry.get("trained_seconds", 0.0) for entry in self.state.log_history), default=0.0)
-        return self._earlier
+            self.selected.append({"step": best.step, "rule": rule})
 
     def trained_seconds(self) -> float:
-        """Those, and the seconds since the trainer was made."""
-        return self.earlier_seconds() + time.perf_counter() - self._started
+        """Seconds of training, over all starts."""
+        return self.earlier_seconds + time.perf_counter() - self._started
 
     def _save_checkpoint(self, model, trial):
         """Write it aside, with the best heads, so that it appears whole or not at all, and older ones go only then."""
@@ -252,4 +238,7 @@ class CtcTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.best = [Best(*best) for best in torch.load(Path(resume_from_checkpoint) / BEST_NAME, weights_only=True)]
+        folder = Path(resume_from_checkpoint)
+        self.best = [Best(*best) for best in torch.load(folder / BEST_NAME, weights_only=True)]
+        log = read_json(folder / TRAINER_STATE_NAME)["log_history"]
+        self.earlier_seconds = max((entry.get("trained_seconds", 0.0) for entry in log), default=0.0)
