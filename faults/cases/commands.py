@@ -204,9 +204,9 @@ FAULTS = [
     ),
     Fault(
         3,
-        "table: --json is one of the records",
-        _table(NOTHING, "--json", "out/results.json"),
-        says=("--json", "results.json"),
+        "table: --output is one of the records",
+        _table(NOTHING, "--output", "out/results.json"),
+        says=("--output", "results.json"),
         judge=lambda lab, outcome: None if "metrics" in _results(lab).read_text() else "record lost",
     ),
     Fault(4, "table: a folder without records", lambda lab: lab.run("superb", "table", lab.speech), says=("speech",)),

@@ -206,12 +206,9 @@ def load_features(
 ) -> Features:
     """Features by the name that `--model` takes; an encoder is moved to `device`.
 
-    Args:
-        model: `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights);
-            `LaserError` if it cannot be loaded.
-        revision: branch, tag or commit on the Hub.
-        seed: of fresh weights.
-        do_normalize: scale waveforms to mean 0 and variance 1; by default as the encoder's preprocessor says.
+    `model` is `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights from
+    `seed`); `LaserError` if it cannot be loaded. `revision` is a branch, tag or commit on the Hub; `do_normalize`
+    scales waveforms to mean 0 and variance 1; by default as the encoder's preprocessor says.
     """
     if model in SPECTRAL:
         return SpectralFeatures(model)

@@ -110,7 +110,7 @@ class FrameStore:
     ) -> None:
         """Append a batch: `frames[layer][i]` `(frames, dim)` of utterance `indices[i]`, and what was left out."""
         tensors = {str(index): torch.stack(layers) for index, *layers in zip(indices, *frames, strict=True)}
-        about = {"content": self._content, "utterances": json.dumps(list(indices)), "skipped": json.dumps(skipped)}
+        about = {"content": self._content, "utterances": json.dumps(indices), "skipped": json.dumps(skipped)}
         unfinished = self.folder / "unfinished"
         save_file(tensors, unfinished, about | {"sha256": _digest(about, tensors)})
         os.replace(unfinished, self._path(self.batches))
@@ -155,26 +155,25 @@ def fill(
         what = f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB"
         raise LaserError(f"{what}, and {store.folder} has {free / 2**30:.1f} GiB free; {advice}")
 
-    def decode(batch: Sequence[int]) -> tuple[list[int], list[torch.Tensor], list[tuple[int, str, str]]]:
-        indices, waveforms, skipped = [], [], []
+    def decode(batch: Sequence[int]) -> tuple[dict[int, torch.Tensor], list[tuple[int, str, str]]]:
+        waveforms, skipped = {}, []
         for index in batch:
             try:
-                waveforms.append(read(index))
-                indices.append(index)
+                waveforms[index] = read(index)
             except BadAudio as error:
                 skipped.append((index, error.kind, error.reason))
-        return indices, waveforms, skipped
+        return waveforms, skipped
 
     bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress or None, mininterval=1)
     batches = length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :]
     with ThreadPoolExecutor(1) as executor, bar:
         ahead = executor.submit(decode, batches[0] if batches else ())
         for _, following in pairwise([*batches, ()]):
-            indices, waveforms, skipped = ahead.result()
+            waveforms, skipped = ahead.result()
             ahead = executor.submit(decode, following)
-            encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
-            for position, index in enumerate(indices):
-                if not all(bool(layer[position].isfinite().all()) for layer in encoded):
+            encoded = features(list(waveforms.values()), store.layers) if waveforms else [[] for _ in store.layers]
+            for index, *layers in zip(waveforms, *encoded, strict=True):
+                if not all(bool(states.isfinite().all()) for states in layers):
                     raise LaserError(f"the model's frames of {names[index]} are not finite")
-            store.add(indices, encoded, skipped)
-            bar.update(len(indices) + len(skipped))
+            store.add(list(waveforms), encoded, skipped)
+            bar.update(len(waveforms) + len(skipped))

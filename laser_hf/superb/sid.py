@@ -1,14 +1,7 @@
 """`laser-hf superb sid`: how much of who speaks is in the frames? SUPERB's speaker identification on a few speakers.
 
-The head is S3PRL's (`downstream/voxceleb1`): a weighted sum of all hidden states, a linear map to 256, the mean over
-frames, a linear map to speakers, cross-entropy; Adam, 32 items an update, gradients clipped at 1, the head that does
-best on dev. All before the cross-entropy is linear, so the means of the hidden states over the frames are all that it
-needs, and each recording is encoded once. Fine-tuning moves the last layers, and the weighted sum may lean on others:
-each layer has a head of its own too.
-
-Protocol `quick`: speakers of any corpus instead of VoxCeleb1's 1,251, and stretches of a second instead of whole
-utterances, which a few speakers do not make hard enough. Recordings of one speaker share room and microphone, which the
-accuracy counts as the speaker's.
+The head is S3PRL's (`downstream/voxceleb1`). All before the cross-entropy is linear, so the means of the hidden states
+over the frames are all that it needs, and each recording is encoded once; each layer has a head of its own too.
 """
 
 from __future__ import annotations
@@ -91,11 +84,11 @@ def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float
 
 
 def train_heads(heads: Sequence[nn.Module], data: Sequence[tuple], values: dict[str, Any], seed: int) -> list[dict]:
-    """Train heads on the same batches; of each the accuracies (percent) on dev and test where dev was best, and `step`.
+    """Train heads on the same batches: Adam, 32 items an update, gradients clipped at 1.
 
-    `right` says of each item of test whether it is recognised, 0 or 1.
-
-    `data` holds means `(layers, items, dim)` and labels `(items,)` of train, dev and test; `values` those of `OPTIONS`.
+    Of each the accuracies (percent) on `dev` and `test` where dev was best, the `step`, and `right`: whether each item
+    of test is recognised, 0 or 1. `data` holds means `(layers, items, dim)` and labels `(items,)` of train, dev and
+    test; `values` those of `OPTIONS`.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizers = [torch.optim.Adam(head.parameters(), lr=values["learning_rate"]) for head in heads]
@@ -129,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and test the heads, write `results.json` and `accuracy.png`, return the record."""
     began = time.time()
-    recipe = {name: getattr(arguments, name) for name in (option.name[2:] for option in OPTIONS)}
+    recipe = {option.name[2:]: getattr(arguments, option.name[2:]) for option in OPTIONS}
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(), owned=(PLOT,))
     speech = load_speech(arguments.data, arguments.split)
     if "speaker" not in speech.column_names:
@@ -165,10 +158,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     metrics = [{"metric": name, "value": value, "unit": "percent", "split": split} for name, value in values]
     metrics[2]["split"] = "dev"
     metrics += [metrics[0] | {"metric": "layer_accuracy", "value": v, "layer": n} for n, v in enumerate(by_layer)]
-    lines = {"each layer alone": dict(enumerate(by_layer))}
-    lines["weighted sum of all"] = dict.fromkeys(layers, weighted["test"])
+    lines = {"each layer alone": dict(enumerate(by_layer)), "weighted sum": dict.fromkeys(layers, weighted["test"])}
     plot_by_layer({"speaker identification, accuracy (%)": lines}, folder.path / PLOT, arguments.model)
     about = {"source": str(arguments.data), "split": arguments.split, "speakers": len(names), "skipped": dict(skipped)}
+    right, labels = alone[-1]["right"], data[-1][1]
     record = new_record(
         "sid",
         protocol="quick",
@@ -181,13 +174,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         chance=100 / len(names),
         layer_weights=heads[0].weighted_sum.shares(),
         selected=[found["step"] for found in (weighted, *alone)],
-        last_layer_right=_by_speaker(names, alone[-1]["right"], data[-1][1]),
+        # Recognised stretches and all stretches of each speaker in test.
+        last_layer_right={names[n]: [int(right[labels == n].sum()), int((labels == n).sum())] for n in labels.unique()},
     )
     folder.finish(record)
     print(f"accuracy {weighted['test']:.1f} % of {len(names)} speakers (last layer alone {by_layer[-1]:.1f} %)")
     return record
-
-
-def _by_speaker(names: Sequence[str], right: torch.Tensor, labels: torch.Tensor) -> dict[str, list[int]]:
-    """Recognised stretches and all stretches of each speaker in test."""
-    return {names[one]: [int(right[labels == one].sum()), int((labels == one).sum())] for one in labels.unique()}

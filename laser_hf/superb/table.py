@@ -1,8 +1,6 @@
-"""`laser-hf superb table`: the LASER paper's tables, published values beside measured ones.
+"""`laser-hf superb table`: the LASER paper's tables, values of `published.json` beside measured ones of records.
 
-Rows are an encoder and what was done to it. Published values come from `published.json` with their sources, measured
-ones from records. A cell without a number stays empty. Numbers of protocol "quick" have a table of their own and never
-stand in a column of SUPERB numbers.
+Numbers of protocol "quick" have a table of their own and never stand in a column of SUPERB numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import LaserError
 from ..objectives import OBJECTIVES
@@ -32,20 +30,16 @@ COSTS = {"processed_hours": "processed speech, h", "time": "fine-tuning time, h"
 METRICS = {"asr": "wer", "pr": "per", "qbe": "mtwv"}
 SCORES = {"wer": "WER, %", "per": "PER, %", "mtwv": "QbE MTWV x 100"}
 GAINS = {"wer_gain": "ASR gain, %", "per_gain": "PR gain, %", "mtwv_gain": "QbE gain, %"}
-TABLES = (
-    (
-        "Table 1. Cost of fine-tuning",
-        COSTS,
-        "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
-    ),
-    (
-        "Table 2. SUPERB: speech recognition (WER), phone recognition (PER) and query by example",
-        SCORES | GAINS,
-        "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
-    ),
-    ("Table 3. What the regulariser does", SCORES, ""),
+TABLES = {
+    "Table 1. Cost of fine-tuning": COSTS,
+    "Table 2. SUPERB: speech recognition (WER), phone recognition (PER) and query by example": SCORES | GAINS,
+    "Table 3. What the regulariser does": SCORES,
+}
+NOTES = (
+    "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
+    "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
+    "",
 )
-"""Title, columns and note of each."""
 ABLATION = ("base", "soft_dtw", "laser")
 QUICK_TITLES = {
     "wer": "WER, %",
@@ -82,23 +76,15 @@ def parse_row(name: str) -> Row:
     return Row(name.strip(), "base")
 
 
-class Column(NamedTuple):
-    """A column: `origin` is published, measured or quick; the three never mix."""
-
-    key: str
-    origin: str
-    title: str
-
-
 @dataclass
 class Table:
-    """Rows by name, each with its cells by column (`key`, `origin`).
+    """Rows by name, each with its cells by column: (key, origin). Origins are published, measured and quick.
 
     A cell has a `value` and what is known of it: `standard_deviation`, `runs`, `source`, `evidence`, `record`.
     """
 
     title: str
-    columns: list[Column]
+    columns: dict[tuple[str, str], str]  # their titles
     rows: list[Row]
     note: str
     cells: dict[tuple[Row, str, str], dict[str, Any]] = field(default_factory=dict)
@@ -122,8 +108,8 @@ def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[T
     for entry in published["values"]:
         places[entry["table"] - 1].add(Row(entry["base"], entry["method"]))
     tables = []
-    for (title, titles, note), rows in zip(TABLES, places, strict=True):
-        columns = [Column(key, o, f"{name}, {o}") for key, name in titles.items() for o in ("published", "measured")]
+    for (title, names), rows, note in zip(TABLES.items(), places, NOTES, strict=True):
+        columns = {(key, o): f"{name}, {o}" for key, name in names.items() for o in ("published", "measured")}
         tables.append(Table(title, columns, _ordered(rows), note))
     for entry in published["values"]:
         cell = {name: entry[name] for name in ("value", "source", "evidence")}
@@ -168,9 +154,9 @@ def _put_gains(table: Table) -> None:
 
 def _quick_table(numbers: Sequence[Number]) -> Table:
     """One column for each task, metric and split, of the layer that the record reports."""
-    columns: dict[tuple[int, str], Column] = {}
+    columns: dict[tuple[int, str], str] = {}
     rows = _ordered({number.row for number in numbers})
-    table = Table("Quick. Protocol quick: small corpora, no SUPERB numbers", [], rows, _QUICK_NOTE)
+    table = Table("Quick. Protocol quick: small corpora, no SUPERB numbers", {}, rows, _QUICK_NOTE)
     for number in numbers:
         metric, split = number.entry["metric"], number.entry["split"]
         named = QUICK_TITLES.get(f"{number.task} {metric}", QUICK_TITLES.get(metric))
@@ -178,10 +164,10 @@ def _quick_table(numbers: Sequence[Number]) -> Table:
             key, title = f"{number.task} {metric} {split}", f"{named or metric}, {split} (quick)"
             shipped = number.task in TASKS  # these have no metric in common
             place = list(TASKS).index(number.task) if shipped else len(TASKS)
-            columns[place, key] = Column(key, "quick", title if shipped else f"{number.task}: {title}")
-            decimals = 2 if number.entry["unit"] == "percent" else 4
-            table.put(number.row, key, "quick", _cell(number, decimals=decimals))
-    table.columns = [columns[key] for key in sorted(columns)]
+            columns[place, key] = title if shipped else f"{number.task}: {title}"
+            cell = _cell(number, decimals=2 if number.entry["unit"] == "percent" else 4)
+            table.put(number.row, key, "quick", cell)
+    table.columns = {(key, "quick"): title for (_, key), title in sorted(columns.items())}
     return table
 
 
@@ -211,10 +197,9 @@ def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
     """All tables as Markdown, with sources and records below."""
     lines = []
     for table in tables:
-        rows = [["encoder", *(_plain(column.title) for column in table.columns)]]
+        rows = [["encoder", *map(_plain, table.columns.values())]]
         for row in table.rows:
-            cells = (table.cells.get((row, column.key, column.origin)) for column in table.columns)
-            rows.append([_plain(row_name(row)), *map(_text, cells)])
+            rows.append([_plain(row_name(row)), *(_text(table.cells.get((row, *column))) for column in table.columns)])
         head, *rest = (f"| {' | '.join(row)} |" for row in rows)
         lines += [f"### {table.title}", "", head, "|---" * len(rows[0]) + "|", *rest, ""]
         lines += [table.note, ""] if table.note else []

@@ -59,8 +59,7 @@ def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
 class SpecAugment:
     """SpecAugment (Park et al., 2019) with S3PRL's numbers. Masked values are 0.
 
-    Random numbers come from torch's CPU generator on every device: a seed gives the same masks
-    everywhere, and a resumed run goes on with the same ones.
+    Random numbers come from torch's CPU generator on every device: a seed gives the same masks everywhere.
     """
 
     warp_window: int = 5  # frames by which a moment moves at most; 0 for no warp
@@ -125,10 +124,13 @@ class BiLstm(nn.LSTM):
 
 
 class LstmHead(nn.Module):
-    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR)."""
+    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR).
+
+    Without LSTM layers, two linear maps and nothing between them, each frame by itself (SUPERB's PR).
+    """
 
     def __init__(
-        self, dim: int, classes: int, projection_size: int, lstm_size: int, lstm_layers: int = 2, dropout: float = 0.2
+        self, dim: int, classes: int, projection_size: int, lstm_size: int = 0, lstm_layers: int = 0, dropout: float = 0
     ):
         super().__init__()
         self.projection = nn.Linear(dim, projection_size)
@@ -143,19 +145,6 @@ class LstmHead(nn.Module):
         for lstm in self.lstms:
             hidden = self.dropout(lstm(hidden, lengths))
         return self.output(hidden)
-
-
-class LinearHead(nn.Module):
-    """Two linear maps and nothing between them (SUPERB's PR): `dim` -> `projection_size` -> `classes`."""
-
-    def __init__(self, dim: int, classes: int, projection_size: int):
-        super().__init__()
-        self.projection = nn.Linear(dim, projection_size)
-        self.output = nn.Linear(projection_size, classes)
-
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(batch, frames, dim) -> logits (batch, frames, classes), each frame by itself."""
-        return self.output(self.projection(features))
 
 
 class CtcHead(nn.Module):

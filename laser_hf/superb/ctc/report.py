@@ -54,25 +54,16 @@ def leave_run(
     addresses = " ".join(map(str, train.speech.info.download_checksums or ()))
     commit = re.search(r"@([0-9a-f]{40})/", addresses)  # of a data set on the Hub
     recipe = dataclasses.replace(command.recipe, learning_rate=rate)
+    fixed = {"optimizer": "Adam", "frozen_encoder": True, "cached_features": train.store is not None}
+    given = {name: getattr(arguments, name) for name in ("do_normalize", "micro_batch_size")}
+    source = {"source": arguments.data, "name": arguments.data_name}
+    source["revision"] = commit[1] if commit else arguments.data_revision
+    counts = {"train": train.counts(), "dev": dev.counts(), "test": [split.counts() for split in tests]}
+    sizes = {"layers": command.features.layers, "dim": command.features.dim}
     return new_record(
         task.NAME,
-        recipe={
-            **dataclasses.asdict(recipe),
-            "optimizer": "Adam",
-            "frozen_encoder": True,
-            "do_normalize": arguments.do_normalize,
-            "cached_features": train.store is not None,
-            "micro_batch_size": arguments.micro_batch_size,
-            **task.describe(),
-        },
-        data={
-            "source": arguments.data,
-            "name": arguments.data_name,
-            "revision": commit[1] if commit else arguments.data_revision,
-            "train": train.counts(),
-            "dev": dev.counts(),
-            "test": [split.counts() for split in tests],
-        },
+        recipe=dataclasses.asdict(recipe) | fixed | given | task.describe(),
+        data=source | counts,
         seed=seed,
         wall_seconds=time.time() - command.began + trainer.earlier_seconds,
         protocol=command.protocol,
@@ -81,12 +72,7 @@ def leave_run(
         changed_from_superb={**command.changed, **changes(recipe, task.RECIPES["superb"])},
         selected=trainer.selected[number],
         layer_weights=shares,
-        head={
-            "layers": command.features.layers,
-            "dim": command.features.dim,
-            "labels": list(task.LABELS),
-            "parameters": sum(p.numel() for p in head.parameters()),
-        },
+        head={**sizes, "labels": list(task.LABELS), "parameters": sum(p.numel() for p in head.parameters())},
         training={
             "updates": trainer.state.global_step,
             "seconds": round(trainer.trained_seconds(), 1),

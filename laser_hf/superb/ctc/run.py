@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments, set_seed
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...cli import refuse_lonely_launch
 from ...data import load_speech
@@ -78,8 +77,6 @@ class Command:
         progress = ("checkpoint-*", "features")
         self.folder = RunFolder(arguments.output_dir, RESULTS, progress, (*OWNED, *below))
         self.args = self.training_arguments()
-        if unknown := set(self.args.report_to) - {*INTEGRATION_TO_CALLBACK}:
-            raise LaserError(f"--report_to {unknown.pop()} is none of {', '.join(INTEGRATION_TO_CALLBACK)}")
         self.main = self.args.process_index == 0  # the process that writes
         if self.main:
             if self.folder.finished:  # and killed before it was tidy
@@ -185,9 +182,8 @@ class Command:
         for recipe, seed in product(self.recipes, range(first, first + self.arguments.runs)):
             set_seed(seed)
             heads[seed, recipe.learning_rate] = task.build_head(recipe, self.features.layers, self.features.dim)
-        train, dev, *tests = self.splits
-        size = self.arguments.micro_batch_size
-        trainer = CtcTrainer(heads, self.features, task, self.recipe, args, train, dev, size)
+        _, dev, *tests = self.splits
+        trainer = CtcTrainer(self, heads)
         if checkpoint:
             logger.info("Resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -166,7 +166,7 @@ class CtcTask:
             "keep hidden states on disk, so that an utterance is encoded once; dev: of that split; auto: yes for quick"
         )
         add("--cache_features", choices=("auto", "yes", "dev", "no"), default="auto", help=text)
-        add("--report_to", default="tensorboard", help="where to log: tensorboard, wandb, none")
+        add("--report_to", choices=("tensorboard", "wandb", "none"), default="tensorboard", help="where to log")
         add("--ddp_backend", help="gloo for several processes on a CPU")
         add("--disable_tqdm", action="store_true", help="no progress bars")
 
@@ -205,14 +205,9 @@ class CtcTask:
         return [index.get(unit, self.UNKNOWN) for unit in self.units(transcript)] + [self.END]
 
     @classmethod
-    def symbols(cls, classes: Sequence[int]) -> list[str]:
-        """Units of a target or a collapsed path: its labels without blank and `END`."""
-        return [cls.LABELS[number] for number in classes if number not in (0, cls.END)]
-
-    @classmethod
     def decode(cls, path: Sequence[int]) -> list[str]:
-        """Units of a greedy path."""
-        return cls.symbols(collapse(path))
+        """Units of a greedy path: its collapsed labels without `END`."""
+        return [cls.LABELS[number] for number in collapse(path) if number != cls.END]
 
     @staticmethod
     def written(units: Sequence[str]) -> str:

@@ -9,14 +9,14 @@ import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -24,22 +24,16 @@ from ...console import LogLines
 from ...errors import LaserError
 from ...records import read_json
 from ...runs import WRITING, seal_checkpoint
-from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
 from .heads import CtcHead, Heads, ctc_losses
-from .task import CtcTask, Decoded, Recipe
+from .task import Decoded
+
+if TYPE_CHECKING:
+    from .run import Command
 
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "best_heads.pt"
-
-
-class Best(NamedTuple):
-    """The best weights of a head so far, after the update `step`; none of them below `value` without a step."""
-
-    value: float
-    step: int | None = None
-    weights: dict[str, torch.Tensor] | None = None
 
 
 class CtcTrainer(Trainer):
@@ -50,41 +44,30 @@ class CtcTrainer(Trainer):
     Checkpoints hold the heads, not the encoder. An update is the same, up to rounding, whatever the number of processes
     and the micro-batch size.
 
-    Args:
-        heads: by (seed, learning rate).
-        features: of the encoder, which stays as it is; it is moved to the device of training.
-        args: options of the Trainer; `gradient_accumulation_steps` is set here. Its seed orders the batches.
-        micro_batch_size: utterances a process holds at once in training; `None` for whole batches.
+    `command` has the options of the Trainer, `args`, whose seed orders the batches; its encoder moves to their device.
+    `heads` are by (seed, learning rate).
     """
 
-    def __init__(
-        self,
-        heads: Mapping[tuple[int, float], CtcHead],
-        features: EncoderFeatures,
-        task: CtcTask,
-        recipe: Recipe,
-        args: TrainingArguments,
-        train: Split,
-        dev: Split,
-        micro_batch_size: int | None = None,
-    ) -> None:
+    def __init__(self, command: Command, heads: Mapping[tuple[int, float], CtcHead]) -> None:
+        self.features, self.task, args, recipe = command.features, command.task, command.args, command.recipe
+        train, dev, *_ = command.splits
         if args.n_gpu > 1:
             logger.warning("%d GPUs are visible; start with `accelerate launch` to use more than one", args.n_gpu)
             args._n_gpu = 1
-        groups = task.groups(train.samples, [len(one.target) for one in train.utterances], recipe)
-        updates = (recipe.max_steps, getattr(recipe, "batches_per_update", 1))
-        place = (args.world_size, args.process_index, args.seed)
-        self.sampler = UpdateSampler(groups, *updates, micro_batch_size, *place)
+        groups = self.task.groups(train.samples, [len(one.target) for one in train.utterances], recipe)
+        updates = (recipe.max_steps, getattr(recipe, "batches_per_update", 1), command.arguments.micro_batch_size)
+        self.sampler = UpdateSampler(groups, *updates, args.world_size, args.process_index, args.seed)
         args.gradient_accumulation_steps = self.sampler.micro_batches
         self.runs, self.heads = list(heads), list(heads.values())
         # What a log says of one head of several ends in its number.
         self.marks = [f"/{number}" for number in range(len(heads))] if len(heads) > 1 else [""]
-        self.best: list[Best] = [Best(math.inf if task.FIRST_BEST is None else task.FIRST_BEST) for _ in heads]
+        limit = math.inf if self.task.FIRST_BEST is None else self.task.FIRST_BEST
+        # The best weights of each head so far, after the update `step`; without a step none was below the value.
+        self.best: list[dict[str, Any]] = [{"value": limit, "step": None, "weights": None} for _ in heads]
         model = Heads(self.heads)
         super().__init__(model=model, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
         self.loss_is_scaled_for_ga = True  # compute_loss weights every utterance by its share in the update
         LogLines.replace_bars(self, {name: name.upper() for name in ("per", "wer", "cer")}, "dev")
-        self.features, self.task = features, task
         self.features.encoder.to(args.device)
         self._sums = torch.zeros(len(heads), device=args.device)  # of losses since the last log line
         self._started, self.earlier_seconds = time.perf_counter(), 0.0  # of training, by the log of earlier starts
@@ -192,11 +175,11 @@ class CtcTrainer(Trainer):
         for number, (decoded, loss) in enumerate(self.decode(self.eval_dataset)):
             if self.left_out(number) == step:
                 raise LaserError(f"no gradient of {step} updates was a number: is the encoder finite?")
-            values = self.task.metrics(decoded)
-            metrics |= {f"eval_{name}{self.marks[number]}": one for name, one in {**values, "loss": loss}.items()}
-            if values[self.task.PRIMARY] < self.best[number].value:
+            values = self.task.metrics(decoded) | {"loss": loss}
+            metrics |= {f"eval_{name}{self.marks[number]}": one for name, one in values.items()}
+            if (value := values[self.task.PRIMARY]) < self.best[number]["value"]:
                 weights = {name: weight.cpu().clone() for name, weight in self.heads[number].state_dict().items()}
-                self.best[number] = Best(values[self.task.PRIMARY], step, weights)
+                self.best[number] = {"value": value, "step": step, "weights": weights}
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -209,12 +192,12 @@ class CtcTrainer(Trainer):
         self.selected = []
         for head, best in zip(self.heads, self.best, strict=True):
             rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
-            if best.step is None:
+            if best["step"] is None:
                 rule = f"last update: no dev {self.task.PRIMARY} was below {self.task.FIRST_BEST}"
                 logger.warning(rule)
             else:
-                head.load_state_dict(best.weights)
-            self.selected.append({"step": best.step, "rule": rule})
+                head.load_state_dict(best["weights"])
+            self.selected.append({"step": best["step"], "rule": rule})
 
     def trained_seconds(self) -> float:
         """Seconds of training, over all starts."""
@@ -231,7 +214,7 @@ class CtcTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            torch.save([tuple(best) for best in self.best], Path(folder) / WRITING / name / BEST_NAME)
+            torch.save(self.best, Path(folder) / WRITING / name / BEST_NAME)
             seal_checkpoint(Path(folder) / WRITING / name, Path(folder) / name)
             rotate_checkpoints(folder, limit)
         self.accelerator.wait_for_everyone()
@@ -239,6 +222,6 @@ class CtcTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
-        self.best = [Best(*best) for best in torch.load(folder / BEST_NAME, weights_only=True)]
+        self.best = torch.load(folder / BEST_NAME, weights_only=True)
         log = read_json(folder / TRAINER_STATE_NAME)["log_history"]
         self.earlier_seconds = max((entry.get("trained_seconds", 0.0) for entry in log), default=0.0)
