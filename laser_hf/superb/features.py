@@ -15,6 +15,7 @@ import torch
 import torchaudio
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.types import Device
 
 from ..data import BadAudio, SpeedPitch, audio_seconds, decode_audio
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
@@ -198,11 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser, layer: bool = True) -> None:
 
 
 def load_features(
-    model: str,
-    revision: str | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    do_normalize: bool | None = None,
+    model: str, revision: str | None = None, seed: int = 0, device: Device = "cpu", do_normalize: bool | None = None
 ) -> Features:
     """Features by the name that `--model` takes; an encoder is moved to `device`.
 

@@ -28,6 +28,7 @@ from .features import Features
 
 logger = logging.getLogger(__name__)
 
+Skipped = Sequence[tuple[int, str, str]]
 BATCH_SECONDS = 60.0
 """Audio encoded at once, padding included."""
 
@@ -77,37 +78,29 @@ class FrameStore:
         self.skipped: dict[int, tuple[str, str]] = {}
         """Kind and reason of each utterance that could not be used."""
         self.batches, self._content = 0, json.dumps([self.layers, dim, key])
-        while about := self._read_about():
+        while (path := self._path(self.batches)).exists():
+            about, tensors = {}, {}
+            with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about.pop("sha256", None) != _digest(about, tensors):
+                logger.warning("%s is damaged and made again", path)
+                break
             if about["content"] != self._content:
                 shutil.rmtree(self.folder)
                 break
             self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _read_about(self) -> dict[str, str]:
-        """Metadata of the next batch; empty if it is missing or damaged, so that it is encoded again."""
-        about, tensors = {}, {}
-        if not (path := self._path(self.batches)).exists():
-            return about
-        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about.pop("sha256", None) == _digest(about, tensors):
-            return about
-        logger.warning("%s is damaged and made again", path)
-        return {}
-
     def _path(self, batch: int) -> Path:
         return self.folder / f"batch-{batch:06d}.safetensors"
 
-    def _enter(self, indices: Sequence[int], skipped: Sequence[tuple[int, str, str]]) -> None:
+    def _enter(self, indices: Sequence[int], skipped: Skipped) -> None:
         self.places |= dict.fromkeys(indices, self.batches)
         self.skipped |= {index: (kind, reason) for index, kind, reason in skipped}
         self.batches += 1
 
-    def add(
-        self, indices: Sequence[int], frames: Sequence[Sequence[torch.Tensor]], skipped: Sequence[tuple[int, str, str]]
-    ) -> None:
+    def add(self, indices: Sequence[int], frames: Sequence[Sequence[torch.Tensor]], skipped: Skipped) -> None:
         """Append a batch: `frames[layer][i]` `(frames, dim)` of utterance `indices[i]`, and what was left out."""
         tensors = {str(index): torch.stack(layers) for index, *layers in zip(indices, *frames, strict=True)}
         about = {"content": self._content, "utterances": json.dumps(indices), "skipped": json.dumps(skipped)}
@@ -155,7 +148,7 @@ def fill(
         what = f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB"
         raise LaserError(f"{what}, and {store.folder} has {free / 2**30:.1f} GiB free; {advice}")
 
-    def decode(batch: Sequence[int]) -> tuple[dict[int, torch.Tensor], list[tuple[int, str, str]]]:
+    def decode(batch: Sequence[int]) -> tuple[dict[int, torch.Tensor], Skipped]:
         waveforms, skipped = {}, []
         for index in batch:
             try:

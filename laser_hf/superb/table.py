@@ -124,7 +124,11 @@ def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[T
                 table.put(number.row, number.entry["metric"], "measured", cell)
     for record, task in sorted({(number.record, number.task) for number in superb if number.record not in shown}):
         logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record, METRICS[task])
-    _put_gains(tables[1])
+    for (row, key, origin), own in list(tables[1].cells.items()):  # relative to the base encoder
+        base = tables[1].cells.get((Row(row.base, "base"), key, "measured"))
+        if origin == "measured" and row.method != "base" and base and base["value"]:
+            gain = (own["value"] / base["value"] - 1) * (100 if key == "mtwv" else -100)
+            tables[1].put(row, f"{key}_gain", "measured", {"value": gain, "record": own["record"]})
     return tables + ([_quick_table(quick)] if quick else [])
 
 
@@ -140,16 +144,6 @@ def _cell(number: Number, scale: float = 1, **more: Any) -> dict[str, Any]:
     if (deviation := number.entry.get("standard_deviation")) is not None:
         cell |= {"standard_deviation": deviation * scale, "runs": number.runs}
     return cell
-
-
-def _put_gains(table: Table) -> None:
-    """Relative gains of the measured cells over their base encoder."""
-    for (row, key, origin), own in list(table.cells.items()):
-        base = table.cells.get((Row(row.base, "base"), key, "measured"))
-        if origin == "measured" and row.method != "base" and base and base["value"]:
-            change = (own["value"] - base["value"]) / base["value"] * 100
-            cell = {"value": change if key == "mtwv" else -change, "record": own["record"]}
-            table.put(row, f"{key}_gain", "measured", cell)
 
 
 def _quick_table(numbers: Sequence[Number]) -> Table:

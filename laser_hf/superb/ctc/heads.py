@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..features import WeightedSum
 
 
-def ctc_losses(
-    log_probs: torch.Tensor, frames: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
-) -> torch.Tensor:
+def ctc_losses(log_probs: Tensor, frames: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Loss of each utterance divided by the length of its target, (batch,) float32.
 
     Their mean is `torch.nn.CTCLoss(reduction="mean", zero_infinity=True)`: a target that does not fit into its frames
@@ -27,7 +25,7 @@ def ctc_losses(
     return losses / target_lengths.clamp(min=1).to(losses)
 
 
-def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
+def time_warp(features: Tensor, window: int) -> Tensor:
     """Move a random moment of one utterance (frames, dim) by up to `window` frames; the length stays.
 
     Of T frames the centre is drawn from {window, ..., T - window - 1} and its new place from
@@ -44,7 +42,7 @@ def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
     return torch.cat(resized, dim=2)[0, 0]
 
 
-def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
+def draw_mask(batch: int, size: int, masks: int, width: int) -> Tensor:
     """Positions to clear, (batch, size) bool: for each utterance `masks` runs of 0 to `width` - 1 positions.
 
     A run starts in {0, ..., max(1, size - widest) - 1} where `widest` is the widest run of the whole batch.
@@ -68,7 +66,7 @@ class SpecAugment:
     time_masks: int = 2  # likewise of frames; placed anywhere in the padded batch, as in S3PRL
     time_mask_width: int = 40
 
-    def __call__(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Augment a padded batch (batch, frames, dim) with `lengths` (batch,) frames in use."""
         batch, frames, dim = features.shape
         if self.warp_window:
@@ -85,7 +83,7 @@ class SpecAugment:
         return features
 
 
-def reverse_valid(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def reverse_valid(features: Tensor, lengths: Tensor) -> Tensor:
     """Reverse the first `lengths` (batch,) frames of each utterance of (batch, frames, dim); padding stays."""
     position = torch.arange(features.shape[1], device=features.device)
     lengths = lengths.to(features.device).unsqueeze(1)
@@ -104,7 +102,7 @@ class BiLstm(nn.LSTM):
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
 
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, input_size) -> (batch, frames, 2 * hidden_size); frames in the padding mean nothing."""
         if features.is_cuda:
             return self.packed(features, lengths)
@@ -112,12 +110,12 @@ class BiLstm(nn.LSTM):
         back = reverse_valid(self._one_way(reverse_valid(features, lengths), "_reverse"), lengths)
         return torch.cat((ahead, back), dim=2)
 
-    def packed(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def packed(self, features: Tensor, lengths: Tensor) -> Tensor:
         """`forward` as one call of cuDNN."""
         sequences = pack_padded_sequence(features, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(super().forward(sequences)[0], True, total_length=features.shape[1])[0]
 
-    def _one_way(self, features: torch.Tensor, way: str) -> torch.Tensor:
+    def _one_way(self, features: Tensor, way: str) -> Tensor:
         weights = [getattr(self, f"{name}_l0{way}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         start = features.new_zeros(1, len(features), self.hidden_size)
         return torch.lstm(features, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
@@ -139,7 +137,7 @@ class LstmHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(sizes[-1], classes)
 
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) with `lengths` (batch,) -> logits (batch, frames, classes)."""
         hidden = self.projection(features)
         for lstm in self.lstms:
@@ -158,7 +156,7 @@ class CtcHead(nn.Module):
         self.weighted_sum = WeightedSum(layers)
         self.head, self.augment, self.stack = head, augment, stack
 
-    def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """States (layers, batch, frames, dim), frames in use (batch,) -> (batch, frames // stack, classes) float32."""
         features = self.weighted_sum(states)
         if self.training and self.augment is not None:
@@ -171,9 +169,7 @@ class CtcHead(nn.Module):
 class Heads(nn.ModuleList):
     """Heads that see the same states, each with random numbers of its own: none knows of the others."""
 
-    def forward(
-        self, states: torch.Tensor, lengths: torch.Tensor, seeds: Sequence[int] | None = None
-    ) -> list[torch.Tensor]:
+    def forward(self, states: Tensor, lengths: Tensor, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """What each head makes of a batch, as `CtcHead`; `seeds` are of what they draw in training."""
         found = []
         with torch.random.fork_rng([states.device] if states.is_cuda else []):

@@ -39,23 +39,6 @@ OWNED = ("*/hyp.txt", "*/ref.txt", "*/worst.txt", "runs", "plots", LOG_NAME, WEI
 """What a run leaves besides checkpoints, recipe and record: of several each below `seed-N` or `rate-R-seed-N`."""
 
 
-def run(kind: type[CtcTask], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run as the command line says and return the record of `OUT/results.json` (empty on other processes)."""
-    refuse_lonely_launch("-m laser_hf.superb ... --device cpu")
-    command = Command(kind, arguments)
-    record = command.train_and_test()
-    if command.main:
-        logger.info("Everything is in %s", command.folder.path)
-        for split in command.splits:
-            if (skipped := split.counts()["skipped"])["share"] >= 0.02:
-                what = f"{skipped['share']:.0%} of the utterances of {split.name} are left out: {skipped['by_kind']}"
-                print(f"Note: {what}" + "; --oov g2p keeps unknown words" * ("unknown_word" in skipped["by_kind"]))
-        for metric in record["metrics"]:
-            spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
-            print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({record['protocol']})")
-    return record
-
-
 def tidy(folder: RunFolder) -> None:
     """Delete what only an unfinished run needs."""
     for left in (*folder.path.glob("checkpoint-*"), folder.path / "features", folder.path / WRITING):
@@ -69,6 +52,7 @@ class Command:
     """
 
     def __init__(self, kind: type[CtcTask], arguments: argparse.Namespace) -> None:
+        refuse_lonely_launch("-m laser_hf.superb ... --device cpu")
         self.arguments, self.began = arguments, time.time()
         if arguments.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
             raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
@@ -171,10 +155,13 @@ class Command:
             **self.task.describe(),
         }
 
-    def train_and_test(self) -> dict[str, Any]:
-        """Train the heads, or go on with them, decode test and dev with the best weights, and finish the folder."""
-        args, task, folder = self.args, self.task, self.folder
-        with args.main_process_first(local=False, desc="preparing the output folder"):
+    def run(self) -> dict[str, Any]:
+        """Train the heads, or go on with them, decode test and dev with the best weights, and finish the folder.
+
+        Returns the record of `OUT/results.json`, which is empty on other processes than the first.
+        """
+        task, folder = self.task, self.folder
+        with self.args.main_process_first(local=False, desc="preparing the output folder"):
             if self.main:
                 folder.prepare(self.fingerprint())
             checkpoint = folder.last_checkpoint()
@@ -202,5 +189,15 @@ class Command:
             record = records[0] if len(heads) == 1 else summarise(self, records)
             folder.finish(record)
             tidy(folder)
+            logger.info("Everything is in %s", folder.path)
+            for split in self.splits:
+                if (skipped := split.counts()["skipped"])["share"] >= 0.02:
+                    what = (
+                        f"{skipped['share']:.0%} of the utterances of {split.name} are left out: {skipped['by_kind']}"
+                    )
+                    print(f"Note: {what}" + "; --oov g2p keeps unknown words" * ("unknown_word" in skipped["by_kind"]))
+            for metric in record["metrics"]:
+                spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""
+                print(f"{metric['split']} {metric['metric']}: {metric['value']:.2f}{spread} ({record['protocol']})")
         trainer.accelerator.wait_for_everyone()
         return record

@@ -173,9 +173,9 @@ class CtcTask:
     @classmethod
     def run(cls, arguments: argparse.Namespace) -> dict[str, Any]:
         """Train, choose, test; return the record."""
-        from .run import run
+        from .run import Command
 
-        return run(cls, arguments)
+        return Command(cls, arguments).run()
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> CtcTask:

@@ -240,17 +240,14 @@ class Pr(CtcTask):
         except UnusableText as error:
             if error.words and self.oov == "error":
                 raise LaserError(f"{error.reason}; add it to the lexicon, or give --oov skip or g2p") from error
-            if self.oov == "skip" or not all(map(self._guess, error.words)):
+            if self.oov == "skip":
                 raise
+            for word in error.words:
+                with contextlib.suppress(ValueError):  # the network refuses digits
+                    phones = list(self._g2p.pronounce(word.lower().strip("'")))
+                    if set(phones) <= set(ARPABET):
+                        self.lexicon.pronunciations[word] = self.guessed[word] = phones
         return self.lexicon.phones(transcript)
-
-    def _guess(self, word: str) -> bool:
-        """Enter a guessed pronunciation; false if the network has none in SUPERB's phones, as for digits."""
-        with contextlib.suppress(ValueError):
-            phones = list(self._g2p.pronounce(word.lower().strip("'")))
-            if set(phones) <= set(ARPABET):
-                self.lexicon.pronunciations[word] = self.guessed[word] = phones
-        return word in self.guessed
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: PrRecipe) -> list[list[int]]:
         """A window of `batch_size` utterances slid over them by descending target length; one for each utterance.
