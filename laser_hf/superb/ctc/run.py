@@ -125,7 +125,7 @@ class Command:
             known = read_json(path, dict)
         for name in (given.train_split, given.dev_split, *given.test_split):
             speech, limit = load_speech(given.data, name, **where), None if splits else self.recipe.max_train_utterances
-            splits.append(read_split(speech, name, self.task, self.features.shortest, limit, shown, known))
+            splits.append(read_split(speech, name, self.task, known, self.features.shortest, limit, shown))
         if self.main:
             write_json(path, known)
         return splits
