@@ -1,13 +1,13 @@
 """How two evaluation sets agree: word and phone times, and the query-by-example task.
 
-python -m experiments.agreement evaluation OTHER --output experiments/records/evaluation_set.json
+python -m experiments.agreement evaluation OTHER
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from laser_hf.records import read_json, write_json
 from laser_hf.superb.discrimination import Token, read_alignments
 from laser_hf.superb.qbe.data import TABLES, read_tables
 
+from .tables import table
+
+RECORD = Path(__file__).resolve().parent / "records" / "evaluation_set.json"
 NEAR = 0.05  # seconds between the starts of a word in two sets
 
 
@@ -67,12 +70,39 @@ def compare_tasks(ours: Path, theirs: Path) -> dict[str, Any]:
     }
 
 
+def draw(record: dict[str, Any]) -> str:
+    """The set, and how it agrees with the other, as two Markdown tables."""
+    splits, agreement = record["splits"], record["agreement"]
+    share = "{:.2%}".format
+
+    def row(label: str, cells: Callable[[str], str]) -> list[str]:
+        return [label, *(cells(split) for split in splits)]
+
+    def boundaries(kind: str, ms: int) -> list[str]:
+        found = {split: agreement[split][kind] for split in splits}
+        ratio = {split: one[f"boundaries within {ms} ms"] / one["boundaries"] for split, one in found.items()}
+        return row(f"boundaries of {kind} {f'at most {ms} ms apart' if ms else 'equal'}", lambda s: share(ratio[s]))
+
+    reasons = {reason: None for one in splits.values() for reason in one["without times"]}
+    size = "{utterances} of {speakers} speakers, {minutes} minutes".format_map
+    lost = [row(f"no times: {why}", lambda s, why=why: str(splits[s]["without times"].get(why, 0))) for why in reasons]
+    first = [
+        row("utterances", lambda s: size(splits[s])),
+        row("with times", lambda s: str(splits[s]["aligned"])),
+        *lost,
+        row("with times here / there / in both", lambda s: " / ".join(map(str, agreement[s]["utterances"].values()))),
+        *(boundaries(kind, ms) for kind in ("words", "phones") for ms in (0, 20, 50)),
+    ]
+    second = [[name, *map(str, agreement["qbe"][name].values())] for name in ("queries", "targets")]
+    return f"{table(['', *splits], first)}\n\n{table(['query by example', 'here', 'there', 'in both'], second)}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the record of a set that `scripts/make_evaluation_set.py` built, and how it agrees with another."""
     parser = argparse.ArgumentParser(prog="python -m experiments.agreement", description=__doc__.splitlines()[0])
     parser.add_argument("ours", type=Path, help="output folder of scripts/make_evaluation_set.py")
     parser.add_argument("theirs", type=Path, help="folder with alignments.tsv and qbe")
-    parser.add_argument("--output", type=Path, required=True, help="record (.json)")
+    parser.add_argument("--output", type=Path, default=RECORD, help="record (default: %(default)s)")
     options = parser.parse_args(argv)
     record = read_json(options.ours / "evaluation_set.json", dict)
     agreement = {
