@@ -71,8 +71,9 @@ def compare_tasks(ours: Path, theirs: Path) -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any]) -> str:
-    """The set, and how it agrees with the other, as two Markdown tables."""
-    splits, agreement = record["splits"], record["agreement"]
+    """The set, and how it agrees with the other, as two Markdown tables: the splits that have times."""
+    splits = {split: about for split, about in record["splits"].items() if "aligned" in about}
+    agreement = record["agreement"]
     share = "{:.2%}".format
 
     def row(label: str, cells: Callable[[str], str]) -> list[str]:
