@@ -1,8 +1,6 @@
 """The pairs of an update on one process: moved to the device, completed there, and cut into padded micro-batches.
 
-The loader yields them in the order of their draw. The trainer sorts them by length, so that a micro-batch needs little
-padding. The loss of an update is a mean over its pairs and padding changes no frame, so the cut changes an update
-through dropout alone. (Spin is the exception: it assigns codes to the frames of a micro-batch together.)
+Padding changes no frame, so the cut changes an update through dropout alone (but for Spin, whose frames share codes).
 """
 
 from __future__ import annotations
@@ -38,19 +36,14 @@ def pack(pairs: Sequence[Pair | None]) -> Update:
     """
     pairs = [pair for pair in pairs if pair is not None]
     waveforms = [pair[view] for pair in pairs for view in VIEWS if pair[view] is not None]
-    return {
-        "samples": torch.cat(waveforms) if waveforms else torch.zeros(0),
-        "pairs": [
-            {**pair, **{view: None if pair[view] is None else len(pair[view]) for view in VIEWS}} for pair in pairs
-        ],
-    }
+    packed = [pair | {view: None if pair[view] is None else len(pair[view]) for view in VIEWS} for pair in pairs]
+    return {"samples": torch.cat(waveforms) if waveforms else torch.zeros(0), "pairs": packed}
 
 
 def unpack(update: Update, device: torch.device | str) -> list[Pair]:
     """The pairs, skipped ones included, with waveforms on `device`; the copy from pinned memory does not block."""
     samples, used, pairs = to_device(update["samples"], torch.device(device)), 0, []
-    for packed in update["pairs"]:
-        pair = dict(packed)
+    for pair in map(dict, update["pairs"]):
         for view in VIEWS:
             if pair[view] is not None:
                 pair[view], used = samples[used : used + pair[view]], used + pair[view]
@@ -66,12 +59,10 @@ def add_perturbed_views(
 
     The function returned gives the pairs. Raises `LaserError` where there is no perturbation to make the views.
     """
-    if all(pair["perturbed"] is not None for pair in pairs):
-        return lambda: list(pairs)
-    if perturbation is None:
+    if perturbation is None and any(pair["perturbed"] is None for pair in pairs):
         raise LaserError(
-            "the pairs come without their perturbed view (PairTransform with perturb=False), and the training set has "
-            "no attribute `perturbation` to make it with; PairDataset has one"
+            "the pairs lack their perturbed view (PairTransform with perturb=False), and the training set has no "
+            "attribute `perturbation` to make it with; PairDataset has one"
         )
     with record_function("perturb"):
         return begin_pairs(pairs, perturbation, min_samples)
@@ -94,11 +85,9 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
     The system may kill a process that takes too much, so that a batch whose first layer alone is too large (its input
     and output, in 16 bits) is refused beforehand.
     """
-    lengths = [0, *torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist()]
-    longest = max(lengths)
-    where = f"utterance {batch['ids'][lengths.index(longest) - 1]}" if longest else "an empty batch"
-    count = len(batch["ids"])
-    what = f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count},"
+    lengths, count = torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist(), len(batch["ids"])
+    longest, name = max(zip(lengths, batch["ids"], strict=True), default=(0, "none"))
+    what = f"utterance {name} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count},"
     mend = "give --max_seconds or --crop_seconds, or a smaller --per_device_train_batch_size"
     if longest > 60 * SAMPLE_RATE:
         needed = 2 * 2 * 2 * count * longest // config.conv_stride[0] * config.conv_dim[0]
@@ -106,8 +95,8 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if needed > free:
-            found = f"{needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free"
-            raise LaserError(f"{what} does not fit into memory: {found}; {mend}")
+            sizes = f"{needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free"
+            raise LaserError(f"{what} does not fit into memory: {sizes}; {mend}")
     with in_memory(what, mend):
         yield
 
@@ -125,15 +114,14 @@ def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> t
 
     The clean ones come first, except where `swap`, bool `(pairs,)` on the CPU, is set. `batch` is as of `pad_pairs`.
     """
-    clean, perturbed = batch["clean"], batch["perturbed"]
-    longest = max(clean.shape[1], perturbed.shape[1])
-    clean, perturbed = (torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
-    waveforms, lengths = (clean, perturbed), (batch["clean_lengths"], batch["perturbed_lengths"])
+    longest = max(batch[view].shape[1] for view in VIEWS)
+    pad = torch.nn.functional.pad
+    waveforms = torch.stack([pad(batch[view], (0, longest - batch[view].shape[1])) for view in VIEWS])
+    lengths = torch.stack([batch[f"{view}_lengths"] for view in VIEWS])
     if swap is not None:
-        on_device = to_device(swap, clean.device).unsqueeze(1)
-        waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
-        lengths = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
-    return torch.cat(waveforms), torch.cat(lengths)
+        waveforms = torch.where(to_device(swap, waveforms.device).unsqueeze(1), waveforms.flip(0), waveforms)
+        lengths = torch.where(swap, lengths.flip(0), lengths)
+    return waveforms.flatten(0, 1), lengths.flatten()
 
 
 def check_views(dataset, objective: Objective) -> None:

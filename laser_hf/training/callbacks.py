@@ -49,9 +49,7 @@ class CollapseMonitor(TrainerCallback):
     `start` is the first measurement of the run, kept through a resume; `fired_at` the step of the first alarm.
     """
 
-    def __init__(
-        self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""
-    ) -> None:
+    def __init__(self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""):
         self.cosine_fraction, self.rank_fraction = cosine_fraction, rank_fraction
         self.prefix, self.remedy = prefix, remedy
         self.start: dict[str, float] | None = None
@@ -62,8 +60,7 @@ class CollapseMonitor(TrainerCallback):
         """Note one measurement; `True` if the frames are becoming alike."""
         if self.start is None:
             self.start = {"step": step, "frame_cosine": cosine, "effective_rank": rank}
-        reasons = []
-        start = self.start["frame_cosine"]
+        start, reasons = self.start["frame_cosine"], []
         limit = start + self.cosine_fraction * (1.0 - start)
         if cosine > limit:
             reasons.append(f"mean pairwise cosine {cosine:.3f} (started at {start:.3f}, limit {limit:.3f})")
@@ -83,9 +80,10 @@ class CollapseMonitor(TrainerCallback):
         for line in (logs, state.log_history[-1]):
             line[f"{self.prefix}collapse"] = int(collapsing)
         if collapsing and state.is_world_process_zero:
-            remedy = f"raise {self.remedy} or " if self.remedy else ""
-            text = "Collapse: %s at step %d. The frames are becoming alike; %slower --learning_rate."
-            logger.warning(text, self.reason, state.global_step, remedy)
+            mend = f"raise {self.remedy} or lower --learning_rate" if self.remedy else "lower --learning_rate"
+            logger.warning(
+                "Collapse: %s at step %d. The frames become alike; %s.", self.reason, state.global_step, mend
+            )
 
 
 class StopSignals(TrainerCallback):
@@ -145,9 +143,8 @@ class UpdateProfiler(TrainerCallback):
     """
 
     def __init__(self, updates: int) -> None:
-        self.updates = updates
+        self.updates, self._seen = updates, 0
         self._profiler: torch.profiler.profile | None = None
-        self._seen = 0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Start the profiler, on the first process."""
@@ -169,24 +166,24 @@ class UpdateProfiler(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Stop; a run that ends before the last update to be profiled is profiled as far as it goes."""
-        if self._profiler is None:
-            return
-        self._profiler.stop()
-        self._profiler = None
-        if self._seen <= WARM_UP:
-            logger.warning("nothing is profiled: the run ended before update %d, after the warm-up", WARM_UP + 1)
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+            if self._seen <= WARM_UP:
+                logger.warning("nothing is profiled: the run ended within the %d updates of the warm-up", WARM_UP)
 
     def _write(self, folder: Path, profiler: torch.profiler.profile) -> None:
         updates = min(self._seen - WARM_UP, self.updates)
         if updates < 1:
             return
-        seconds, device_seconds, whole = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0), 0.0
-        for event in profiler.key_averages():
-            if event.key.startswith("ProfilerStep"):
-                whole = event.cpu_time_total / 1e6 / updates
-            for part in [part for part, start in PARTS.items() if event.key.startswith(start)]:
-                seconds[part] += event.cpu_time_total / 1e6 / updates
-                device_seconds[part] += event.device_time_total / 1e6 / updates
+        events = profiler.key_averages()
+
+        def spent(kind: str, begin: str) -> float:
+            return sum(getattr(event, kind) for event in events if event.key.startswith(begin)) / 1e6 / updates
+
+        whole = spent("cpu_time_total", "ProfilerStep")
+        seconds = {part: spent("cpu_time_total", begin) for part, begin in PARTS.items()}
+        device_seconds = {part: spent("device_time_total", begin) for part, begin in PARTS.items()}
         for times in (seconds, device_seconds):
             times["backward"] -= times["encode"] + times["loss"]  # the rest of a micro-batch
         record = {"updates": updates, "warm_up": WARM_UP, "seconds_per_update": whole, "seconds": seconds}

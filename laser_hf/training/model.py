@@ -18,7 +18,7 @@ from .batches import Batch, stack_views
 class AlignmentModel(nn.Module):
     """Encoder and projection head; both views of all pairs go through one forward call.
 
-    The Trainer sets `objective`, the loss.
+    The Trainer sets `objective`, the loss. `twin` is the frozen encoder of the second views, if there is one.
     """
 
     objective: Objective
@@ -27,8 +27,7 @@ class AlignmentModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = ProjectionHead(encoder.hidden_size, projection_dim, projection_layers)
-        # A tuple hides it from nn.Module: no parameters, no state_dict entries.
-        self._twin: tuple[SpeechEncoder, ...] = ()
+        self.twin: SpeechEncoder | None = None
         self._twin_dropout = True
 
     def add_twin(self, dropout: bool = True) -> None:
@@ -36,14 +35,10 @@ class AlignmentModel(nn.Module):
 
         With `dropout` the copy has dropout while the encoder trains, as in SCORE's released code.
         """
-        self._twin = (copy.deepcopy(self.encoder).requires_grad_(False),)
+        # Hidden from nn.Module: no parameters, no state_dict entries.
+        self.__dict__["twin"] = copy.deepcopy(self.encoder).requires_grad_(False)
         self._twin_dropout = dropout
         self.train(self.training)
-
-    @property
-    def twin(self) -> SpeechEncoder | None:
-        """The frozen encoder of the second views, if there is one."""
-        return self._twin[0] if self._twin else None
 
     def _apply(self, fn, recurse=True):
         if self.twin is not None:
@@ -118,28 +113,21 @@ def pair_terms(
         Terms, each `(pairs,)`; projected frames of the first views, `(pairs, frames, dim)`; and the frames in use of
         all first and then of all second views.
     """
-    count = len(batch["ids"])
-    if count == 0:
-        return *_terms_of_nothing(model, core), []
-    waveforms, lengths = stack_views(batch, swap)
+    if count := len(batch["ids"]):
+        waveforms, lengths = stack_views(batch, swap)
+    else:  # others wait for this process's gradients, and for its part of a loss that all compute together
+        lengths = torch.full((2,), SAMPLE_RATE // 10)
+        waveforms = torch.zeros(2, SAMPLE_RATE // 10, device=next(core.parameters()).device)
     about = "" if torch.is_grad_enabled() else "held-out "
     with record_function(f"{about}encode"):
         # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
-        output = model(waveforms, lengths.tolist())
+        projected = model(waveforms, lengths.tolist())["projected"]
     frames = core.frames_of(lengths)
-    (x, y), (m, n) = output["projected"].split(count), frames.split(count)  # the loss checks lengths on the CPU
-    longest_x, longest_y = int(m.max()), int(n.max())
+    (x, y), (m, n) = projected.chunk(2), frames.chunk(2)  # the loss checks lengths on the CPU
+    views = x[:count, : int(m.max())], m[:count], y[:count, : int(n.max())], n[:count]
     with record_function(f"{about}loss"):
-        terms = core.objective(x[:, :longest_x], m, y[:, :longest_y], n)
-    return terms, x, frames.tolist()
-
-
-def _terms_of_nothing(model: nn.Module, core: AlignmentModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Terms of no pairs: others wait for this process's gradients, and its part of a loss that all compute together."""
-    silence = torch.zeros(2, SAMPLE_RATE // 10, device=next(core.parameters()).device)
-    output = model(silence, [silence.shape[1]] * 2)
-    x, y = output["projected"].split(1)
-    none = output["lengths"][:0]
-    terms = core.objective(x[:0], none, y[:0], none)
-    anchor = 0.0 * output["projected"].sum() + sum(0.0 * p.sum() for p in core.objective.parameters())
-    return {name: value + anchor for name, value in terms.items()}, x[:0]
+        terms = core.objective(*views)
+    if not count:
+        anchor = 0.0 * projected.sum() + sum(0.0 * p.sum() for p in core.objective.parameters())
+        terms = {name: value + anchor for name, value in terms.items()}
+    return terms, x[:count], frames.tolist()

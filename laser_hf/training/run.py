@@ -20,8 +20,8 @@ from ..publishing import export_encoder, sample_features
 from ..records import TRAINING_RECORD, new_record, plain, portable, read_json, tensors_digest, write_json
 from ..runs import CONTENT, RECIPE_NAME, SEAL_NAME, RunFolder, differences, find_fault
 from . import callbacks
+from .arguments import PRECISIONS
 from .closing import verdict
-from .fields import PRECISIONS
 from .means import from_all_processes, from_first_process
 from .model import AlignmentModel
 from .options import Options
@@ -37,7 +37,7 @@ _OWNED = (
     "runs", "plots", "results", HISTORY_NAME, NON_FINITE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
     "config.json", "model.safetensors", "preprocessor_config.json",
 )  # fmt: skip
-_CONTINUED = {"learning_rate", "bf16", "fp16"}
+_CONTINUED = ("--bf16", "--fp16", "--learning_rate")
 """What may change where a run goes on from the checkpoint of another one."""
 
 
@@ -50,42 +50,33 @@ def run_training(options: Options) -> dict[str, Any]:
     """
     hide_bars()
     args, output_dir = options.training, Path(options.training.output_dir)
-    folder = RunFolder(output_dir, TRAINING_RECORD, owned=_OWNED)
+    folder = RunFolder(args.output_dir, TRAINING_RECORD, owned=_OWNED)
     from_first_process(lambda: check_folder(folder, options))
     set_seed(args.seed)
     if args.device.type == "cpu":
         keep_freed_memory()
-    encoder = load_encoder(
-        options.model.model_name_or_path,
-        revision=options.model.model_revision,
-        token=args.hub_token,
-        training_config={**TRAINING_CONFIG, **options.model.dropouts()},
-        do_normalize=options.model.do_normalize,
-    )
+    chosen, config = options.model, {**TRAINING_CONFIG, **options.model.dropouts()}
+    which = {"revision": chosen.model_revision, "token": args.hub_token, "do_normalize": chosen.do_normalize}
+    encoder = load_encoder(chosen.model_name_or_path, training_config=config, **which)
     if args.publish:
         from_first_process(lambda: _check_publishing(options, encoder))
-    trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
-    objective = options.objective.plugin.build(options.model.projection_dim, **options.objective.values)
+    trainable = encoder.freeze_except(chosen.trainable_layers, chosen.train_encoder_layer_norm)
+    objective = options.objective.plugin.build(chosen.projection_dim, **options.objective.values)
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
     with args.main_process_first(desc="reading speech"):
         train, held_out = load_pairs(options)
     kind = ReleasedModel if args.released else AlignmentModel
-    model = kind(encoder, options.model.projection_dim, options.model.projection_layers)
+    model = kind(encoder, chosen.projection_dim, chosen.projection_layers)
     trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
     speech = same_speech(options, train)
     recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, speech)))
     checkpoint = start and str(output_dir / start)
+    everything = short(sum(p.numel() for p in encoder.parameters()))
+    trained = short(sum(p.numel() for p in encoder.parameters() if p.requires_grad))
+    size = f"{args.seconds_per_update:g} s" if args.seconds_per_update else f"{args.pairs_per_update} pairs"
     logger.info(
-        "%s on %s: %s of %s parameters trained, %d updates of %s on %d process(es)",
-        objective.title or options.objective.name,
-        options.model.model_name_or_path,
-        *(
-            short(sum(p.numel() for p in encoder.parameters() if p.requires_grad or not trained))
-            for trained in (True, False)
-        ),
-        args.max_steps,
-        f"{args.seconds_per_update:g} s" if args.seconds_per_update else f"{args.pairs_per_update} pairs",
-        args.world_size,
+        f"{objective.title or options.objective.name} on {chosen.model_name_or_path}: {trained} of {everything} "
+        f"parameters trained, {args.max_steps} updates of {size} on {args.world_size} process(es)"
     )
     if checkpoint:
         if not all(have := from_all_processes((Path(checkpoint) / SEAL_NAME).is_file())):
@@ -100,7 +91,7 @@ def run_training(options: Options) -> dict[str, Any]:
     trainer.check_end()
     record = _make_record(options, recipe, trainer, encoder, trainable)
     if trainer.is_world_process_zero():
-        export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
+        export_encoder(encoder.model, encoder.base_config, output_dir, chosen.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
         if args.plots:
             # Imported here: matplotlib takes a second that failing runs need not wait for.
@@ -146,13 +137,14 @@ def find_start(
     asked = args.resume_from_checkpoint
     named = Path(asked) if asked and str(asked).lower() != "true" else None
     elsewhere = named is not None and named.resolve().parent != folder.path.resolve()
-    begun = elsewhere and folder.unfinished and not args.overwrite_output_dir
     if elsewhere:
         recipe["continued_from"] = portable(str(named))
-    if named and not begun:
+    if elsewhere and folder.unfinished and not args.overwrite_output_dir:
+        named = None  # the run has gone on from it already
+    if named:
         _check_checkpoint(named, recipe)
     folder.prepare(recipe, args.overwrite_output_dir)
-    found = named if named and not begun else folder.last_checkpoint()
+    found = named or folder.last_checkpoint()
     if args.save_only_model:
         logger.warning("--save_only_model: nothing to resume is kept; an interrupted run starts over")
     if found and not (found / "optimizer.pt").is_file():
@@ -160,7 +152,7 @@ def find_start(
         found = None
     if asked and found is None:
         raise LaserError(f"nothing to resume: there is no complete checkpoint in {folder.path}")
-    return recipe, None if found is None else str(found.resolve()) if elsewhere and not begun else found.name
+    return recipe, found and (str(found.resolve()) if named and elsewhere else found.name)
 
 
 def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:
@@ -171,12 +163,11 @@ def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:
     if not (named / RECIPE_NAME).is_file():
         raise LaserError(f"{about} does not say which run it is of: it has no {RECIPE_NAME}")
     before = read_json(named / RECIPE_NAME)
-    recipe = {**recipe, "continued_from": before.get("continued_from")}
-    changed = [one for one in differences(before, recipe) if one.split()[0].removeprefix("--") not in _CONTINUED]
-    if changed:
+    found = differences(before, {**recipe, "continued_from": before.get("continued_from")})
+    if changed := [one for one in found if one.split()[0] not in _CONTINUED]:
         raise LaserError(
             f"{about} is of a run with another recipe ({'; '.join(changed)}); going on from it, only "
-            f"{', '.join(f'--{name}' for name in sorted(_CONTINUED))} may change"
+            f"{', '.join(_CONTINUED)} may change"
         )
 
 
@@ -184,20 +175,20 @@ def _make_record(
     options: Options, recipe: dict[str, Any], trainer: LaserTrainer, encoder: SpeechEncoder, trainable: list[str]
 ) -> dict[str, Any]:
     """The record of the finished run; it sums over the processes, so every one of them has to call it."""
-    args, model, data = options.training, options.model, options.data
+    args, data = options.training, options.data
     own_state, history, train = trainer.own_state(), trainer.state.log_history, trainer.train_dataset
     return new_record(
         "training",
         recipe={name: group for name, group in recipe.items() if name != "continued_from"},
         data={
-            "source": portable(data.train_data),
+            "source": data.train_data,
             "local": Path(data.train_data).exists(),
             "name": data.train_name,
             "split": data.train_split,
             "utterances": len(train) if hasattr(train, "__len__") else None,
             "left_out": getattr(train, "left_out", {}),
             "skipped": trainer.skipped_summary(),
-            "held_out": portable(data.eval_data),
+            "held_out": data.eval_data,
             "held_out_name": data.eval_name,
             "held_out_split": data.eval_split,
             "held_out_utterances": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
@@ -219,7 +210,7 @@ def _make_record(
         collapse={"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
         first=_summary(reversed(history)),
         last=_summary(history),
-        sample_features=sample_features(encoder.model, model.do_normalize),
+        sample_features=sample_features(encoder.model, options.model.do_normalize),
         weights_sha256=tensors_digest(encoder.model.state_dict()),
     )
 
@@ -250,9 +241,8 @@ def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
 def _push_command(options: Options) -> list[str]:
     """What publishes the run, without the token."""
     args = options.training
-    private = ["--private"] if args.hub_private_repo else []
-    facts = ["--facts", args.hub_facts] if args.hub_facts else []
-    return [args.output_dir, "--repo_id", args.hub_model_id, *private, *facts, "--allow_unevaluated", "--yes"]
+    more = ["--private"] * args.hub_private_repo + (["--facts", args.hub_facts] if args.hub_facts else [])
+    return [args.output_dir, "--repo_id", args.hub_model_id, *more, "--allow_unevaluated", "--yes"]
 
 
 def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:

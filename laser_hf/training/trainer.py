@@ -27,7 +27,7 @@ from .batches import check_views, memory_named
 from .callbacks import CollapseMonitor, StopSignals, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
-from .sampling import micro_batches
+from .sampling import eval_loader, micro_batches
 from .updates import UpdateTrainer
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,6 @@ class LaserTrainer(UpdateTrainer):
                 f"{self.state.global_step} updates can be used ({found['by_kind']}); the log has the reasons"
             )
 
-    # ---- what is logged ----
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`. In lines with a training loss, the loss and its terms are means over the same pairs."""
         if "loss" in logs:
@@ -155,17 +153,26 @@ class LaserTrainer(UpdateTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss terms and collapse statistics of held-out pairs (`LaserError` if none is usable); the evaluator's."""
         began = time.perf_counter()
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        # Evaluation is too little for compilation.
+        with torch.compiler.set_stance("force_eager") if self.args.torch_compile else contextlib.nullcontext():
+            values = self._measure(self.eval_dataset if eval_dataset is None else eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.window.began += time.perf_counter() - began  # it was no training time
+        return metrics
+
+    def _measure(self, dataset) -> dict[str, float]:
         was_training = self.model.training
         self.model.eval()
         means = Means(self.objective.term_names, self.args.device)
-        for item in self.get_eval_dataloader(dataset):
+        for item in eval_loader(dataset, self.args, together=self.objective.unit == "frames"):
             (batch,) = self._cut(item, dataset, 1, self.eval_skip_log)
             count = len(batch["ids"])
             if count == 0 and self.args.world_size == 1:
                 continue  # several processes may compute a loss together
             named = memory_named(batch, self.model.encoder.config, self.args.device)
-            with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager(), named:
+            with self.compute_loss_context_manager(), self.accelerator.autocast(), named:
                 terms, projected, frames = self._pair_terms(self.model, batch)
             if count:
                 means.add(terms, self._units(batch), projected, frames[:count])
@@ -174,23 +181,8 @@ class LaserTrainer(UpdateTrainer):
         values = means.terms() | means.statistics()
         if "loss" not in values:
             raise LaserError("none of the held-out utterances could be used; the log has the reasons")
-        if self.evaluator is not None:
-            with self._eager():
-                measured = self.evaluator(self.model.encoder) if self.is_world_process_zero() else {}
-            values |= from_all_processes(measured)[0]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        # Evaluation is no training time, and no frame of it counts for the speed.
-        self.window.leave_out(time.perf_counter() - began)
-        return metrics
-
-    def _eager(self):
-        """Without compilation, for which evaluation is too little."""
-        compiled = self.args.torch_compile
-        return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-
-    # ---- state ----
+        evaluates = self.evaluator is not None and self.is_world_process_zero()
+        return values | from_all_processes(self.evaluator(self.model.encoder) if evaluates else {})[0]
 
     def skipped_summary(self, held_out: bool = False) -> dict[str, Any]:
         """Utterances left out of training (or of evaluation) so far, over all processes, each of which calls it."""
@@ -215,15 +207,12 @@ class LaserTrainer(UpdateTrainer):
     def _save_checkpoint(self, model, trial):
         self._check_weights()
         final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        aside = final.parent / WRITING / final.name
-        # Written aside; older ones go only once it is complete. The token is nobody else's.
-        hidden = {"output_dir": str(aside.parent), "save_total_limit": None, "hub_token": None}
-        kept = {name: getattr(self.args, name) for name in hidden}
-        vars(self.args).update(hidden)
+        aside = final.parent / WRITING / final.name  # older ones go only once it is complete
+        output_dir, self.args.output_dir = self.args.output_dir, str(aside.parent)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            vars(self.args).update(kept)
+            self.args.output_dir = output_dir
         state = self.own_state()
         if not self.args.save_only_model:
             torch.save(self.window.partial(), aside / self._window_name())
@@ -239,9 +228,7 @@ class LaserTrainer(UpdateTrainer):
             shutil.copy(final.parent / RECIPE_NAME, aside)
         seal_checkpoint(aside, final)
         aside.parent.rmdir()
-        rotate_checkpoints(
-            str(final.parent), kept["save_total_limit"], self.state.best_model_checkpoint, use_mtime=True
-        )
+        rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _window_name(self) -> str:
         """Of this process's file in a checkpoint; another number of processes has other ones."""

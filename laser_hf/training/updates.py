@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +26,10 @@ from .callbacks import StopSignals
 from .means import TrainingWindow, from_all_processes, sum_over_processes
 from .model import AlignmentModel, pair_terms
 from .released import ReleasedAdamW
-from .sampling import UpdateSampler, eval_loader, train_loader
+from .sampling import UpdateSampler, train_loader
 
 NON_FINITE_NAME = "non_finite.json"
-Losses = Sequence[tuple[list[str], torch.Tensor]]
+Losses = list[tuple[list[str], torch.Tensor]]
 """Utterances and losses `(pairs,)` of micro-batches."""
 
 
@@ -40,7 +40,7 @@ class UpdateTrainer(Trainer):
     window: TrainingWindow
     skip_log: SkipLog
     micro_batches: int  # of a full update, on each process
-    losses: list[tuple[list[str], torch.Tensor]]  # of the update that is made
+    losses: Losses  # of the update that is made
     units: int  # pairs (or frames) of it, on this process
     resumed_at: int = 0  # updates made before this start
     stop: StopSignals
@@ -60,24 +60,20 @@ class UpdateTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`; `coupled_weight_decay`: Adam with L2 (Spin); `released`: S3PRL's AdamW."""
         args = self.args
-        if self.optimizer is None and (args.coupled_weight_decay or args.released):
-            trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
-            how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            if args.released:
-                self.optimizer = ReleasedAdamW(trained, **how)
-            else:
-                self.optimizer = torch.optim.Adam(trained, **how, weight_decay=args.weight_decay)
+        how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        if self.optimizer is None and args.released:
+            self.optimizer = ReleasedAdamW(self._trained(), **how)
+        elif self.optimizer is None and args.coupled_weight_decay:
+            self.optimizer = torch.optim.Adam(self._trained(), **how, weight_decay=args.weight_decay)
         return super().create_optimizer(model)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def get_train_dataloader(self) -> DataLoader:
         """Updates: an item holds the pairs of this process, see `pack`."""
         loader, self._sampler = train_loader(self.train_dataset, self.args, self.resumed_at)
         return loader
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Held-out pairs in the order of the data set, shared among the processes."""
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return eval_loader(dataset, self.args, together=self.objective.unit == "frames")
 
     def _run_epoch(self, **kwargs):
         self._ahead = None
@@ -150,7 +146,8 @@ class UpdateTrainer(Trainer):
         self.losses.append((inputs["ids"], total.detach()))
         if count:
             self.window.add(terms, units, projected, frames[:count])
-            self.window.count_speech(sum(frames), int(inputs["clean_lengths"].sum()))
+            self.window.frames += sum(frames)
+            self.window.samples += int(inputs["clean_lengths"].sum())
         share = torch.as_tensor(units if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         # DDP averages the gradients over the processes, hence the factor.
         loss = total.sum() / share * self.args.world_size
@@ -164,24 +161,19 @@ class UpdateTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         # The Trainer's last call before the optimiser steps, with or without clipping.
         norm = super()._get_grad_norm(model, grad_norm)
-        units = self._check_finite(norm)
+        # With fp16 the gradient scaler skips steps whose gradient is not finite.
+        checked = None if self.args.fp16 else torch.as_tensor(norm, device=self.args.device)
+        asked = bool(self.stop.asked)
+        found, units, self.stop.agreed = find_non_finite(self.losses, checked, self.args.device, self.units, asked)
+        if found is not None:
+            self._stop_before_step(*found)
         if not self.args.fp16 and not units:  # no pair: momentum and weight decay would move the weights
             self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _check_finite(self, gradient_norm: torch.Tensor | float) -> int:
-        """Stop before the optimiser steps, once the state before this update is saved; one host sync per update.
-
-        Returns the pairs (or frames) of the update, over all processes.
-        """
-        # With fp16 the gradient scaler skips steps whose gradient is not finite.
-        norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        asked = bool(self.stop.asked)
-        found, units, self.stop.agreed = find_non_finite(self.losses, norm, self.args.device, self.units, asked)
-        if found is None:
-            return units
+    def _stop_before_step(self, what: str, ids: list[str], losses: dict[str, float]) -> NoReturn:
+        """Stop once the state before this update is saved."""
         self._check_weights()
-        what, ids, losses = found
         step = self.state.global_step
         if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
             self._save_checkpoint(self.model, trial=None)
@@ -191,8 +183,7 @@ class UpdateTrainer(Trainer):
         self._stop(text, {"step": step + 1, "what": what, "utterances": ids, "losses": bad}, format)
 
     def _check_weights(self) -> None:
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not torch.stack([torch.isfinite(parameter).all() for parameter in trained]).all():
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in self._trained()]).all():
             step = self.state.global_step
             self._stop(f"the weights are not finite after update {step}", {"step": step, "what": "weights"})
 
@@ -201,15 +192,14 @@ class UpdateTrainer(Trainer):
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             write_json(output_dir / NON_FINITE_NAME, report)
-        rate = f"--learning_rate {self.args.learning_rate / 10:g}"
-        advice = f"no update had been saved before it. Try {rate}{format}"
-        if saved := sort_checkpoints(str(output_dir)):
-            options = ["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"]
-            advice = (
-                f"the last finite state is {saved[-1]}. To go on from it with another rate, give the same command with "
-                f"{shlex.join(options)} {rate}{format}"
-            )
-        raise NonFiniteLossError(f"{what}; {advice}")
+        change = f"--learning_rate {self.args.learning_rate / 10:g}{format}"
+        if not (saved := sort_checkpoints(str(output_dir))):
+            raise NonFiniteLossError(f"{what}; no update had been saved before it. Try {change}")
+        options = shlex.join(["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"])
+        raise NonFiniteLossError(
+            f"{what}; the last finite state is {saved[-1]}. To go on from it with another rate, give the same command "
+            f"with {options} {change}"
+        )
 
 
 class NonFiniteLossError(LaserError):
