@@ -21,17 +21,6 @@ def find_objective(name: str) -> type[Objective]:
 
 
 __all__ = [
-    "OBJECTIVES",
-    "LaserLoss",
-    "MseIdmLoss",
-    "Objective",
-    "Option",
-    "ProjectionHead",
-    "ScoreLoss",
-    "SoftDTWLoss",
-    "SpinLoss",
-    "contrastive_idm",
-    "find_objective",
-    "frames_in_use",
-    "sinkhorn",
-]
+    "OBJECTIVES", "LaserLoss", "MseIdmLoss", "Objective", "Option", "ProjectionHead", "ScoreLoss", "SoftDTWLoss",
+    "SpinLoss", "contrastive_idm", "find_objective", "frames_in_use", "sinkhorn",
+]  # fmt: skip

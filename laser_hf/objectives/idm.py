@@ -1,8 +1,7 @@
-"""Contrastive inverse-difference-moment regulariser (IDM term): repels frames far apart in time.
+"""Contrastive inverse-difference-moment regulariser (IDM term) in plain PyTorch: repels frames far apart in time.
 
 LASER, Eq. 1 and 2, after Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). The LASER paper writes a
-squared distance; the released code, which gave the published results, uses the unsquared one. This is plain PyTorch for
-any device; `laser_hf.ops.pair_terms` computes the same term from the distances that soft-DTW needs anyway.
+squared distance; the released code, which gave the published results, uses the unsquared one.
 """
 
 from __future__ import annotations
@@ -19,16 +18,11 @@ IDM_OPTIONS = (
     Option(
         "distance",
         "euclidean",
-        "distance of the regulariser; euclidean: released code, published results; sqeuclidean: the paper's equation",
+        "distance of the regulariser; released: euclidean",
         choices=("euclidean", "sqeuclidean"),
     ),
     Option(
-        "reference_frames",
-        None,
-        "weights of the regulariser as if every utterance had so many frames; default: as published, growing with the "
-        "square of the length",
-        kind=int,
-        low=1,
+        "reference_frames", None, "weights of the regulariser as if every utterance had so many frames", kind=int, low=1
     ),
 )
 

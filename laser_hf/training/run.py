@@ -58,8 +58,9 @@ def run_training(options: Options) -> dict[str, Any]:
     chosen, config = options.model, {**TRAINING_CONFIG, **options.model.dropouts()}
     which = {"revision": chosen.model_revision, "token": args.hub_token, "do_normalize": chosen.do_normalize}
     encoder = load_encoder(chosen.model_name_or_path, training_config=config, **which)
+    weights = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
     if args.publish:
-        from_first_process(lambda: _check_publishing(options, encoder))
+        from_first_process(lambda: _check_publishing(options, encoder, weights))
     trainable = encoder.freeze_except(chosen.trainable_layers, chosen.train_encoder_layer_norm)
     objective = options.objective.plugin.build(chosen.projection_dim, **options.objective.values)
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
@@ -68,8 +69,9 @@ def run_training(options: Options) -> dict[str, Any]:
     kind = ReleasedModel if args.released else AlignmentModel
     model = kind(encoder, chosen.projection_dim, chosen.projection_layers)
     trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
-    speech = same_speech(options, train)
-    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, speech)))
+    content = same_speech(options, train)
+    content[CONTENT] = weights | content[CONTENT]
+    recipe, start = from_first_process(lambda: find_start(folder, options, content))
     checkpoint = start and str(output_dir / start)
     everything = short(sum(p.numel() for p in encoder.parameters()))
     trained = short(sum(p.numel() for p in encoder.parameters() if p.requires_grad))
@@ -118,18 +120,12 @@ def check_folder(folder: RunFolder, options: Options) -> None:
     folder.check(reopen=args.overwrite_output_dir)
 
 
-def content_of(encoder: SpeechEncoder, speech: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`same_speech` and, in its group `content`, the digest of the base model's weights."""
-    weights = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
-    return {**speech, CONTENT: weights | speech.get(CONTENT, {})}
-
-
 def find_start(
     folder: RunFolder, options: Options, content: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], str | None]:
     """The run's recipe, for which the folder is prepared; and the checkpoint to resume from, `None` to begin.
 
-    `content` are groups of the recipe that its options do not know, see `content_of`.
+    `content` are groups of the recipe that its options do not know: `same_speech`, and the base model's digest.
     Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
     `LaserError` if one of the two cannot be used, see `RunFolder.prepare`.
     """
@@ -241,11 +237,12 @@ def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
 def _push_command(options: Options) -> list[str]:
     """What publishes the run, without the token."""
     args = options.training
-    more = ["--private"] * args.hub_private_repo + (["--facts", args.hub_facts] if args.hub_facts else [])
+    more = ["--private"] if args.hub_private_repo else []
+    more += ["--facts", args.hub_facts] if args.hub_facts else []
     return [args.output_dir, "--repo_id", args.hub_model_id, *more, "--allow_unevaluated", "--yes"]
 
 
-def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:
+def _check_publishing(options: Options, encoder: SpeechEncoder, weights: Mapping[str, str]) -> None:
     """Before anything is trained: whether the run could be published at its end; `LaserError` says what is missing."""
     from ..publishing.push import check_beforehand
 
@@ -254,7 +251,7 @@ def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:
         "method": options.objective.name,
         "base_model": _base_model(options, encoder),
         "data": {"source": portable(options.data.train_data)},
-        "recipe": {**options.recipe(), **content_of(encoder, {})},
+        "recipe": {**options.recipe(), CONTENT: weights},
     }
     try:
         check_beforehand([*_push_command(options), *token], record)

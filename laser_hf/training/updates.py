@@ -22,28 +22,22 @@ from ..errors import LaserError
 from ..objectives import Objective
 from ..records import write_json
 from .batches import Batch, Pair, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
-from .callbacks import StopSignals
-from .means import TrainingWindow, from_all_processes, sum_over_processes
-from .model import AlignmentModel, pair_terms
+from .means import from_all_processes, sum_over_processes
+from .model import pair_terms
 from .released import ReleasedAdamW
 from .sampling import UpdateSampler, train_loader
 
 NON_FINITE_NAME = "non_finite.json"
-Losses = list[tuple[list[str], torch.Tensor]]
-"""Utterances and losses `(pairs,)` of micro-batches."""
 
 
 class UpdateTrainer(Trainer):
-    """The part of `LaserTrainer` that makes updates; that class sets the attributes."""
+    """The part of `LaserTrainer` that makes updates; that class sets the attributes.
 
-    model: AlignmentModel
-    window: TrainingWindow
-    skip_log: SkipLog
-    micro_batches: int  # of a full update, on each process
-    losses: Losses  # of the update that is made
-    units: int  # pairs (or frames) of it, on this process
+    A full update has `micro_batches` on each process. `losses`, ids and a tensor `(pairs,)` of each micro-batch, and
+    `units`, pairs (or frames), are of the update that is made.
+    """
+
     resumed_at: int = 0  # updates made before this start
-    stop: StopSignals
     _sampler: UpdateSampler | None = None
     _items: Iterator[Update] = iter(())  # updates to come, of this epoch
     _ahead: dict[str, Any] | None = None  # the next one, begun
@@ -161,26 +155,36 @@ class UpdateTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         # The Trainer's last call before the optimiser steps, with or without clipping.
         norm = super()._get_grad_norm(model, grad_norm)
-        # With fp16 the gradient scaler skips steps whose gradient is not finite.
-        checked = None if self.args.fp16 else torch.as_tensor(norm, device=self.args.device)
-        asked = bool(self.stop.asked)
-        found, units, self.stop.agreed = find_non_finite(self.losses, checked, self.args.device, self.units, asked)
-        if found is not None:
-            self._stop_before_step(*found)
+        units = self._check_finite(norm)
         if not self.args.fp16 and not units:  # no pair: momentum and weight decay would move the weights
             self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _stop_before_step(self, what: str, ids: list[str], losses: dict[str, float]) -> NoReturn:
-        """Stop once the state before this update is saved."""
+    def _check_finite(self, norm: torch.Tensor | float) -> int:
+        """The units of the update over all processes, which stop together; one host sync if all is well."""
+        found = [torch.isfinite(total).all() for _, total in self.losses]
+        if not self.args.fp16:  # its gradient scaler skips steps whose gradient is not finite
+            found.append(torch.isfinite(torch.as_tensor(norm, device=self.args.device)))
+        said = [torch.full((), number, device=found[0].device) for number in (self.units, int(bool(self.stop.asked)))]
+        own = torch.stack(((~torch.stack(found).all()).to(torch.int64), *said))
+        wrong, units, asked = sum_over_processes(own, self.args.device).tolist()
+        self.stop.agreed = asked > 0
+        if wrong:
+            own = [pair for ids, total in self.losses for pair in zip(ids, total.tolist(), strict=True)]
+            losses = dict(pair for process in from_all_processes(own) for pair in process)
+            bad = {name: repr(loss) for name, loss in losses.items() if not math.isfinite(loss)}
+            self._stop_before_step("loss" if bad else "gradient", list(bad or losses), bad)
+        return units
+
+    def _stop_before_step(self, what: str, ids: list[str], losses: dict[str, str]) -> NoReturn:
+        """End the run once the state before this update is saved."""
         self._check_weights()
         step = self.state.global_step
         if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
             self._save_checkpoint(self.model, trial=None)
-        bad = {name: repr(value) for name, value in losses.items()}
         text = f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)"
         format = f", without --{self.args.mixed_precision}" if self.args.bf16 or self.args.fp16 else ""
-        self._stop(text, {"step": step + 1, "what": what, "utterances": ids, "losses": bad}, format)
+        self._stop(text, {"step": step + 1, "what": what, "utterances": ids, "losses": losses}, format)
 
     def _check_weights(self) -> None:
         if not torch.stack([torch.isfinite(parameter).all() for parameter in self._trained()]).all():
@@ -204,27 +208,3 @@ class UpdateTrainer(Trainer):
 
 class NonFiniteLossError(LaserError):
     """Loss or gradient became NaN or infinite; the message names the utterances and the saved state."""
-
-
-def find_non_finite(
-    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device, units: int = 1, mark: bool = False
-) -> tuple[tuple[str, list[str], dict[str, float]] | None, int, bool]:
-    """What is not finite in an update on any process, each of which calls it; one host sync if all is well.
-
-    `units` are the pairs (or frames) of this process, `mark` is something else that a process wants to tell the others.
-    Returns `None`, or "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the
-    losses that are not finite by utterance; the sum of `units` over the processes; and whether any process has the
-    mark. A `gradient_norm` of `None` does not matter.
-    """
-    found = [torch.isfinite(total).all() for _, total in losses]
-    if gradient_norm is not None:
-        found.append(torch.isfinite(gradient_norm))
-    said = [torch.full((), number, device=found[0].device) for number in (units, int(mark))]
-    own = torch.stack(((~torch.stack(found).all()).to(torch.int64), *said))
-    wrong, units, marked = sum_over_processes(own, device).tolist()
-    if not wrong:
-        return None, units, marked > 0
-    everywhere = from_all_processes([pair for ids, total in losses for pair in zip(ids, total.tolist(), strict=True)])
-    values = dict(pair for process in everywhere for pair in process)
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    return ("loss" if bad else "gradient", list(bad or values), bad), units, marked > 0

@@ -23,9 +23,7 @@ import math
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba.extending import register_jitable
 
 LANES = 32
 _TILE = 16  # columns that are skewed together, so that a cache line serves all lanes
@@ -48,26 +46,6 @@ _ROUND = 1.5 * 2.0**52  # adding and subtracting it rounds to the nearest intege
 _BIAS = 2.0**52 + 1023.0  # puts an integer's float64 exponent field into the low bits
 
 
-@intrinsic
-def _bits(typing_context, value):
-    """The bit pattern of a float64 as int64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), generate
-
-
-@intrinsic
-def _float(typing_context, bits):
-    """The float64 with this bit pattern."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 _inlined = numba.njit(inline="always", error_model="numpy", fastmath={"contract", "nsz"})
 
@@ -75,13 +53,13 @@ _inlined = numba.njit(inline="always", error_model="numpy", fastmath={"contract"
 @_inlined
 def _power_of_two(exponent):
     """2^exponent for a whole float64 exponent in -1022 ... 1023."""
-    return _float(_bits(exponent + _BIAS) << 52)
+    return ((exponent + _BIAS).view(np.int64) << 52).view(np.float64)
 
 
 @_inlined
 def _exponent_of(value):
     """Floor of log2 of a positive, normal float64, as a float64."""
-    return _float((_bits(value) >> 52) | 0x4330000000000000) - _BIAS
+    return ((value.view(np.int64) >> 52) | 0x4330000000000000).view(np.float64) - _BIAS
 
 
 @_inlined
@@ -89,14 +67,13 @@ def _at_least(value, floor):
     return value if value > floor else floor
 
 
-def steps(columns: int, first: int, symmetric: bool) -> int:
-    """Number of steps of the strip whose first row is `first`; a symmetric problem stops at its diagonal."""
-    return (min(columns, first + LANES) if symmetric else columns) + LANES - 1
-
-
+@register_jitable
 def shares_size(rows: int, columns: int, symmetric: bool) -> int:
     """Number of shares, of the diagonal and of the upper predecessor, that one problem keeps."""
-    return 2 * LANES * sum(steps(columns, first, symmetric) for first in range(0, rows, LANES))
+    size = 0
+    for first in range(0, rows, LANES):  # the strips of a symmetric problem stop at its diagonal
+        size += 2 * LANES * ((min(columns, first + LANES) if symmetric else columns) + LANES - 1)
+    return size
 
 
 def strip_size(columns: int) -> int:
@@ -177,31 +154,19 @@ def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powe
                 power = powers[cell + np.uint64(lane)]
                 whole = (power + _ROUND) - _ROUND
                 f = power - whole
-                value = _EXP2[12] * f + _EXP2[11]
-                value = value * f + _EXP2[10]
-                value = value * f + _EXP2[9]
-                value = value * f + _EXP2[8]
-                value = value * f + _EXP2[7]
-                value = value * f + _EXP2[6]
-                value = value * f + _EXP2[5]
-                value = value * f + _EXP2[4]
-                value = value * f + _EXP2[3]
-                value = value * f + _EXP2[2]
-                value = value * f + _EXP2[1]
-                value = (value * f + _EXP2[0]) * total
+                value = _EXP2[12]
+                for degree in range(11, -1, -1):
+                    value = value * f + _EXP2[degree]
+                value *= total
                 exponent = _exponent_of(value)
                 work[_NEW_M + 1 + lane] = value * _power_of_two(-exponent)
                 work[_NEW_E + 1 + lane] = (top + whole) + exponent
-            for lane in range(low):
-                work[_NEW_M + 1 + lane] = 0.0
-                work[_NEW_E + 1 + lane] = _EMPTY
-                shares[at + np.uint64(lane)] = 0.0
-                shares[at + np.uint64(LANES + lane)] = 0.0
-            for lane in range(high + 1, LANES):
-                work[_NEW_M + 1 + lane] = 0.0
-                work[_NEW_E + 1 + lane] = _EMPTY
-                shares[at + np.uint64(lane)] = 0.0
-                shares[at + np.uint64(LANES + lane)] = 0.0
+            for begin, end in ((0, low), (high + 1, LANES)):
+                for lane in range(begin, end):
+                    work[_NEW_M + 1 + lane] = 0.0
+                    work[_NEW_E + 1 + lane] = _EMPTY
+                    shares[at + np.uint64(lane)] = 0.0
+                    shares[at + np.uint64(LANES + lane)] = 0.0
             at += np.uint64(2 * LANES)
             cell += np.uint64(LANES)
             if k == lanes - 1 + columns - 1 and first + lanes == rows:
@@ -247,13 +212,8 @@ def backward(shares, rows, columns, symmetric, keep, weight, out, stride, work, 
     """
     for j in range(columns + 1):
         border[j] = 0.0
-    strips = (rows + LANES - 1) // LANES
-    at = np.uint64(0)
-    for strip in range(strips):
-        first = strip * LANES
-        at += np.uint64(2 * LANES * ((min(columns, first + LANES) if symmetric else columns) + LANES - 1))
-    for strip in range(strips - 1, -1, -1):
-        first = strip * LANES
+    at = np.uint64(shares_size(rows, columns, symmetric))
+    for first in range((rows - 1) // LANES * LANES, -1, -LANES):
         lanes = min(LANES, rows - first)
         width = min(columns, first + LANES) if symmetric else columns
         for index in range(LANES + 1):
@@ -312,35 +272,24 @@ def idm(gram, stride, rows, u, sigma, margin, squared, weight, sums):
         row = i * stride
         # Columns before `near` are at least `sigma` frames away and repel; from there to the diagonal frames attract.
         near = max(0, i - sigma + 1)
-        if squared:
-            for j in range(near):
-                offset = np.float64(i - j)
-                w = offset * offset + 1.0
-                c = u[i] + u[j] - 2.0 * gram[row + j]
-                reach = margin - _at_least(c, 0.0)
-                sums[j] += w * _at_least(reach, 0.0)
-                gram[row + j] = -weight * w if reach > 0.0 and c >= 0.0 else 0.0
-        else:
-            for j in range(near):
-                offset = np.float64(i - j)
-                w = offset * offset + 1.0
-                c = u[i] + u[j] - 2.0 * gram[row + j]
-                d = math.sqrt(_at_least(c, 0.0))
-                reach = margin - d
-                sums[j] += w * _at_least(reach, 0.0)
-                gram[row + j] = -0.5 * weight * w / d if reach > 0.0 and c > 0.0 else 0.0
+        for j in range(near):
+            offset = np.float64(i - j)
+            w = offset * offset + 1.0
+            c = u[i] + u[j] - 2.0 * gram[row + j]
+            d = _at_least(c, 0.0) if squared else math.sqrt(_at_least(c, 0.0))
+            reach = margin - d
+            sums[j] += w * _at_least(reach, 0.0)
+            slope = -weight * w if squared else -0.5 * weight * w / d
+            # The root's derivative at 0 is infinite; equal frames get the subgradient 0.
+            gram[row + j] = slope if reach > 0.0 and (c > 0.0 or (squared and c == 0.0)) else 0.0
         for j in range(near, i):
             offset = np.float64(i - j)
             w = offset * offset + 1.0
             c = _at_least(u[i] + u[j] - 2.0 * gram[row + j], 0.0)
-            if squared:
-                sums[j] += c / w
-                gram[row + j] = weight / w
-            else:
-                # The root's derivative at 0 is infinite; equal frames get the subgradient 0.
-                d = math.sqrt(c)
-                sums[j] += d / w
-                gram[row + j] = 0.5 * weight / (w * d) if d > 0.0 else 0.0
+            d = c if squared else math.sqrt(c)
+            sums[j] += d / w
+            slope = weight / w if squared else 0.5 * weight / (w * d)
+            gram[row + j] = slope if squared or d > 0.0 else 0.0
         gram[row + i] = 0.0
     total = 0.0
     for j in range(rows):
