@@ -2,11 +2,9 @@
 
 from ..ops.soft_dtw.api import frames_in_use
 from ..plugins import Option, find_plugin
-from .idm import contrastive_idm
-from .laser import LaserLoss, SoftDTWLoss
-from .mse_idm import MseIdmLoss
+from .idm import MseIdmLoss, contrastive_idm
+from .laser import LaserLoss, ScoreLoss, SoftDTWLoss
 from .objective import Objective, ProjectionHead
-from .score import ScoreLoss
 from .spin import SpinLoss, sinkhorn
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -29,10 +29,9 @@ VIEWS = ("clean", "perturbed")
 
 
 def pack(pairs: Sequence[Pair | None]) -> Update:
-    """The pairs of an update as a data worker hands them over: all waveforms end to end in one tensor.
+    """The pairs of an update as a data worker hands them over, lengths in place of waveforms, and these in one tensor.
 
-    They take one block of shared memory (each needs an open file) and one copy to the device. Nothing is padded. `None`
-    is left out: a resumed stream gives it for what it skips. `pairs` have lengths in place of waveforms.
+    One block of shared memory needs one open file. A resumed stream gives `None` for what it skips.
     """
     pairs = [pair for pair in pairs if pair is not None]
     waveforms = [pair[view] for pair in pairs for view in VIEWS if pair[view] is not None]
@@ -42,23 +41,16 @@ def pack(pairs: Sequence[Pair | None]) -> Update:
 
 def unpack(update: Update, device: torch.device | str) -> list[Pair]:
     """The pairs, skipped ones included, with waveforms on `device`; the copy from pinned memory does not block."""
-    samples, used, pairs = to_device(update["samples"], torch.device(device)), 0, []
-    for pair in map(dict, update["pairs"]):
-        for view in VIEWS:
-            if pair[view] is not None:
-                pair[view], used = samples[used : used + pair[view]], used + pair[view]
-        pairs.append(pair)
-    return pairs
+    lengths = [pair[view] for pair in update["pairs"] for view in VIEWS if pair[view] is not None]
+    views = iter(to_device(update["samples"], torch.device(device)).split(lengths))
+    return [pair | {view: None if pair[view] is None else next(views) for view in VIEWS} for pair in update["pairs"]]
 
 
 @torch.no_grad()
 def add_perturbed_views(
     pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400
 ) -> Callable[[], list[Pair]]:
-    """Begin to make the perturbed views that usable pairs lack, see `begin_pairs`; some may be skipped after all.
-
-    The function returned gives the pairs. Raises `LaserError` where there is no perturbation to make the views.
-    """
+    """`begin_pairs` for the pairs of an update; `LaserError` where there is no perturbation to make the views."""
     if perturbation is None and any(pair["perturbed"] is None for pair in pairs):
         raise LaserError(
             "the pairs lack their perturbed view (PairTransform with perturb=False), and the training set has no "
@@ -82,8 +74,7 @@ def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
 def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -> Iterator[None]:
     """Compute with a micro-batch; the `LaserError` that it does not fit into memory names its longest utterance.
 
-    The system may kill a process that takes too much, so that a batch whose first layer alone is too large (its input
-    and output, in 16 bits) is refused beforehand.
+    A batch whose first layer alone is too large (input and output, in 16 bits) is refused before the system kills us.
     """
     lengths, count = torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist(), len(batch["ids"])
     longest, name = max(zip(lengths, batch["ids"], strict=True), default=(0, "none"))
@@ -102,17 +93,14 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
 
 
 def drawn_sides(seed: int, step: int, ids: Sequence[str]) -> torch.Tensor:
-    """Whether the trained encoder hears the perturbed view: one bool a pair, drawn as SCORE's released code does.
-
-    Seed, update and utterance alone decide: neither resuming nor the cut into micro-batches changes it.
-    """
+    """Whether the trained encoder hears the perturbed view, a bool a pair; seed, update and utterance alone decide."""
     return torch.tensor([draw_generator(seed, step, f"{name}\nside").random() < 0.5 for name in ids])
 
 
 def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of both views in one, because DDP wants one call.
+    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of a batch of `pad_pairs`: DDP wants one call.
 
-    The clean ones come first, except where `swap`, bool `(pairs,)` on the CPU, is set. `batch` is as of `pad_pairs`.
+    The clean ones come first, except where `swap`, bool `(pairs,)` on the CPU, is set.
     """
     longest = max(batch[view].shape[1] for view in VIEWS)
     pad = torch.nn.functional.pad

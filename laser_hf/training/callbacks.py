@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,8 @@ TRACE_NAME = "profile_trace.json.gz"
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 WARM_UP = 2
 """Updates of a process that are not profiled: caches, compilation and the workers' first pairs."""
-PARTS = {
-    "wait": "enumerate(DataLoader)",
-    "perturb": "perturb",
-    "encode": "encode",
-    "loss": "loss",
-    "backward": "micro_batch",
-    "optimizer": "Optimizer.step",
-}
+PARTS = {"wait": "enumerate(DataLoader)", "perturb": "perturb", "encode": "encode", "loss": "loss"}
+PARTS |= {"backward": "micro_batch", "optimizer": "Optimizer.step"}
 """Parts of an update, and how the profiler's names of their ranges begin; torch marks loader and optimiser itself."""
 
 
@@ -89,9 +84,7 @@ class CollapseMonitor(TrainerCallback):
 class StopSignals(TrainerCallback):
     """Ends training with a checkpoint after the update in which SIGUSR1 or SIGTERM comes to any process.
 
-    Attributes:
-        asked: name of the signal that came to this process; empty without one.
-        agreed: whether one came to any process in time for the update that ends; `find_non_finite` tells all of them.
+    `asked` is the signal that came to this process; `agreed`, whether one came to any, which each update tells all.
     """
 
     asked, agreed = "", False
@@ -148,15 +141,12 @@ class UpdateProfiler(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Start the profiler, on the first process."""
-        if not state.is_world_process_zero:
-            return
-        self._seen = 0
-        self._profiler = torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1),
-            on_trace_ready=lambda profiler: self._write(Path(args.output_dir), profiler),
-            acc_events=True,
-        )
-        self._profiler.start()
+        if state.is_world_process_zero:
+            when = torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1)
+            write = partial(self._write, Path(args.output_dir))
+            self._seen = 0
+            self._profiler = torch.profiler.profile(schedule=when, on_trace_ready=write, acc_events=True)
+            self._profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """An update ends."""

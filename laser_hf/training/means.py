@@ -71,9 +71,8 @@ class Means:
         self.names, self.device = tuple(names), device
         self.count: int | None = None
         self._sums: Tensor | None = None
-        self._units = 0
-        self._added: list[Tensor] = []
         self._drawn: Tensor | None = None
+        self._units, self._added = 0, []
 
     def add(self, terms: Mapping[str, Tensor], units: int, projected: Tensor, lengths: Sequence[int]) -> None:
         """Count a micro-batch without a host sync: terms `(pairs,)`, means over so many `units` (pairs or frames).
@@ -133,8 +132,7 @@ class TrainingWindow(Means):
     def close(self) -> dict[str, float]:
         """Values for a line of the log; begins the next window. Every process has to call it.
 
-        They are the terms, `processed_hours` (source speech since training began, the unit of LASER's Table 1),
-        `frames_per_second` (of both views) and the collapse statistics.
+        They are terms, `processed_hours` (of source speech so far), `frames_per_second` and the collapse statistics.
         """
         logs, elapsed = self.terms(), time.perf_counter() - self.began
         frames = float(sum_over_processes(torch.tensor(self.frames), self.device))

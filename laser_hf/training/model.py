@@ -31,10 +31,7 @@ class AlignmentModel(nn.Module):
         self._twin_dropout = True
 
     def add_twin(self, dropout: bool = True) -> None:
-        """Encode second views by a frozen copy of the encoder as it is now (SCORE).
-
-        With `dropout` the copy has dropout while the encoder trains, as in SCORE's released code.
-        """
+        """Encode second views by a frozen copy of the encoder as it is now (SCORE), in training with `dropout`."""
         # Hidden from nn.Module: no parameters, no state_dict entries.
         self.__dict__["twin"] = copy.deepcopy(self.encoder).requires_grad_(False)
         self._twin_dropout = dropout
@@ -59,8 +56,7 @@ class AlignmentModel(nn.Module):
         model = self.encoder.model
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(**how)
 
-    gradient_checkpointing_enable = activation_checkpointing_enable
-    """Its name in transformers before 5.24."""
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name in transformers before 5.24
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
         """Encode and project zero-padded waveforms `(batch, samples)`; a twin encodes the second half of the batch.
@@ -90,9 +86,8 @@ class AlignmentModel(nn.Module):
     def compile_layers(self, backend: str, mode: str | None = None) -> None:
         """`torch.compile` each Transformer layer in place, for batches and frames of any size.
 
-        The layers share their code, which is compiled a few times (trained or frozen, with and without padding), not
-        once per layer or length. What depends on each utterance's length (the convolutions and their exact
-        normalisation) is not compiled. Names of parameters do not change. On the CPU "inductor" needs a C++ compiler.
+        The layers share their code, which is compiled a few times (trained or frozen, with and without padding). The
+        convolutions are not compiled. Names of parameters do not change. On the CPU "inductor" needs a C++ compiler.
         """
         for layer in self.encoder.model.encoder.layers:
             layer.compile(backend=backend, mode=mode, dynamic=True)
@@ -101,17 +96,11 @@ class AlignmentModel(nn.Module):
 def pair_terms(
     model: nn.Module, core: AlignmentModel, batch: Batch, swap: torch.Tensor | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
-    """The objective's terms of a micro-batch.
+    """The objective's terms of a micro-batch of `pad_pairs`, which may hold no pair; its lengths are on the CPU.
 
-    Args:
-        model: `core`, or what wraps it to exchange gradients.
-        core: holds encoder and objective.
-        batch: as `pad_pairs` makes it, waveforms on the device and lengths on the CPU; it may hold no pair.
-        swap: see `stack_views`.
-
-    Returns:
-        Terms, each `(pairs,)`; projected frames of the first views, `(pairs, frames, dim)`; and the frames in use of
-        all first and then of all second views.
+    `model` is `core`, which holds encoder and objective, or what wraps it to exchange gradients; for `swap` see
+    `stack_views`. Returns terms, each `(pairs,)`; projected frames of the first views, `(pairs, frames, dim)`; and the
+    frames in use of all first and then of all second views.
     """
     if count := len(batch["ids"]):
         waveforms, lengths = stack_views(batch, swap)

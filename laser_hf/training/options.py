@@ -220,15 +220,13 @@ def _choose(
 ) -> list[Choice]:
     """Classes with their options; `LaserError` on what is unknown, not taken or out of range."""
     found = [find(name) for name in names]
-    assigned = parse_assignments(assignments)
-    known = [{option.dest for option in plugin.options} for plugin in found]
-    for dest in assigned.keys() - set().union(*known):
+    assigned, choices = parse_assignments(assignments), []
+    for dest in assigned.keys() - {option.dest for plugin in found for option in plugin.options}:
         found[0].checked({dest: assigned[dest]})  # its error says which options there are
-    choices = []
-    for name, plugin, dests in zip(names, found, known, strict=True):
-        values = {dest: value for dest, value in {**flags, **assigned}.items() if dest in dests}
-        checked = plugin.checked(values)
-        choices.append(Choice(name, plugin, {option.dest: checked[option.name] for option in plugin.options}))
+    given = {**flags, **assigned}
+    for name, plugin in zip(names, found, strict=True):
+        values = plugin.checked({option.dest: given[option.dest] for option in plugin.options if option.dest in given})
+        choices.append(Choice(name, plugin, {option.dest: values[option.name] for option in plugin.options}))
     return choices
 
 
@@ -268,5 +266,5 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         parser.error(str(error))
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value != usual.get(name)}
     decides = {*_PLUGINS, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
-    changed = sorted(given.keys() & decides - {"preset", "seed", "data_seed", "bf16", "fp16"})
+    changed = sorted(given.keys() & decides - {"seed", "data_seed", "bf16", "fp16"})
     return Options(model, objective, perturbations, data, training, found.preset, changed)

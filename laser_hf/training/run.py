@@ -44,9 +44,8 @@ _CONTINUED = ("--bf16", "--fp16", "--learning_rate")
 def run_training(options: Options) -> dict[str, Any]:
     """Train as `options` say and leave encoder, record and plots in `output_dir`; return the record.
 
-    Raises:
-        LaserError: options, data or a folder that cannot be used; nothing that could be trained on; or a loss that is
-            not finite (`NonFiniteLossError`), after the last finite state is saved.
+    `LaserError` on options, data or a folder that cannot be used, on nothing to train on, and on a loss that is not
+    finite (`NonFiniteLossError`), after the last finite state is saved.
     """
     hide_bars()
     args, output_dir = options.training, Path(options.training.output_dir)
@@ -109,7 +108,7 @@ def run_training(options: Options) -> dict[str, Any]:
 
 
 def check_folder(folder: RunFolder, options: Options) -> None:
-    """Refuse a folder that cannot be used before anything is read, see `RunFolder.protect` and `RunFolder.check`."""
+    """Refuse a folder that cannot be used before anything is read."""
     args, data = options.training, options.data
     noise = next((c.values["noise_dir"] for c in options.perturbations if "noise_dir" in c.values), None)
     inputs = {"--model": options.model.model_name_or_path, "--train_data": data.train_data, "--noise_dir": noise}
@@ -125,9 +124,8 @@ def find_start(
 ) -> tuple[dict[str, Any], str | None]:
     """The run's recipe, for which the folder is prepared; and the checkpoint to resume from, `None` to begin.
 
-    `content` are groups of the recipe that its options do not know: `same_speech`, and the base model's digest.
-    Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
-    `LaserError` if one of the two cannot be used, see `RunFolder.prepare`.
+    `content` are groups of the recipe that its options do not know. Of a checkpoint in the output folder it is the
+    name, because every process has its own folder. `LaserError` if one of the two cannot be used (`RunFolder.prepare`).
     """
     args, recipe = options.training, plain({**options.recipe(), **content})
     asked = args.resume_from_checkpoint
@@ -183,12 +181,12 @@ def _make_record(
             "split": data.train_split,
             "utterances": len(train) if hasattr(train, "__len__") else None,
             "left_out": getattr(train, "left_out", {}),
-            "skipped": trainer.skipped_summary(),
+            "skipped": trainer.skipped(trainer.skip_log).summary(),
             "held_out": data.eval_data,
             "held_out_name": data.eval_name,
             "held_out_split": data.eval_split,
             "held_out_utterances": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
-            "held_out_skipped": trainer.skipped_summary(held_out=True),
+            "held_out_skipped": trainer.skipped(trainer.eval_skip_log).summary(),
         },
         seed=args.seed,
         wall_seconds=own_state["trained_seconds"],
@@ -213,12 +211,9 @@ def _make_record(
 
 def _summary(history) -> dict[str, Any]:
     """The last value of every logged quantity in the order of `history`, with its step."""
-    return {
-        key: {"step": entry["step"], "value": value}
-        for entry in history
-        for key, value in entry.items()
-        if key not in ("step", "epoch", "total_flos") and not key.startswith("train_")
-    }
+    logged = ((key, value, entry["step"]) for entry in history for key, value in entry.items())
+    left_out = ("step", "epoch", "total_flos", "train_")
+    return {key: {"step": step, "value": value} for key, value, step in logged if not key.startswith(left_out)}
 
 
 def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
@@ -267,8 +262,7 @@ def _publish(options: Options, output_dir: Path) -> None:
     try:
         push([*command, "--token", args.hub_token] if args.hub_token else command)
     except (LaserError, OSError, KeyboardInterrupt) as error:
-        reason = str(error) or "interrupted"
         raise LaserError(
-            f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
-            f"{program()} {shlex.join(['push', *command])}"
+            f"the run is complete in {output_dir}, but it was not published: {str(error) or 'interrupted'}. To publish "
+            f"it later: {program()} {shlex.join(['push', *command])}"
         ) from error

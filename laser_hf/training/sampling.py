@@ -19,10 +19,9 @@ Plan = Callable[[np.random.Generator], list[list[int]]]
 
 
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
-    """For each update of an epoch the indices that one process takes: every `world_size`-th pair.
+    """For each update of an epoch the indices that one process takes: every `world_size`-th pair, perhaps none.
 
-    `plan` makes the updates of an epoch, over all processes, from random numbers that (seed, epoch) decide. They do not
-    depend on the number of processes. A process may have no pair in a short update.
+    `plan` makes the updates of an epoch, over all processes, from random numbers that (seed, epoch) decide.
     """
 
     def __init__(self, plan: Plan, world_size: int = 1, rank: int = 0, seed: int = 0):
@@ -88,8 +87,8 @@ def micro_batches(args: LaserTrainingArguments) -> int:
 def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[DataLoader, UpdateSampler | None]:
     """A loader whose item holds this process's pairs of one update (`pack`), and its sampler (a stream has none).
 
-    After a resume the items of a stream for the `done` updates are empty, so that they cost no decoding. `LaserError`
-    if `seconds_per_update` meets a data set without `seconds`, the length of each utterance.
+    The items of a stream for the `done` updates are empty. `LaserError` if `seconds_per_update` meets a data set
+    without `seconds`, the length of each utterance.
     """
     world, rank = args.world_size, args.process_index
     if isinstance(dataset, IterableDataset):

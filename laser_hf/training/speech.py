@@ -23,15 +23,8 @@ from .sampling import data_workers
 
 DEMO = "demo"
 DEMO_SPEECH = "{laser_hf}/demo/speech"
-SETTINGS = DiscriminationSettings(
-    max_utterances=40,
-    min_letters=4,
-    min_seconds=0,
-    max_words=200,
-    max_pairs=20_000,
-    phones_per_speaker=2,
-    max_speakers=6,
-)
+_SIZES = {"max_utterances": 40, "max_words": 200, "max_pairs": 20_000, "phones_per_speaker": 2, "max_speakers": 6}
+SETTINGS = DiscriminationSettings(min_letters=4, min_seconds=0.0, **_SIZES)
 """Of `--eval_alignments`: seconds per evaluation. Words as in the demo's table: few utterances hold few long words."""
 LOGGED = ("word_ap_across", "abx_across", "abx_within")
 
@@ -79,9 +72,8 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
 def same_speech(options: Options, train: PairDataset | PairStream) -> dict[str, dict[str, Any]]:
     """What a recipe says of the training data that were found; every process has to call it.
 
-    In the group `content` the digests of the speech and of the files of perturbations, by the options that name them;
-    of a stream also what decides its order: the data workers of a process and the number of processes. `LaserError`
-    if a machine has other files than the first one.
+    The group `content` has digests of the speech and of the files of perturbations, by option; of a stream, `stream`
+    has what decides its order. `LaserError` if a machine has other files than the first one.
     """
     args, data = options.training, options.data
     stream = {}
@@ -115,8 +107,7 @@ def _kept(speech: datasets.Dataset, data: DataArguments) -> datasets.Dataset:
 class DiscriminationEvaluator:
     """Word discrimination and phone error of an encoder's last layer on speech with times (`load_aligned_speech`).
 
-    The loss cannot tell a better representation from a collapsing one, and its terms change scale with sigma, alpha and
-    margin; these numbers can be compared between runs. A run makes the same weights without it.
+    Unlike the loss, these numbers can be compared between runs. A run makes the same weights without it.
     """
 
     def __init__(self, speech: AlignedSpeech, settings: DiscriminationSettings = SETTINGS):

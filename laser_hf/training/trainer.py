@@ -81,7 +81,7 @@ class LaserTrainer(UpdateTrainer):
         if objective.needs_twin and model.twin is None:
             model.add_twin(getattr(objective, "twin_dropout", True))
         # Part of the model: its parameters go to the device, the optimiser, the checkpoints and DDP.
-        model.objective = objective
+        self.objective = model.objective = objective
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks)
         if args.torch_compile:
             model.compile_layers(args.torch_compile_backend, args.torch_compile_mode)
@@ -99,6 +99,9 @@ class LaserTrainer(UpdateTrainer):
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
         self.window = TrainingWindow(objective.term_names, args.device)
         self.losses = []
+        self._window_name = (
+            f"window-{args.process_index}-of-{args.world_size}.pt"  # of this process's part of a checkpoint
+        )
 
     def _inner_training_loop(self, *args, **kwargs):
         checkpoint = kwargs.get("resume_from_checkpoint")
@@ -127,14 +130,15 @@ class LaserTrainer(UpdateTrainer):
     def check_end(self) -> None:
         """`LaserError` on no usable utterance, too few updates or weights not finite; every process has to call it."""
         self._check_used()
-        if self.state.global_step < self.args.max_steps:
-            made = f"training ended after {self.state.global_step} of --max_steps {self.args.max_steps}"
-            raise LaserError(f"{made}; give the same command again to go on from its last checkpoint")
+        if (made := self.state.global_step) < self.args.max_steps:
+            raise LaserError(
+                f"training ended after {made} of --max_steps {self.args.max_steps}; start it again to go on"
+            )
         self._check_weights()
 
     def _check_used(self) -> None:
         if not self.own_state()["processed_seconds"]:
-            found = self.skipped_summary()
+            found = self.skipped(self.skip_log).summary()
             raise LaserError(
                 f"nothing is trained: none of the {found['utterances']} utterances that came up in "
                 f"{self.state.global_step} updates can be used ({found['by_kind']}); the log has the reasons"
@@ -145,7 +149,7 @@ class LaserTrainer(UpdateTrainer):
         if "loss" in logs:
             # The Trainer's own loss is a mean over updates.
             logs = {name: value for name, value in logs.items() if name != "loss"} | self.window.close()
-            if skipped := self.skipped_summary()["utterances"]:
+            if skipped := len(self.skipped(self.skip_log)):
                 logs["skipped"] = skipped
         super().log(logs, start_time)
 
@@ -184,11 +188,8 @@ class LaserTrainer(UpdateTrainer):
         evaluates = self.evaluator is not None and self.is_world_process_zero()
         return values | from_all_processes(self.evaluator(self.model.encoder) if evaluates else {})[0]
 
-    def skipped_summary(self, held_out: bool = False) -> dict[str, Any]:
-        """Utterances left out of training (or of evaluation) so far, over all processes, each of which calls it."""
-        return self._together(self.eval_skip_log if held_out else self.skip_log).summary()
-
-    def _together(self, log: SkipLog) -> SkipLog:
+    def skipped(self, log: SkipLog) -> SkipLog:
+        """`skip_log` or `eval_skip_log` over all processes, each of which has to call it."""
         together = SkipLog()
         for state in from_all_processes(log.state_dict()):
             together.load_state_dict(state)
@@ -196,13 +197,9 @@ class LaserTrainer(UpdateTrainer):
 
     def own_state(self) -> dict[str, Any]:
         """What a resumed run must know besides the Trainer's own state; every process has to call it."""
-        return {
-            **self.window.state(),
-            "skipped": self._together(self.skip_log).state_dict(),
-            "held_out_skipped": self._together(self.eval_skip_log).state_dict(),
-            "collapse_start": self.monitor.start,
-            "collapse_fired_at": self.monitor.fired_at,
-        }
+        logs = {"skipped": self.skip_log, "held_out_skipped": self.eval_skip_log}
+        collapse = {"collapse_start": self.monitor.start, "collapse_fired_at": self.monitor.fired_at}
+        return self.window.state() | {name: self.skipped(log).state_dict() for name, log in logs.items()} | collapse
 
     def _save_checkpoint(self, model, trial):
         self._check_weights()
@@ -215,7 +212,7 @@ class LaserTrainer(UpdateTrainer):
             self.args.output_dir = output_dir
         state = self.own_state()
         if not self.args.save_only_model:
-            torch.save(self.window.partial(), aside / self._window_name())
+            torch.save(self.window.partial(), aside / self._window_name)
         self.accelerator.wait_for_everyone()  # every process has written its random states
         if not self.args.should_save:
             return
@@ -230,10 +227,6 @@ class LaserTrainer(UpdateTrainer):
         aside.parent.rmdir()
         rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
-    def _window_name(self) -> str:
-        """Of this process's file in a checkpoint; another number of processes has other ones."""
-        return f"window-{self.args.process_index}-of-{self.args.world_size}.pt"
-
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / STATE_NAME
@@ -242,7 +235,7 @@ class LaserTrainer(UpdateTrainer):
             return
         state = read_json(path)
         self.window.load_state(state)
-        if (partial := path.with_name(self._window_name())).is_file():
+        if (partial := path.with_name(self._window_name)).is_file():
             self.window.load_partial(torch.load(partial, "cpu", weights_only=True))
         if self.args.process_index == 0:  # they are of all processes
             self.skip_log.load_state_dict(state["skipped"])

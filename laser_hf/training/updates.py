@@ -19,7 +19,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from ..data import SkipLog
 from ..encoders import receptive_field
 from ..errors import LaserError
-from ..objectives import Objective
 from ..records import write_json
 from .batches import Batch, Pair, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
 from .means import from_all_processes, sum_over_processes
@@ -41,11 +40,6 @@ class UpdateTrainer(Trainer):
     _sampler: UpdateSampler | None = None
     _items: Iterator[Update] = iter(())  # updates to come, of this epoch
     _ahead: dict[str, Any] | None = None  # the next one, begun
-
-    @property
-    def objective(self) -> Objective:
-        """The loss."""
-        return self.model.objective
 
     def _build_accelerator_args(self, **kwargs):
         # Compiled as a whole, the model would be compiled anew for every set of lengths; see compile_layers.

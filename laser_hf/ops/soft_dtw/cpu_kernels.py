@@ -5,16 +5,16 @@ With P = exp(-R / gamma) the recursion of soft-DTW is linear,
     P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
 
 so a cell costs one exponential (of a cost, outside the serial chain) and no logarithm. P leaves the range of any float
-after a few dozen frames; every cell therefore has its own mantissa and binary exponent, both in float64. The backward
-sweep is the transposed recursion of the shares of two of the three predecessors, without exponentials.
+after a few dozen frames; every cell therefore has its own mantissa and binary exponent. The backward sweep is the
+transposed recursion of the shares of two of the three predecessors, without exponentials.
 
-A strip is `LANES` rows. Step k of a strip computes the cells (first row + lane, k - lane), which do not depend on each
-other. LLVM turns the loops over lanes into vector code because of one work array with constant offsets (a second array
-would need a run-time overlap check), no branch in the lane loops (cells outside of the grid are computed and then
-emptied), unsigned offsets, and bit patterns instead of `frexp` and `ldexp`.
+Step k of a strip of `LANES` rows computes the cells (first row + lane, k - lane), which do not depend on each other.
+LLVM turns the loops over lanes into vector code because of one work array with constant offsets (a second one would
+need a run-time overlap check), no branch in them (cells outside of the grid are computed and then emptied), unsigned
+offsets, and bit patterns instead of `frexp` and `ldexp`.
 
 Costs are given as a matrix product G with squared norms u and v, `C[i, j] = u[i] + v[j] + a G[i, j]`; a plain cost
-matrix has a = 1, u = v = 0. Matrices are flat with a row stride, so that the same code serves padded batches.
+matrix has a = 1, u = v = 0. Matrices are flat with a row stride.
 """
 
 from __future__ import annotations
@@ -106,22 +106,18 @@ def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powe
     """
     scale = -1.0 / (gamma * math.log(2.0))
     slope = a * scale
-    for j in range(columns):
-        border[j] = 0.0
-        border[columns + 1 + j] = _EMPTY
+    border[:columns] = 0.0
+    border[columns + 1 : 2 * columns + 1] = _EMPTY
     at = np.uint64(0)
     result_m, result_e = 0.0, 0.0
     for first in range(0, rows, LANES):
         lanes = min(LANES, rows - first)
         width = min(columns, first + LANES) if symmetric else columns
-        for index in range(LANES + 1):
-            work[_PREVIOUS_M + index] = 0.0
-            work[_PREVIOUS_E + index] = _EMPTY
-            work[_OLD_M + index] = 0.0
-            work[_OLD_E + index] = _EMPTY
+        for mantissas, exponents in ((_PREVIOUS_M, _PREVIOUS_E), (_OLD_M, _OLD_E)):
+            work[mantissas : mantissas + LANES + 1] = 0.0
+            work[exponents : exponents + LANES + 1] = _EMPTY
         if first == 0:
-            work[_OLD_M] = 1.0
-            work[_OLD_E] = 0.0
+            work[_OLD_M], work[_OLD_E] = 1.0, 0.0
         _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, powers)
         cell = np.uint64(0)
         for k in range(width + LANES - 1):
@@ -210,16 +206,12 @@ def backward(shares, rows, columns, symmetric, keep, weight, out, stride, work, 
     Of a symmetric problem only the cells with column <= row are written; E is that of the whole problem. `shares` is
     overwritten: E replaces the shares of the diagonal.
     """
-    for j in range(columns + 1):
-        border[j] = 0.0
+    border[: columns + 1] = 0.0
     at = np.uint64(shares_size(rows, columns, symmetric))
     for first in range((rows - 1) // LANES * LANES, -1, -LANES):
         lanes = min(LANES, rows - first)
         width = min(columns, first + LANES) if symmetric else columns
-        for index in range(LANES + 1):
-            work[_LEFT + index] = 0.0
-            work[_UP + index] = 0.0
-            work[_DIAGONAL + index] = 0.0
+        work[: _DIAGONAL + _PITCH] = 0.0
         for k in range(width + LANES - 2, -1, -1):
             at -= np.uint64(2 * LANES)
             low = max(0, k - width + 1)
@@ -266,8 +258,7 @@ def idm(gram, stride, rows, u, sigma, margin, squared, weight, sums):
     One pass over `C[i, j] = u[i] + u[j] - 2 gram[i, j]`, which soft-DTW of the frames with themselves needs as well.
     `sums` is scratch of `rows` entries for partial sums by column; they let LLVM vectorise the additions.
     """
-    for j in range(rows):
-        sums[j] = 0.0
+    sums[:rows] = 0.0
     for i in range(rows):
         row = i * stride
         # Columns before `near` are at least `sigma` frames away and repel; from there to the diagonal frames attract.
@@ -291,7 +282,4 @@ def idm(gram, stride, rows, u, sigma, margin, squared, weight, sums):
             slope = weight / w if squared else 0.5 * weight / (w * d)
             gram[row + j] = slope if squared or d > 0.0 else 0.0
         gram[row + i] = 0.0
-    total = 0.0
-    for j in range(rows):
-        total += sums[j]
-    return 2.0 * total
+    return 2.0 * sums[:rows].sum()

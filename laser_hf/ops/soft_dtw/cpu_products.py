@@ -1,8 +1,7 @@
 """Matrix products of the CPU backend, in numba: each thread multiplies on its own and leaves products with zeros out.
 
-A tile of the result, `ROWS` by two vectors, stays in registers while the sum runs; LLVM's vector types say so. Both
-factors are first copied in the order in which the tile reads them. Against a BLAS this saves half of a symmetric
-product, the columns in which the expected alignment is zero, and threads that wait for each other.
+A tile of the result, `ROWS` by two vectors of LLVM, stays in registers while the sum runs. Both factors are first
+copied in the order in which the tile reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ _FEATURES = llvm.get_host_cpu_features()
 _BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16  # of a vector register
 ROWS = 6 if _BYTES == 32 else 12  # accumulators are 2 * ROWS of 16 registers, or of 32 with AVX-512 or on ARM
 _DEPTH = 32  # so many products are summed, and the sums added: less rounding than in one long sum
-
 _BLOCK = 32  # columns that are looked at together for being zero
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -56,10 +54,8 @@ def _tile(typing_context, a, b, from_a, from_b, depth, out, start, stride, more)
         sums = [builder.phi(vector) for _ in range(2 * ROWS)]
         row_a = builder.add(arguments[2], builder.mul(step, integer(ROWS)))
         row_b = builder.add(arguments[3], builder.mul(step, integer(2 * lanes)))
-        halves = [
-            builder.load(vector_at(at_b, builder.add(row_b, integer(half * lanes))), align=_BYTES // lanes)
-            for half in range(2)
-        ]
+        places = [vector_at(at_b, builder.add(row_b, integer(half * lanes))) for half in range(2)]
+        halves = [builder.load(place, align=_BYTES // lanes) for place in places]
         for index, total in enumerate(sums):
             scalar = builder.load(builder.gep(at_a, [builder.add(row_a, integer(index // 2))]))
             spread = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
@@ -198,8 +194,7 @@ def pull(matrix, row_step, column_step, rows, columns, x, y, dim, symmetric, out
         while low < end and _block_is_zero(matrix, row_step, column_step, first, last, end, symmetric):
             high, end = end, end - _BLOCK
         _pack_rows(matrix, row_step, column_step, first, rows, low, high, symmetric, packed_rows)
-        for r in range(ROWS):
-            work[r] = 0.0
+        work[:ROWS] = 0.0
         for k in range(low, high):
             for r in range(ROWS):
                 work[r] += packed_rows[k * ROWS + r]

@@ -1,7 +1,6 @@
-"""Soft-DTW and the terms of LASER as PyTorch operators, for compiled and distributed training.
+"""Soft-DTW and the terms of LASER as PyTorch operators, which cause no graph break in `torch.compile`.
 
-`torch.compile` sees an operator with a known result shape and a registered derivative, so the kernels cause no graph
-break. The forward pass computes the gradient together with the value, because both need the same matrices.
+The forward pass computes the gradient together with the value, because both need the same matrices.
 """
 
 from __future__ import annotations
