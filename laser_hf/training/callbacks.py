@@ -92,9 +92,8 @@ class StopSignals(TrainerCallback):
     @contextlib.contextmanager
     def noticed(self) -> Iterator[None]:
         """Take the signals meanwhile; only the main thread can."""
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        taken = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in taken}
         try:
             yield
         finally:

@@ -164,8 +164,7 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
     presets = f"recipe: {', '.join(preset_names())}, or a .json file of your own"
     add("--preset", default=DEFAULT_PRESET, help=presets, metavar="NAME")
     add("--help_all", action="store_true", help="show every option and exit")
-    devices = ["auto", "cpu", "cuda"]
-    add("--device", action=_Device, choices=devices, default=argparse.SUPPRESS, help="cpu is --use_cpu")
+    add("--device", action=_Device, choices=["auto", "cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu")
     add("--objective", default="laser", help=_titles(OBJECTIVES), metavar="NAME")
     _add_plugin_options(add, "--objective_options", OBJECTIVES, preset or {})
     about = f"one after the other: {_titles(PERTURBATIONS)}"
@@ -231,10 +230,7 @@ def _choose(
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Parse `argv` (default: the command line).
-
-    Exits with a message, as argparse does, on unknown options, presets or preset keys and on values out of range.
-    """
+    """Parse `argv` (default: the command line); exits as argparse does on what is unknown or out of range."""
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", default=DEFAULT_PRESET)

@@ -19,9 +19,8 @@ from .model import AlignmentModel
 class ReleasedModel(AlignmentModel):
     """Encodes the two views of a pair as one padded batch, as S3PRL does.
 
-    The first GroupNorm takes its statistics over the padding too. Attention leaves out frames that lie in the padding
-    as a whole. An utterance keeps `round(samples / 320)` frames (halves to the even number), so that the shorter view
-    often has one frame more than it has alone, made partly of padding.
+    The first GroupNorm takes its statistics over the padding too. Attention leaves out frames that are all padding. An
+    utterance keeps `round(samples / 320)` frames (halves to the even number): the shorter view often has one more.
     """
 
     def frames_of(self, lengths: torch.Tensor) -> torch.Tensor:

@@ -218,11 +218,10 @@ def _summary(history) -> dict[str, Any]:
 
 def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
     """The base model as records name it."""
-    name = options.model.model_name_or_path
-    local = Path(name).exists()
+    path = Path(options.model.model_name_or_path)
     return {
-        "name": Path(name).name if local else name,
-        "local": local,
+        "name": path.name if path.exists() else options.model.model_name_or_path,
+        "local": path.exists(),
         "revision": encoder.revision,
         "model_type": encoder.config.model_type,
         "parameters": sum(p.numel() for p in encoder.parameters()),

@@ -114,19 +114,6 @@ class LaserTrainer(UpdateTrainer):
             raise Stopped(f"stopped after update {self.state.global_step} by {self.stop.asked or 'another process'}")
         return output
 
-    def _run_epoch(self, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # killed after the last update, before the record
-            self.control.should_training_stop = True
-            return
-        before = self.state.global_step
-        super()._run_epoch(**kwargs)
-        if self.state.global_step == before:  # on one process perhaps, so that nothing is asked of the others
-            raise LaserError(
-                f"the training data ended after {before} of --max_steps {self.args.max_steps}: a stream must not end "
-                "(`PairStream` begins again), and every process and worker needs utterances of its own"
-            )
-        self._check_used()
-
     def check_end(self) -> None:
         """`LaserError` on no usable utterance, too few updates or weights not finite; every process has to call it."""
         self._check_used()

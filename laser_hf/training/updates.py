@@ -64,12 +64,21 @@ class UpdateTrainer(Trainer):
         return loader
 
     def _run_epoch(self, **kwargs):
-        self._ahead = None
+        before, self._ahead = self.state.global_step, None
+        if before >= self.state.max_steps:  # killed after the last update, before the record
+            self.control.should_training_stop = True
+            return
         if self._sampler is not None:  # a stream counts its epochs itself
             self._sampler.set_epoch(kwargs["epoch"])
             if hasattr(self.train_dataset, "set_epoch"):
                 self.train_dataset.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(**kwargs)
+        super()._run_epoch(**kwargs)
+        if self.state.global_step == before:  # on one process perhaps, so that nothing is asked of the others
+            raise LaserError(
+                f"the training data ended after {before} of --max_steps {self.args.max_steps}: a stream must not end "
+                "(`PairStream` begins again), and every process and worker needs utterances of its own"
+            )
+        self._check_used()
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs  # already on the device, with lengths on the CPU
