@@ -53,13 +53,13 @@ _inlined = numba.njit(inline="always", error_model="numpy", fastmath={"contract"
 @_inlined
 def _power_of_two(exponent):
     """2^exponent for a whole float64 exponent in -1022 ... 1023."""
-    return ((exponent + _BIAS).view(np.int64) << 52).view(np.float64)
+    return np.int64(np.float64(exponent + _BIAS).view(np.int64) << 52).view(np.float64)
 
 
 @_inlined
 def _exponent_of(value):
     """Floor of log2 of a positive, normal float64, as a float64."""
-    return ((value.view(np.int64) >> 52) | 0x4330000000000000).view(np.float64) - _BIAS
+    return np.int64((np.float64(value).view(np.int64) >> 52) | 0x4330000000000000).view(np.float64) - _BIAS
 
 
 @_inlined
