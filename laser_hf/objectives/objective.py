@@ -131,6 +131,9 @@ class Objective(Plugin, nn.Module):
                 f"{y.shape[1]}; {self.title or type(self).__name__} needs perturbations that keep the duration"
             )
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{option.name}={getattr(self, option.name)!r}" for option in self.options)
+
 
 class ProjectionHead(nn.Module):
     """Projection of every frame, then L2 normalisation, shared by the two views and thrown away after training.

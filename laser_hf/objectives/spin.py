@@ -138,7 +138,8 @@ class SpinLoss(Objective):
 
     def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
         if x.shape[2] != (dim := self.codebook.in_features):
-            raise ValueError(f"x must have shape (batch, frames, {dim}) as the codebook, got {tuple(x.shape)}")
+            shape = tuple(x.shape)
+            raise ValueError(f"x must have shape (batch, frames, {dim}), the dimension of the codebook, got {shape}")
         # Padding is masked: to take the frames in use by a boolean index would be a host sync.
         valid = frames_in_use(m, x.shape[1])
         used = valid.flatten()
@@ -148,8 +149,8 @@ class SpinLoss(Objective):
         scores_x, scores_y = (
             nn.functional.linear(view.masked_fill(~valid.unsqueeze(2), 0.0).flatten(0, 1), codebook) for view in (x, y)
         )
-        how = self.epsilon, self.iterations, used
-        targets_x, targets_y = sinkhorn(scores_x, *how), sinkhorn(scores_y, *how)
+        how = self.epsilon, self.iterations
+        targets_x, targets_y = (sinkhorn(scores, *how, used=used) for scores in (scores_x, scores_y))
         swapped_x, swapped_y = (
             -(targets * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1).reshape(valid.shape).sum(dim=1)
             for scores, targets in ((scores_x, targets_y), (scores_y, targets_x))

@@ -23,8 +23,7 @@ from ..objectives import Objective
 from ..transfer import to_device
 
 Batch = dict[str, Any]
-Pair = Mapping[str, Any]
-Update = Mapping[str, Any]
+Pair = Update = Mapping[str, Any]
 VIEWS = ("clean", "perturbed")
 
 

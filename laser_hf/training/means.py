@@ -163,6 +163,5 @@ class TrainingWindow(Means):
         """Begin the window with what `partial` gave."""
         self.restart()
         self._units, self.count = partial["units"], partial["count"]
-        self._sums, self._drawn = (
-            None if partial[name] is None else partial[name].to(self.device) for name in ("sums", "drawn")
-        )
+        kept = (partial["sums"], partial["drawn"])
+        self._sums, self._drawn = (one if one is None else one.to(self.device) for one in kept)

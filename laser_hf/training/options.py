@@ -262,5 +262,5 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         parser.error(str(error))
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value != usual.get(name)}
     decides = {*_PLUGINS, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
-    changed = sorted(given.keys() & decides - {"seed", "data_seed", "bf16", "fp16"})
+    changed = sorted(given.keys() & decides - {"preset", "seed", "data_seed", "bf16", "fp16"})
     return Options(model, objective, perturbations, data, training, found.preset, changed)

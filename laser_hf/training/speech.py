@@ -45,7 +45,6 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     speech = load_speech(data.train_data, data.train_split, name=data.train_name, streaming=streaming, **how)
     if data.max_train_samples is not None:
         speech = speech.take(data.max_train_samples)
-    train: PairDataset | PairStream
     if streaming:
         train = PairStream(speech, transform(), args.seed, data.shuffle_buffer, args.process_index, args.world_size)
     else:
