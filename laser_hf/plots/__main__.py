@@ -52,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.output or len(names) > 1:
         path = options.output or (options.output_dir or Path()) / CURVES
         labels = {term: label for record in records.values() for term, label in term_labels(record).items()}
-        histories = attempt(path.name, lambda: {name: read_history(run) for run, name in names.items()})
-        together = histories and attempt(
-            path.name, lambda: training_figure(histories, labels, *curve_marks([*records.values()]))
-        )
+        marks = curve_marks([*records.values()])
+        logs = attempt(path.name, lambda: {name: read_history(run) for run, name in names.items()})
+        together = logs and attempt(path.name, lambda: training_figure(logs, labels, *marks))
         drawn += [save(together, path, options.title)] if together else []
     if not drawn:
         raise LaserError("nothing could be drawn; the warnings above say why")

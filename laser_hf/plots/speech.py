@@ -74,13 +74,9 @@ def load_pairs(
 ) -> list[ViewPair]:
     """The pairs of `count` utterances of each split, spread over it as training's held-out ones are.
 
-    Args:
-        source, splits, name: as `load_speech` takes them; a dataset of the Hub is streamed, from its start.
-        utterance: the id of one more, or the last part of it. Its pair comes first, by default the one whose views
-            differ most in duration.
-
-    Raises:
-        LaserError: nothing usable at `source`, no such utterance, or it cannot be used.
+    `source`, `splits` and `name` are as `load_speech` takes them; a dataset of the Hub is streamed, from its start.
+    `utterance` is the id of one more, or the last part of it. Its pair comes first, by default the one whose views
+    differ most in duration. `LaserError` if nothing is usable, or not this utterance.
     """
 
     def is_named(identity: str) -> bool:
@@ -128,10 +124,7 @@ def load_words(
     """The same words by several speakers, and the utterances that hold them, whose files have the utterances' names.
 
     `alignments` are word times as `read_alignments` takes them, by default what `find_word_times` finds; `splits` are
-    sub-folders of `data`.
-
-    Raises:
-        LaserError: no such folder or file, no word times, or no word of two speakers in this speech.
+    sub-folders of `data`. `LaserError` without such files, word times, or a word of two speakers.
     """
     folders = [Path(data) / split for split in splits or [""]]
     for folder in folders:
@@ -181,14 +174,11 @@ def choose_words(
     pool = [token for token in pool if token.speaker in kept]
     shared = set(_shared_words(pool))  # a word may have lost its second speaker
     pool = [token for token in pool if token.label in shared]
-    # Few utterances, because each is encoded as a whole.
-    rich = Counter(token.utterance for token in pool)
-    taken, result = Counter(), []
+    rich = Counter(token.utterance for token in pool)  # few utterances, because each is encoded as a whole
+    taken: dict[tuple[str, str], list[Token]] = {}
     for token in sorted(pool, key=lambda token: (-rich[token.utterance], token)):
-        taken[token.label, token.speaker] += 1
-        if taken[token.label, token.speaker] <= per_speaker:
-            result.append(token)
-    return sorted(result)
+        taken.setdefault((token.label, token.speaker), []).append(token)
+    return sorted(token for found in taken.values() for token in found[:per_speaker])
 
 
 def _shared_words(tokens: Sequence[Token]) -> list[str]:
