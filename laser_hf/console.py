@@ -57,11 +57,9 @@ def hide_bars() -> None:
 
 
 class LogLines(TrainerCallback):
-    """Prints the log on the first process: a line each, which tells an evaluation apart.
+    """Prints the log on the first process: a line each; those of an evaluation begin with `held_out`.
 
-    Args:
-        labels: what to call loss terms and scores, by their names in the log; they come first, `loss` among them.
-        held_out: what the lines of an evaluation begin with.
+    `labels` say what to call loss terms and scores, by their names in the log; they come first, `loss` among them.
     """
 
     def __init__(self, labels: Mapping[str, str], held_out: str = "held-out") -> None:
@@ -86,9 +84,8 @@ class LogLines(TrainerCallback):
         for name, (before, digits, behind) in {**self.named, **others, **self.named}.items():
             if name in values and (name == "loss" or values[name] != values.get("loss")):
                 parts.append(f"{before} {short(values[name], digits):>{digits + 1}} {behind}".strip())
-        if held_out:
-            left = f"after {step}" if step else "before training"
-        return "  ".join([*parts, left]).rstrip()
+        end = left if not held_out else f"after {step}" if step else "before training"
+        return "  ".join([*parts, end]).rstrip()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Print an entry, but for the Trainer's own summary."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +15,7 @@ import yaml
 from huggingface_hub import constants, eval_result_entries_to_yaml
 
 from ..errors import LaserError
-from ..records import TRAINING_RECORD, located, read_json, read_record, tensors_digest, write_json
+from ..records import TRAINING_RECORD, each, located, read_json, read_record, tensors_digest, write_json
 from ..runs import differences
 from .card import placeholders, render_card
 from .export import EXPORTED, RECORDS, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
@@ -43,8 +41,7 @@ class Bundle:
 def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     """Collect in `staging`, an empty folder, and check what `request` (of `push`) asks to publish; nothing is sent.
 
-    Raises:
-        LaserError: with the first reason not to publish.
+    `LaserError` has the first reason not to publish.
     """
     sources = collect(request)
     name = next(name for name in RECORDS if name in sources)
@@ -73,11 +70,10 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
         notes.append('the language of the speech is not known; --facts with {"speech": {"languages": [...]}} says it')
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
         models = ", ".join(sorted({result.model for result in results}))
-        raise LaserError(
-            f"no downstream result of this model in {request.run_dir}/results/, and none given with --results"
-            f"{f' (there are some of {models})' if models else ''}. Evaluate it first, or publish it as it is with "
-            "--allow_unevaluated; its card will say so"
-        )
+        none = f"no downstream result of this model in {request.run_dir}/results/, and none given with --results"
+        others = f" (there are some of {models})" if models else ""
+        mend = "Evaluate it first, or publish it as it is with --allow_unevaluated; its card will say so"
+        raise LaserError(f"{none}{others}. {mend}")
     files = stage(sources, staging, [request.token] if request.token else [])
     folder = f"{constants.ENDPOINT}/{request.repo_id}/tree/{request.branch}/results"
     if entries := hub_entries(results, folder):
@@ -121,10 +117,7 @@ def check_weights(
     """Compare the exported weights with the base model's: all that was trained may differ, and something must.
 
     `base` is `None` if it cannot be had: then nothing is compared. `trained` are the names of trained parameters.
-
-    Raises:
-        LaserError: a weight that is not finite, missing, unknown to the base model or changed although frozen; or
-            nothing has changed.
+    `LaserError` for a weight that is not finite, missing, unknown to the base model or changed although frozen.
     """
     if not trained:
         raise LaserError("the record of the run does not say which parameters were trained")
@@ -144,17 +137,14 @@ def check_weights(
 def collect(request: argparse.Namespace) -> dict[str, Path]:
     """Files to publish by their path in the repository; everything else in `request.run_dir` stays.
 
-    Raises:
-        LaserError: no finished run or conversion, an incomplete export, another recipe, or two files of one name.
+    `LaserError` for no finished run or conversion, an incomplete export, another recipe, or two files of one name.
     """
     run_dir = request.run_dir
     if not run_dir.is_dir():
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
     if not any((run_dir / name).is_file() for name in RECORDS):
-        raise LaserError(
-            f"{run_dir} has neither {' nor '.join(RECORDS)}: it is no output of laser-hf train or convert, or of a run "
-            "that has not finished"
-        )
+        other = "it is no output of laser-hf train or convert, or of a run that has not finished"
+        raise LaserError(f"{run_dir} has neither {' nor '.join(RECORDS)}: {other}")
     if missing := [name for name in EXPORTED if not (run_dir / name).is_file()]:
         raise LaserError(f"{run_dir} lacks {', '.join(missing)}; the exported encoder is not complete")
     files = {}
@@ -165,12 +155,10 @@ def collect(request: argparse.Namespace) -> dict[str, Path]:
         files[_FACTS] = request.facts
     for folder in request.seeds:
         recipes = [read_record(one / TRAINING_RECORD)["recipe"] for one in (run_dir, folder)]
-        changed = [one for one in differences(*recipes) if not re.match("--(data_)?seed ", one)]
+        changed = "; ".join(one for one in differences(*recipes) if not re.match("--(data_)?seed ", one))
         seed = recipes[1]["training"]["seed"]
         if changed or seed == recipes[0]["training"]["seed"]:
-            raise LaserError(
-                f"--seeds {folder} is not this recipe with another seed: {'; '.join(changed) or 'its seed'}"
-            )
+            raise LaserError(f"--seeds {folder} is not this recipe with another seed: {changed or 'its seed'}")
         files |= {f"results/seed-{seed}/{path.name}": path for path in sorted(folder.glob("results/*.json"))}
     for path in request.results:
         if not path.is_file():
@@ -186,8 +174,7 @@ def collect(request: argparse.Namespace) -> dict[str, Path]:
 def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = ()) -> dict[str, Path]:
     """The files as they are published, below `staging`: JSON without machine paths and tokens, the rest as it is.
 
-    Raises:
-        LaserError: a file is not what its name says, such as a pickle that is called `.png`.
+    `LaserError` if a file is not what its name says, such as a pickle that is called `.png`.
     """
     staged = {name: staging / name for name in sources}
     for name, path in sources.items():
@@ -199,10 +186,7 @@ def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = (
         if cleaned != content:
             write_json(staged[name], cleaned)
         else:
-            try:
-                os.symlink(path.resolve(), staged[name])
-            except OSError:  # a file system without links
-                shutil.copyfile(path, staged[name])
+            staged[name].symlink_to(path.resolve())
     return staged
 
 
@@ -215,13 +199,13 @@ _TOKEN_OPTION = re.compile(r"(--(?:hub_|push_to_hub_)?token[ =])\S+")
 
 def without_private(value: Any, secrets: Sequence[str] = ()) -> Any:
     """A copy of a JSON value with absolute paths cut to their last part and Hub tokens replaced by `***`."""
-    if isinstance(value, dict):
-        return {without_private(k, secrets): without_private(v, secrets) for k, v in value.items()}
-    if isinstance(value, list):
-        return [without_private(entry, secrets) for entry in value]
-    if not isinstance(value, str):
-        return value
-    for secret in secrets:
-        value = value.replace(secret, "***")
-    value = _TOKEN_OPTION.sub(r"\1***", _TOKEN.sub("***", value))
-    return _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1] or match.group(), value)
+
+    def clean(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        text = _TOKEN_OPTION.sub(r"\1***", _TOKEN.sub("***", text))
+        return _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1] or match.group(), text)
+
+    return each(value, clean)

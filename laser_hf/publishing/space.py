@@ -22,30 +22,21 @@ _SHIPPED = "{laser_hf}/demo/encoder"
 
 
 def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of the Space by path.
+    """The files of the Space of the model `repo_id` by path.
 
-    Args:
-        repo_id: of the model.
-        record: of its training; a base model that is a folder of the trainer's machine is left out.
-
-    Raises:
-        LaserError: laser_hf is not installed, so that its requirements are not known.
+    `record` is that of its training; a base model that is a folder of the trainer's machine is left out. Where laser_hf
+    is not installed, so that its requirements are not known, it is a `LaserError`.
     """
-    base, models = record["base_model"], [repo_id]
-    if record["recipe"]["model"]["model_name_or_path"] == _SHIPPED:
-        models.insert(0, _SHIPPED)
-    elif not base["local"]:
-        models.insert(0, base["name"])
+    base, shipped = record["base_model"], record["recipe"]["model"]["model_name_or_path"] == _SHIPPED
+    models = [*([_SHIPPED] if shipped else [] if base["local"] else [base["name"]]), repo_id]
     try:
         needed = [one for one in requires("laser-hf") or () if "extra ==" not in one]
     except PackageNotFoundError as error:
         raise LaserError("--space needs an installed laser_hf: pip install -e . in the checkout") from error
     on_hub = "\n".join(f"- {name}" for name in models if name != _SHIPPED)
-    readme = card_file("space_readme.txt").format(
-        name=repo_id.split("/")[1], gradio=GRADIO, models=on_hub, repo_id=repo_id
-    )
+    how = {"name": repo_id.split("/")[1], "gradio": GRADIO, "models": on_hub, "repo_id": repo_id}
     files = {
-        "README.md": readme.encode(),
+        "README.md": card_file("space_readme.txt").format(**how).encode(),
         "app.py": card_file("space_app.txt").format(repo_id=repo_id, models=models).encode(),
         "requirements.txt": "\n".join([*needed, f"gradio=={GRADIO}", ""]).encode(),
     }
@@ -60,8 +51,7 @@ def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
 def publish_space(api: HfApi, repo_id: str, files: Mapping[str, bytes], private: bool = False) -> str:
     """Create or replace the Space of the model's name in one commit; returns its address.
 
-    Raises:
-        LaserError: the Hub refuses it, or a Space of that name holds something else.
+    `LaserError` if the Hub refuses it, or a Space of that name holds something else.
     """
     space: dict[str, Any] = {"repo_id": repo_id, "repo_type": "space"}
     with explained(api.endpoint):

@@ -1,7 +1,7 @@
 """Send a repository to the Hub: one commit, whole or not at all, and a tag that marks it.
 
-huggingface_hub repeats the transfers of files by itself. Any other request that fails ends the push. The same command
-then goes on: files that have arrived are not sent again, and a commit that was made is recognised.
+Only transfers of files are repeated, by huggingface_hub; any other failure ends the push. The same command then goes on:
+files that have arrived are not sent again, and a commit that was made is recognised.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,7 +84,7 @@ def _explain(error: BaseException, endpoint: str) -> str:
         return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"
     if isinstance(error, hub.LocalTokenNotFoundError):
         return _TOKEN
-    if status := _status(error):
+    if status := getattr(getattr(error, "response", None), "status_code", None):
         said = f"the Hub refused the request: {getattr(error, 'server_message', None) or error}"
         return f"{_BROKEN if status >= 500 else _REASONS.get(status, said)} (HTTP {status})"
     if isinstance(error, hub.HTTPError | ConnectionError | TimeoutError):
@@ -93,34 +93,22 @@ def _explain(error: BaseException, endpoint: str) -> str:
     return f"{endpoint} gave an unexpected answer, or a file went away: {error}"
 
 
-def _status(error: BaseException) -> int | None:
-    """HTTP status of the Hub's answer, `None` if there was none."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
-    """The repository at a branch or commit.
-
-    Raises:
-        LaserError: the Hub does not answer.
-    """
+    """The repository at a branch or commit; `LaserError` if the Hub does not answer."""
     with explained(api.endpoint):
         try:
             info, branch_exists = api.model_info(repo_id, revision=revision), True
         except hub.RevisionNotFoundError:
             info, branch_exists = api.model_info(repo_id), False
         except hub.RepositoryNotFoundError as error:
-            # The Hub says 401 of a missing repository to those without a valid token.
-            if _status(error) == 401:
+            if error.response.status_code == 401:  # which the Hub says to those without a valid token
                 raise
             return Target(exists=False)
         files, base = tuple(sibling.rfilename for sibling in info.siblings or ()), None
         if record := next((name for name in RECORDS if name in files), None):
-            path = api.hf_hub_download(repo_id, record, revision=info.sha)
-            try:
+            path, base = api.hf_hub_download(repo_id, record, revision=info.sha), "something unreadable"
+            with suppress(LaserError, KeyError, TypeError):
                 base = read_json(path)["base_model"]["name"]
-            except (LaserError, KeyError, TypeError):
-                base = "something unreadable"
         return Target(True, branch_exists, info.private, info.sha, files, _tags(api, repo_id), base)
 
 
@@ -129,11 +117,7 @@ def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
 
 
 def check_target(request: argparse.Namespace, target: Target, base_model: str | None) -> None:
-    """Refuse to overwrite what is not this project's, or a request that the repository does not fit.
-
-    Raises:
-        LaserError: with the reason.
-    """
+    """`LaserError` if the push would overwrite what is not this project's, or the repository does not fit it."""
     repo_id, other = request.repo_id, "choose another --repo_id"
     foreign = ", ".join([name for name in target.files if name not in (".gitattributes", "README.md")][:5])
     marked = target.tags.get(request.tag or "", target.commit)
@@ -199,13 +183,10 @@ def _find_pull_request(api: HfApi, repo_id: str, added: Sequence[CommitOperation
 
 
 def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Target) -> Published:
-    """Commit the bundle's files, remove stale ones, tag the commit.
+    """Commit the bundle's files, remove stale ones, tag the commit; `LaserError` if the Hub refuses it.
 
     The large files go first and stay invisible until the one commit that names them all. The commit is refused if the
     branch is no longer at `target.commit`, so it neither overwrites another one nor is made twice.
-
-    Raises:
-        LaserError: the Hub refuses it; the message says why and what to do.
     """
     repo_id, branch = request.repo_id, request.branch
     with explained(api.endpoint):
@@ -220,14 +201,10 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
         added = [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
         if request.create_pr and (found := _find_pull_request(api, repo_id, added)):
             return found
-        commit = api.create_commit(
-            repo_id,
-            [*added, *(CommitOperationDelete(name) for name in stale_files(target, bundle.files))],
-            commit_message=request.commit_message or bundle.message,
-            revision=None if request.create_pr else branch,
-            create_pr=request.create_pr,
-            parent_commit=target.commit,
-        )
+        removed = [CommitOperationDelete(name) for name in stale_files(target, bundle.files)]
+        how = {"create_pr": True} if request.create_pr else {"revision": branch}
+        how |= {"commit_message": request.commit_message or bundle.message, "parent_commit": target.commit}
+        commit = api.create_commit(repo_id, [*added, *removed], **how)
     if commit.pr_url:
         return Published(commit.oid, commit.pr_url)
     try:
