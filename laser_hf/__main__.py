@@ -40,27 +40,8 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one sub-command; for its help and its record, `sys.argv` then has it as the program.
-
-    `LaserError` is the sub-command's own, or a package that only an extra installs is missing.
-    """
+    """Run one sub-command, with it as the program in `sys.argv`; `LaserError` also for an extra that is missing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = _parser().parse_args(arguments[:1] or ["--help"]).command
-    module, function = COMMANDS[name][0].split(":")
-    before, sys.argv = sys.argv, [f"{PROGRAM} {name}", *arguments[1:]]
-    try:
-        getattr(importlib.import_module(module), function)(arguments[1:])
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRAS:
-            raise
-        raise LaserError(f"{PROGRAM} {name} needs {missing}: pip install '{PROGRAM}[{EXTRAS[missing]}]'") from error
-    finally:
-        sys.argv = before
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Parser of the first word alone."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -72,7 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("command", choices=list(COMMANDS), help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    name = parser.parse_args(arguments[:1] or ["--help"]).command
+    module, function = COMMANDS[name][0].split(":")
+    before, sys.argv = sys.argv, [f"{PROGRAM} {name}", *arguments[1:]]
+    try:
+        getattr(importlib.import_module(module), function)(arguments[1:])
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        raise LaserError(f"{PROGRAM} {name} needs {missing}: pip install '{PROGRAM}[{EXTRAS[missing]}]'") from error
+    finally:
+        sys.argv = before
 
 
 def run() -> NoReturn:

@@ -85,10 +85,7 @@ class _Messages(logging.Formatter):
 
 
 def set_up_logging(main_process: bool = True) -> None:
-    """Send log records to stderr: our own from INFO on (WARNING on other processes), other libraries' from WARNING.
-
-    Progress bars, of libraries imported later, show only on a terminal, and only if they take long.
-    """
+    """Log to stderr, ours from INFO on (other processes: WARNING); long progress bars show on a terminal alone."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Messages())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -112,10 +109,7 @@ def program() -> str:
 
 
 def refuse_lonely_launch(command: str) -> None:
-    """Raise `LaserError` where `accelerate launch --cpu` started one process of several: without MPI it says nothing.
-
-    `command` is what to start instead, such as `laser-hf train ... --use_cpu`.
-    """
+    """`LaserError` (use `command`) where `accelerate launch --cpu` started one process of several, without MPI."""
     env = os.environ
     alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
     if alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true":
@@ -193,8 +187,7 @@ def _messages(error: BaseException | None) -> str:
 
 def _how_to_go_on(given: Sequence[str]) -> str:
     """What is saved, and what to do."""
-    kept = saved() if saved is not None else ""
-    if not kept:
+    if not (kept := saved() if saved is not None else ""):
         return "nothing is saved; run the same command again to start over"
     overwrites = any(word.startswith("--overwrite_output_dir") for word in given)
     same = "the command again without --overwrite_output_dir" if overwrites else "the same command again"

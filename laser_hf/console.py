@@ -57,10 +57,7 @@ def hide_bars() -> None:
 
 
 class LogLines(TrainerCallback):
-    """Prints the log on the first process: a line each; those of an evaluation begin with `held_out`.
-
-    `labels` say what to call loss terms and scores, by their names in the log; they come first, `loss` among them.
-    """
+    """Prints the log on the first process: `labels` name terms and scores, `held_out` begins an evaluation's line."""
 
     def __init__(self, labels: Mapping[str, str], held_out: str = "held-out") -> None:
         self.named = {name: (label, 3, "") for name, label in labels.items()} | NAMED

@@ -127,10 +127,7 @@ class Plugin:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for the class from `values` by `Option.dest`, completed by defaults.
-
-        `LaserError` for an option that the class does not have, or a value out of its range.
-        """
+        """Keyword arguments for the class: checked `values`, by `Option.dest`, and defaults; `LaserError` if wrong."""
         known = {option.dest: option for option in cls.options}
         if unknown := sorted(set(values) - set(known)):
             takes = ", ".join(known) or "no options"
@@ -154,10 +151,7 @@ NOISE_ROBUST_BIBTEX = """\
 
 
 def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> type[_P]:
-    """The class that `name` stands for: one of `shipped`, or `package.module:Class` derived from `base`.
-
-    `LaserError` for an unknown name, a module that cannot be imported, or a class of another kind.
-    """
+    """One of `shipped`, or the class `package.module:Class` derived from `base`; `LaserError` if there is none."""
     if name in shipped:
         return shipped[name]
     kind, (module, colon, cls) = base.__name__.lower(), name.partition(":")
@@ -185,10 +179,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:
-    """`["alpha=0.4", ...]` as a dictionary of texts; `Plugin.checked` gives them their types. A list is `a=1,2`.
-
-    `LaserError` for a text without `=`, or a name given twice.
-    """
+    """`["alpha=0.4", ...]` as texts by name, which are given once; `Plugin.checked` gives them their types."""
     values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

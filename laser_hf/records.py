@@ -64,17 +64,13 @@ def hardware() -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Commit of the source tree laser_hf runs from, with `-dirty` where files differ; `None` when installed."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    root = Path(__file__).resolve().parents[1]
+    # A checkout of something else that happens to contain the installed package is not our commit.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        # A checkout of something else that happens to contain the installed package is not our commit.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.parent:
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -171,11 +167,7 @@ def new_record(
 
 
 def describe_model(name: str, revision: str | None = None, weights: Mapping[str, torch.Tensor] | None = None) -> dict:
-    """How a record names a model: `model`, `model_revision` and `weights_sha256`.
-
-    `name` is a hub id, a folder or a kind of features, `revision` a commit on the Hub and `weights` the encoder's state
-    dict, whose digest ties a result to it whatever its folder is called.
-    """
+    """How a record names a model: hub id, folder or kind of features, commit, and digest of an encoder's state dict."""
     digest = tensors_digest(weights) if weights is not None else None
     return {"model": portable(str(name)), "model_revision": revision, "weights_sha256": digest}
 

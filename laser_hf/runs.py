@@ -41,8 +41,7 @@ _LOCKS: dict[tuple[int, str], int] = {}
 class RunFolder:
     """The output folder `path` (`--output_dir`) of one run, which is complete once it holds the file `record`.
 
-    `progress` are glob patterns of what a later start can resume from, `owned` of everything else that a run leaves:
-    only these are ever deleted.
+    `progress` are glob patterns of what a later start resumes from, `owned` of what else may be deleted.
     """
 
     def __init__(
@@ -131,10 +130,7 @@ class RunFolder:
         _LOCKS[os.getpid(), str(path)] = descriptor
 
     def protect(self, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
-        """`LaserError` if the folder is, or holds (by real paths), what the run reads; call it before `prepare`.
-
-        `inputs` are paths, or names that are no paths, by the options that name them.
-        """
+        """`LaserError` if the folder is or holds, by real paths, one of `inputs`, by option: paths, or other names."""
         for option, given in inputs.items():
             place = Path(given or "/").resolve()
             if place.exists() and place.is_relative_to(self.path.resolve()):
@@ -245,10 +241,7 @@ def _sha256(path: Path) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two recipes differ in, as `--name old -> new`; groups are looked into.
-
-    Where both have a digest in the group `content`, it is compared, and not the path, which may change.
-    """
+    """What two recipes differ in, as `--name old -> new`: digests in the group `content` count for paths."""
     contents = [recipe.get(CONTENT) or {} for recipe in (before, now)]
     known = sorted(contents[0].keys() & contents[1].keys())
     found = [f"the content of --{name} is another" for name in known if contents[0][name] != contents[1][name]]

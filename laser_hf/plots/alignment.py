@@ -32,10 +32,7 @@ def drawn_speed(drawn: Mapping[str, Any]) -> float:
 
 
 def deviations(clean: int, perturbed: int, speed: float, frame_seconds: float, middle: float = 0.0) -> torch.Tensor:
-    """How much later each clean frame is than where each perturbed frame belongs, `(clean, perturbed)` seconds.
-
-    `clean` and `perturbed` are numbers of frames, `middle` is the time of the first frame's centre in its view.
-    """
+    """Seconds `(clean, perturbed)` by which a clean frame is later than where a perturbed frame belongs."""
     times = [middle + frame_seconds * torch.arange(count, dtype=torch.float64) for count in (clean, perturbed)]
     return times[0][:, None] - speed * times[1]
 
@@ -48,8 +45,8 @@ def shares_beyond(
     Row 0 is along the soft-DTW alignment: frames (i, j) count with the expected alignment there. In row 1, each
     perturbed frame counts with the clean frame of largest cosine, wherever that is.
 
-    `pairs` are frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, and the view's speed; `gamma`
-    is soft-DTW's smoothing; the rest is as for `deviations`. `LaserError` if the speed does not explain the durations.
+    `pairs` are frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, and the view's speed
+    (`LaserError` if it does not explain the durations); `middle` is the time of the first frame's centre in its view.
     """
     shares = []
     for clean, perturbed, speed in pairs:

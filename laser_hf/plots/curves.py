@@ -44,12 +44,8 @@ def training_figure(
 
     Total and terms are in percent of their first value: their size is mostly a matter of the random projection head.
     Training values are pale, held-out ones (`eval_...`) strong. The first collapse alarm of each run is marked.
-
-    Args:
-        runs: log by name of the run; `LaserError` if none holds a training or held-out loss.
-        terms: labels of the loss terms, as `Objective.term_labels`.
-        warm_up: updates until the learning rate has its peak, to be marked.
-        held_out: number of held-out pairs, for the legend.
+    `runs` are logs by the name of the run (`LaserError` if none holds a loss), `terms` the objective's `term_labels`,
+    `warm_up` updates until the learning rate has its peak, and `held_out` the number of held-out pairs.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

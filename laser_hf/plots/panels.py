@@ -20,10 +20,7 @@ _WORD_SIZE = 8  # points
 def self_similarity_figure(
     frames: Mapping[str, torch.Tensor], frame_seconds: float, words: Sequence[Token] = ()
 ) -> Figure:
-    """Self-similarity of the first seconds of an utterance, on one colour scale, and of two encoders the difference.
-
-    `frames` are `(n, dim)`, by name of the encoder; `words` within the frames shown are named at the upper edge.
-    """
+    """Cosines of an utterance's first frames `(n, dim)` by encoder, of two the difference; `words` stand above."""
     from ..figures import new_figure, plt
 
     unit = (normalize(one[: round(SHOWN_SECONDS / frame_seconds)].double(), dim=1) for one in frames.values())
@@ -65,10 +62,7 @@ def self_similarity_figure(
 
 
 def principal_components(vectors: torch.Tensor, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal components of `(n, dim)`: centred points `(n, count)` float64, and shares of the variance `(count,)`.
-
-    The sign of a component is such that its loading of largest absolute value is positive.
-    """
+    """Centred points `(n, count)` of `(n, dim)`, signs by the largest loading, and shares of variance `(count,)`."""
     centred = vectors.double() - vectors.double().mean(0)
     _, singular, loadings = torch.linalg.svd(centred, full_matrices=False)
     loadings, variance = loadings[:count], singular.square()

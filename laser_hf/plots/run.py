@@ -44,23 +44,17 @@ def draw_run(
     utterance: str | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """All pictures of a finished run; returns the files written.
+    """All pictures of a run, `LaserError` unless it is finished; returns the files written, by default in its `plots`.
 
     They are `loss_terms.png`, `words.png`, `alignment.png` and `self_similarity.png`. What cannot be drawn is left out,
     with a warning that says why. Without `data` and `alignments`, pairs and words are from the run's held-out speech
     (pairs else from its training speech), or from the speech shipped with laser_hf.
 
     Args:
-        run_dir: output folder of `laser-hf train`.
-        output_dir: where the pictures go; by default `plots` in the run.
+        run_dir, record: output folder of `laser-hf train`, and its record, which training writes after the pictures.
         base: the encoder before fine-tuning; by default the one the run started from.
         data, splits: folder of speech, or, for the pairs alone, id of a dataset on the Hub.
-        alignments: word times, see `load_words`.
-        utterance: name of the utterance to draw.
-        record: of the run; by default the one in `run_dir`. Training passes it, because it writes the record last.
-
-    Raises:
-        LaserError: no finished run.
+        alignments, utterance: word times, see `load_words`; name of the utterance to draw.
     """
     run_dir = Path(run_dir)
     folder = run_dir / "plots" if output_dir is None else Path(output_dir)
@@ -73,7 +67,7 @@ def draw_run(
         if (figure := attempt(name, make)) is not None:
             drawn.append(save(figure, folder / name, f"{title}{about}"))
 
-    if (history := attempt("the curves", lambda: read_history(run_dir))) is not None:
+    if (history := attempt("the curves", lambda: read_json(run_dir / HISTORY)["log"])) is not None:
         terms, marks = term_labels(record), curve_marks([record])
         draw("loss_terms.png", "", lambda: training_figure({title: history}, terms, *marks))
     encoders = attempt("anything but the curves", lambda: _load_encoders(run_dir, record, base))
@@ -117,11 +111,6 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     if (run_dir / "recipe.json").is_file():
         raise LaserError(f"the run in {run_dir} is not finished. Give its laser-hf train command again to continue it")
     raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of laser-hf train")
-
-
-def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """The log of a run."""
-    return read_json(run_dir / HISTORY)["log"]
 
 
 def run_title(record: Mapping[str, Any]) -> str:

@@ -38,10 +38,7 @@ def source_name(source: str | Path) -> str:
 
 
 def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> _Speech:
-    """`load(source, ...)`; the same from the shipped speech if there is no source, or with a warning if that fails.
-
-    `load` is `load_pairs` or `load_words`; `splits` and `name` are used for `source` alone.
-    """
+    """`load(source, ...)`; the same from the shipped speech without a source or, with a warning, if that fails."""
     if source:
         try:
             return load(source, **how)

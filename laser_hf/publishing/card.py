@@ -69,14 +69,20 @@ def render_card(
 
 def _of_training(record: Values, facts: Values, texts: Values) -> dict[str, Any]:
     """What the card of a training run says besides what every card says."""
-    names = record["trained_parameters"]
+    names, data, terms = record["trained_parameters"], record["data"], find_objective(record["method"]).term_labels
+    hub, local = "[{0}](https://huggingface.co/datasets/{0})", f"the local folder {code(Path(data['source']).name)}"
+    source = hub.format(data["source"]) if _on_hub(data) else local
+    labels = {"eval_loss": terms["total"], **{f"eval_{term}": label for term, label in terms.items()}}
+    labels |= texts["held_out"]
+    first, last = ({key: one["value"] for key, one in record[when].items()} for when in ("first", "last"))
+    known = [key for key in labels if None not in (first.get(key), last.get(key))]
     return {
         "trained_layers": sorted({int(number) for number in _LAYER.findall(" ".join(names))}),
         "trained_others": [code(name) for name in names if not _LAYER.match(name)],
-        "source_name": _source_name(record["data"]),
+        "source_name": ", ".join([source, *(code(data[key]) for key in ("name", "split") if data.get(key))]),
         "licences": texts["licences"],
         "settings": _settings(record, texts["settings"]),
-        "held_out": _held_out(record, texts["held_out"]),
+        "held_out": [(labels[key], number(first[key]), number(last[key])) for key in known],
         "published": published_values(record, facts["base_title"], facts["method_title"]),
     }
 
@@ -165,14 +171,6 @@ def _line(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split()).replace("`", "'")
 
 
-def _held_out(record: Values, labels: Values) -> list[tuple[str, str, str]]:
-    terms = find_objective(record["method"]).term_labels
-    labels = {"eval_loss": terms["total"], **{f"eval_{term}": label for term, label in terms.items()}, **labels}
-    first, last = ({key: one["value"] for key, one in record[when].items()} for when in ("first", "last"))
-    known = [key for key in labels if None not in (first.get(key), last.get(key))]
-    return [(labels[key], number(first[key]), number(last[key])) for key in known]
-
-
 def _words(result: Result, texts: Values) -> dict[str, str]:
     """A result in words; `text` is its value with unit and deviation."""
     metric, task, protocol = result.metric, result.record["task"], result.record.get("protocol")
@@ -233,12 +231,6 @@ def _comparison(results: Sequence[Result], texts: Values, own_seed: str) -> list
 def _on_hub(data: Values) -> bool:
     # LibriSpeech/train-clean-5 could be either; records say which.
     return not data.get("local") and re.fullmatch(r"[\w.-]+/[\w.-]+", data["source"]) is not None
-
-
-def _source_name(data: Values) -> str:
-    hub, local = "[{0}](https://huggingface.co/datasets/{0})", f"the local folder {code(Path(data['source']).name)}"
-    name = hub.format(data["source"]) if _on_hub(data) else local
-    return ", ".join([name, *(code(data[key]) for key in ("name", "split") if data.get(key))])
 
 
 def number(value: float) -> str:

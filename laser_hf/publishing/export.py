@@ -121,21 +121,18 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | N
 
 
 def check_reload(folder: Path, record: Mapping[str, Any], load: Load) -> None:
-    """Load an exported `folder` by plain transformers and compare its frames with `sample_features` of the record.
-
-    `LaserError` if it does not load, or gives other frames than at the end of training.
-    """
+    """`LaserError` unless plain transformers load `folder` and give the frames in `record` (`sample_features`)."""
     if not record.get("sample_features"):
         raise LaserError("the record has no sample_features, with which a reload is compared; run the training again")
-    loaders = "AutoModel and AutoFeatureExtractor"
     try:
         frames = load(str(folder), made_up_sound())
     except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise LaserError(f"the exported encoder does not work with plain {loaders}: {reason}") from error
+        fails = "the exported encoder does not work with plain AutoModel and AutoFeatureExtractor"
+        raise LaserError(f"{fails}: {reason}") from error
     if wrong := difference(record["sample_features"], describe_frames(frames)):
         files = "config.json, preprocessor_config.json or model.safetensors were changed since"
-        raise LaserError(f"the exported encoder, reloaded by {loaders}, gives {wrong}: {files}")
+        raise LaserError(f"the exported encoder, reloaded by plain transformers, gives {wrong}: {files}")
 
 
 def load_frames(folder, wave):
@@ -176,10 +173,7 @@ def load_in_fresh_process(folder: str, wave: Sequence[float]) -> torch.Tensor:
 
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a safetensors file, or the dictionary that `torch.save` wrote.
-
-    `LaserError` if there is no such file, it is damaged, or it holds more than weights and plain values.
-    """
+    """The content of a safetensors file or of `torch.save`; `LaserError` unless it is weights and plain values."""
     if not path.is_file():
         raise LaserError(f"{path}: no such file")
     try:

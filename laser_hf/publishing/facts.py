@@ -20,6 +20,7 @@ from ..records import located, read_json, read_record
 
 Values = Mapping[str, Any]
 OWN, BASE, SEED, OTHER = "own", "base", "seed", "other"
+"""Whose a result is: of the model to be published, its base model, a run of its recipe with another seed, or others."""
 SPEECH_KEYS = ("title", "licence", "languages", "dataset", "attribution", "limits")
 _KEYS = (
     "base_model", "base_title", "base_url", "base_authors", "base_paper", "base_training_data", "licence",
@@ -144,10 +145,7 @@ def listed(items: Sequence[Any]) -> str:
 
 
 def published_values(record: Values, base: str, method_title: str) -> list[dict[str, str]]:
-    """What the literature reports for a run's recipe, if it is that of a paper: `model`, `measure`, `value`, `source`.
-
-    `base` and `method_title` are as the card calls base model and method.
-    """
+    """What the literature reports for a run's recipe, if it is a paper's; both titles are as on the card."""
     texts = json.loads(card_file("texts.json"))
     if record.get("changed_from_preset") != [] or record["preset"] not in texts["published_presets"]:
         return []
@@ -169,11 +167,7 @@ def published_values(record: Values, base: str, method_title: str) -> list[dict[
 
 @dataclass(frozen=True)
 class Result:
-    """One measure (`metric`) of one model in a record, whose path in the repository is `file`.
-
-    `whose` is `OWN` (the model to be published), `BASE` (its base model), `SEED` (a run of the same recipe with another
-    seed) or `OTHER`; `model` is how the table calls the model.
-    """
+    """One measure, `metric`, of one model, which the table calls `model`, in the record of a `file`."""
 
     whose: str
     model: str
@@ -187,12 +181,9 @@ def read_results(
 ) -> tuple[list[Result], list[str]]:
     """Results of all `files`, and the names of files that are no evaluation records.
 
-    Args:
-        files: path of each file by its name in the repository; those of runs with other seeds are `results/seed-N/...`.
-        digest, base_digest: of the exported weights and of the base model's (`None` if they cannot be had).
-        base_name: how the table calls the base model.
-        names: folder and repository of the model: `LaserError` for a record that names them but has another digest,
-            unless it says which revision on the Hub it measured.
+    Files have their names in the repository, those of runs with other seeds `results/seed-N/...`. Digests are of the
+    exported weights and of the base model's, if they can be had; the table calls it `base_name`. `names` are folder and
+    repository of the model: a record that names them with another digest, and no revision, is a `LaserError`.
     """
     results, unread, own_paths = [], [], {Path(name).resolve() for name in names}
     for file, path in files.items():
@@ -243,11 +234,7 @@ def model_index(results: Sequence[Result]) -> list[EvalResult]:
 
 
 def hub_entries(results: Sequence[Result], source_url: str) -> list[EvalResultEntry]:
-    """Entries of `.eval_results/librispeech_asr.yaml`: word error rates by SUPERB's exact protocol.
-
-    The phone error rate is left out: the file names data set and configuration but no metric, so the two could not be
-    told apart. `source_url` is that of the folder of records in the repository.
-    """
+    """Entries of `.eval_results/librispeech_asr.yaml`: SUPERB's word error rates; those of phones would look alike."""
     notes = (
         "WER in percent; SUPERB ASR: frozen encoder, weighted sum of layers, two BiLSTM layers trained with CTC on "
         "train-clean-100, greedy decoding without a language model"

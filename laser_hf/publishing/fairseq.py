@@ -39,10 +39,7 @@ _RENAMED = [
 
 
 def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict, dict]:
-    """Layout, weights without their prefix, and the checkpoint's own configs of model and task.
-
-    `LaserError` for no fairseq-style encoder, or weights beside it; the message has the file's `name`.
-    """
+    """Layout, weights without prefix, and configs of model and task; `LaserError` if `name` is no such encoder."""
     if {"Downstream", "Optimizer"} & content.keys() and "Upstream" not in content:
         raise LaserError(f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was not trained (no -f)")
     key = next((key for key in _LAYOUTS if isinstance(content.get(key), Mapping)), None)
@@ -64,10 +61,7 @@ def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict
 
 
 def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights under transformers' names, and the names of the heads that are left out.
-
-    Names that follow no rule stay as they are, so that they show up as unexpected.
-    """
+    """Weights under transformers' names, those that follow no rule as they are, and names of heads left out."""
     converted, dropped = {}, sorted(name for name in weights if _DROPPED.fullmatch(name))
     for name in (name for name in weights if name not in dropped):
         new = name
@@ -82,12 +76,10 @@ def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor]
 def infer_config(
     weights: Mapping[str, torch.Tensor], model_type: str, model_cfg: Mapping[str, Any], heads: int | None, notes: list
 ) -> PretrainedConfig:
-    """Config of converted weights: sizes from their shapes, the rest from the checkpoint's own config.
+    """Config of converted weights: sizes from their shapes (`LaserError` without), the rest from fairseq's `model_cfg`.
 
-    Dropouts, LayerDrop and masking that the checkpoint does not state are those that HuBERT base and WavLM base were
-    pre-trained with. `weights` have transformers' names, `model_cfg` is fairseq's config of the model, possibly empty,
-    and `heads` the number of attention heads where it cannot be found. Assumptions are appended to `notes`.
-    `LaserError` for weights that lack what the sizes are read from.
+    Dropouts, LayerDrop and masking that it does not state are those that HuBERT base and WavLM base were pre-trained
+    with. `heads` is the number of attention heads where it cannot be found. Assumptions are appended to `notes`.
     """
     try:
         count = sum(bool(re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.conv\.weight", name)) for name in weights)

@@ -20,7 +20,6 @@ from . import upload
 from .export import RECORDS, Load, load_in_fresh_process
 from .facts import find_facts
 from .repository import Bundle, prepare
-from .space import publish_space, space_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,10 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) -> None:
-    """Check a run, show what would be uploaded and, with `--yes`, upload it. `load` reloads the encoder to check it.
-
-    `LaserError` has the first reason not to publish.
-    """
+    """Check a run, show what would be uploaded and, with `--yes`, upload it; `load` reloads the encoder to check it."""
     request, target = _read_request(argv), None
     api = HfApi(token=request.token)
     with tempfile.TemporaryDirectory(prefix="laser-push-") as folder:
@@ -83,7 +79,7 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
         else:
             upload.check_target(request, target, bundle.record["base_model"]["name"])
         _show(request, bundle, target)
-        space = space_files(request.repo_id, bundle.record) if request.space else {}
+        space = upload.space_files(request.repo_id, bundle.record) if request.space else {}
         if space:
             size = sum(map(len, space.values())) / 1e6
             print(f"\nSpace: {request.repo_id}, {len(space)} files of {size:.1f} MB: the page and laser_hf itself")
@@ -98,17 +94,13 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
         where = upload.add_to_collection(api, request.repo_id, request.collection, request.private)
         print(f"\nThe collection: {where}")
     if space:
-        print(f"\nThe page: {publish_space(api, request.repo_id, space, request.private)}")
+        print(f"\nThe page: {upload.publish_space(api, request.repo_id, space, request.private)}")
         if request.private:
             print("The model is private: give the Space a token that may read it, as its secret HF_TOKEN.")
 
 
 def check_beforehand(argv: Sequence[str], record: Mapping[str, Any]) -> None:
-    """Find out before a training whether its end could be published: licence, token, and repository.
-
-    `argv` is that of the push that will follow, `record` what is known of the run, as `find_facts` takes it.
-    `LaserError` says what would stop the push, and how to mend it.
-    """
+    """`LaserError` if a reason not to push a run is known beforehand, from its `record` as `find_facts` takes it."""
     request = _read_request(argv)
     find_facts(record, read_json(request.facts, dict) if request.facts else None)
     api = HfApi(token=request.token)

@@ -39,10 +39,7 @@ class Bundle:
 
 
 def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
-    """Collect in `staging`, an empty folder, and check what `request` (of `push`) asks to publish; nothing is sent.
-
-    `LaserError` has the first reason not to publish.
-    """
+    """Collect in `staging` and check what `request` (of `push`) asks to publish; `LaserError` says why not to."""
     sources = collect(request)
     name = next(name for name in RECORDS if name in sources)
     record, config = read_record(request.run_dir / name), read_json(request.run_dir / "config.json", dict)
@@ -59,8 +56,7 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     base_digest = (record["recipe"].get("content") or {}).get("model_name_or_path")
     # What was published once was compared then, and its digest still holds.
     if record["task"] == "training" and not (request.published and record.get("weights_sha256")):
-        base = _load_base(request, record, notes)
-        check_weights(exported, base, record.get("trained_parameters"))
+        base = check_weights(request, record, exported, notes)
         base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else base_digest
     records = {name: path for name, path in sources.items() if any(fnmatch(name, pattern) for pattern in _RESULTS)}
     names = (str(request.run_dir), request.repo_id)
@@ -95,36 +91,30 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     return Bundle(files, record, message, card, notes)
 
 
-def _load_base(request: argparse.Namespace, record: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any] | None:
-    """Weights of the base model; `None`, with a note, if they cannot be had and that is allowed."""
+def check_weights(
+    request: argparse.Namespace, record: Mapping[str, Any], weights: Mapping[str, torch.Tensor], notes: list[str]
+) -> Mapping[str, torch.Tensor] | None:
+    """The base model's weights, after a comparison: all that was trained may differ, and something must.
+
+    `None`, with a note, if they cannot be had and `request` allows that. `LaserError` for an exported weight that is
+    not finite, missing, unknown to the base model or changed although frozen.
+    """
     from ..encoders import load_pretrained  # with transformers, for which --help need not wait
 
+    if not (trained := record.get("trained_parameters")):
+        raise LaserError("the record of the run does not say which parameters were trained")
+    refuse_infinite(weights, "the export has weights that are not finite")
+    refuse_names(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
     base = record["base_model"]
     name = located(record["recipe"]["model"]["model_name_or_path"]) if base["local"] else base["name"]
     try:
-        return load_pretrained(name, base["revision"], request.token)[0].state_dict()
+        base = load_pretrained(name, base["revision"], request.token)[0].state_dict()
     except LaserError as error:
         if request.skip_base_check:
             notes.append(f"that only the trained layers changed was not checked: {error}")
             return None
         unchecked = f"whether only the trained layers changed cannot be checked: {error}"
         raise LaserError(f"{unchecked}. Give access to it, or leave the check out with --skip_base_check") from error
-
-
-def check_weights(
-    weights: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None, trained: Sequence[str] | None
-) -> None:
-    """Compare the exported weights with the base model's: all that was trained may differ, and something must.
-
-    `base` is `None` if it cannot be had: then nothing is compared. `trained` are the names of trained parameters.
-    `LaserError` for a weight that is not finite, missing, unknown to the base model or changed although frozen.
-    """
-    if not trained:
-        raise LaserError("the record of the run does not say which parameters were trained")
-    refuse_infinite(weights, "the export has weights that are not finite")
-    refuse_names(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
-    if base is None:
-        return
     refuse_names(sorted({*weights} - {*base}), "the exported encoder has weights that the base model lacks")
     changed = {name for name in weights if name in base and not torch.equal(weights[name], base[name])}
     frozen = sorted(changed - {*trained, "masked_spec_embed"})  # it is random where the base model's file lacks it
@@ -132,13 +122,11 @@ def check_weights(
     refuse_names(frozen, f"{len(frozen)} frozen weights differ from the base model's ({what})")
     if not changed:
         raise LaserError("the trained weights are still those of the base model: there is nothing to publish")
+    return base
 
 
 def collect(request: argparse.Namespace) -> dict[str, Path]:
-    """Files to publish by their path in the repository; everything else in `request.run_dir` stays.
-
-    `LaserError` for no finished run or conversion, an incomplete export, another recipe, or two files of one name.
-    """
+    """Files to publish by their path in the repository; `LaserError` if `request.run_dir` is not fit for it."""
     run_dir = request.run_dir
     if not run_dir.is_dir():
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
@@ -172,10 +160,7 @@ def collect(request: argparse.Namespace) -> dict[str, Path]:
 
 
 def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = ()) -> dict[str, Path]:
-    """The files as they are published, below `staging`: JSON without machine paths and tokens, the rest as it is.
-
-    `LaserError` if a file is not what its name says, such as a pickle that is called `.png`.
-    """
+    """Put files below `staging` as they are published: JSON without machine paths and tokens, the rest as it is."""
     staged = {name: staging / name for name in sources}
     for name, path in sources.items():
         staged[name].parent.mkdir(parents=True, exist_ok=True)

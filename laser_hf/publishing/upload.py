@@ -1,7 +1,7 @@
-"""Send a repository to the Hub: one commit, whole or not at all, and a tag that marks it.
+"""Send a repository to the Hub: one commit, whole or not at all, and a tag that marks it; a Space beside it.
 
-Only transfers of files are repeated, by huggingface_hub; any other failure ends the push. The same command then goes on:
-files that have arrived are not sent again, and a commit that was made is recognised.
+Only transfers of files are repeated, by huggingface_hub; any other failure ends the push. The same command then goes
+on: files that have arrived are not sent again, and a commit that was made is recognised.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub import errors as hub
@@ -22,6 +23,7 @@ from huggingface_hub.utils.sha import git_hash
 from ..errors import LaserError
 from ..records import read_json
 from .export import RECORDS
+from .facts import card_file
 
 if TYPE_CHECKING:
     from .repository import Bundle
@@ -30,6 +32,12 @@ EVALUATION_SCRIPTS = ("eval_ctc.py", "eval_requirements.txt")
 """Published with every model, for people who do not have laser_hf."""
 REPLACED = ("plots/*.png", "results/*.json", "results*.json", ".eval_results/*.yaml", *RECORDS, *EVALUATION_SCRIPTS)
 """Files of an earlier push that the next one replaces or removes."""
+GRADIO = "6.31.0"
+"""The version that the Space runs."""
+MARK = "laser_hf/app/page.py"
+"""A Space with this file is one of ours, which the next push may replace."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SHIPPED = "{laser_hf}/demo/encoder"
 _VERSION = re.compile(r"v(\d+)\.(\d+)")
 
 
@@ -158,10 +166,7 @@ def stale_files(target: Target, files: Mapping[str, object]) -> list[str]:
 
 
 def choose_tag(request: argparse.Namespace, tags: Mapping[str, str], commit: str) -> str | None:
-    """The tag asked for, or the next version `v1.0`, `v1.1`, ...; a version that marks `commit` already stays.
-
-    `None` for pull requests, and for other branches than main unless one was asked for.
-    """
+    """The tag asked for, or the next version (v1.0, v1.1, ...) of the main branch; one that marks `commit` stays."""
     if request.tag or request.create_pr or request.branch != constants.DEFAULT_REVISION:
         return request.tag
     versions = {tuple(map(int, m.groups())): name for name in tags if (m := _VERSION.fullmatch(name))}
@@ -218,3 +223,45 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
     except LaserError as error:
         raise LaserError(f"published as commit {commit.oid}, but not tagged: {error}") from error
     return Published(commit.oid, f"{api.endpoint}/{repo_id}/tree/{branch}", tag, commit.oid != target.commit)
+
+
+def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of the Space of the model `repo_id` by path.
+
+    `record` is that of its training; a base model that is a folder of the trainer's machine is left out. Where laser_hf
+    is not installed, so that its requirements are not known, it is a `LaserError`.
+    """
+    base, shipped = record["base_model"], record["recipe"]["model"]["model_name_or_path"] == _SHIPPED
+    models = [*([_SHIPPED] if shipped else [] if base["local"] else [base["name"]]), repo_id]
+    try:
+        needed = [one for one in requires("laser-hf") or () if "extra ==" not in one]
+    except PackageNotFoundError as error:
+        raise LaserError("--space needs an installed laser_hf: pip install -e . in the checkout") from error
+    on_hub = "\n".join(f"- {name}" for name in models if name != _SHIPPED)
+    how = {"name": repo_id.split("/")[1], "gradio": GRADIO, "models": on_hub, "repo_id": repo_id}
+    files = {
+        "README.md": card_file("space_readme.txt").format(**how).encode(),
+        "app.py": card_file("space_app.txt").format(repo_id=repo_id, models=models).encode(),
+        "requirements.txt": "\n".join([*needed, f"gradio=={GRADIO}", ""]).encode(),
+    }
+    for path in sorted(_PACKAGE.rglob("*")):
+        name = path.relative_to(_PACKAGE.parent).as_posix()
+        # The page searches in the held-out voices alone.
+        if path.is_file() and "__pycache__" not in name and not name.startswith("laser_hf/demo/speech/train/"):
+            files[name] = path.read_bytes()
+    return files
+
+
+def publish_space(api: HfApi, repo_id: str, files: Mapping[str, bytes], private: bool = False) -> str:
+    """Create or replace the Space of the model's name, unless it holds something else; returns its address."""
+    space: dict[str, Any] = {"repo_id": repo_id, "repo_type": "space"}
+    with explained(api.endpoint):
+        api.create_repo(**space, space_sdk="gradio", private=private or None, exist_ok=True)
+        there = set(api.list_repo_files(**space))
+        foreign = sorted(there - {".gitattributes", "README.md"})
+        if foreign and MARK not in there:
+            raise LaserError(f"the Space {repo_id} holds something else ({', '.join(foreign[:5])}); it stays as it is")
+        stale = [CommitOperationDelete(name) for name in foreign if name.startswith("laser_hf/") and name not in files]
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(**space, operations=[*added, *stale], commit_message=f"The page of {repo_id}")
+    return f"{api.endpoint}/spaces/{repo_id}"
