@@ -113,9 +113,7 @@ def refuse_lonely_launch(command: str) -> None:
     env = os.environ
     alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
     if alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true":
-        one = (
-            "accelerate launch --cpu started one process although several were asked for: without MPI it can do no more"
-        )
+        one = "accelerate launch --cpu started one process although several were asked for: it needs MPI for more"
         raise LaserError(f"{one}. Use: accelerate launch --multi_gpu --num_processes 2 {command} --ddp_backend gloo")
 
 
@@ -154,9 +152,8 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
         if disk_is_full(error):
             sys.exit(f"error: the disk is full; {go_on}, after making room")
         if any(text in _messages(error) for text in _KILLED):
-            sys.exit(
-                f"error: a process that reads data was killed, for its memory perhaps; {go_on}, with fewer of them"
-            )
+            killed = "a process that reads data was killed, for its memory perhaps"
+            sys.exit(f"error: {killed}; {go_on}, with fewer of them")
         if not isinstance(error, OSError) or (error.filename is None and error.strerror is None):
             raise  # a bug; or of sockets and the like, which are for their callers to explain
         sys.exit(f"error: {error}")

@@ -88,10 +88,9 @@ class LogLines(TrainerCallback):
         """Print an entry, but for the Trainer's own summary."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        left = ""
+        left, step = "", state.global_step
         if "loss" in logs:
-            now, last, self._last = time.perf_counter(), self._last, (state.global_step, time.perf_counter())
-            if last and state.global_step > last[0]:
-                each = (now - last[1]) / (state.global_step - last[0])
-                left = time_left(each * (state.max_steps - state.global_step))
-        print(self.line(state.global_step, state.max_steps, logs, left), flush=True)
+            last, self._last = self._last, (step, time.perf_counter())
+            if last and step > last[0]:
+                left = time_left((self._last[1] - last[1]) / (step - last[0]) * (state.max_steps - step))
+        print(self.line(step, state.max_steps, logs, left), flush=True)

@@ -22,8 +22,7 @@ class Option:
         help: one line for `--help`, without the default.
         kind: type of one value: `float`, `int`, `str` or `bool`; by default that of `default` (or of its items).
         many: the value is a list.
-        low, high: smallest and largest value allowed; numbers are always finite.
-        above: the value must be larger than this.
+        low, high, above: smallest and largest value, and one that it must exceed; numbers are always finite.
         choices: the values allowed, if they can be listed.
         flag: name on the command line and in presets, by default `name`.
     """

@@ -61,8 +61,7 @@ def training_figure(
     panels = [key for key, found in values.items() if any(steps for pair in found.values() for steps, _ in pair)]
     if "loss" not in panels:
         raise LaserError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows, columns = -(-len(panels) // _COLUMNS), min(_COLUMNS, len(panels))
     figure, axes = new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
     colours = {name: LINE_COLOURS[index % len(LINE_COLOURS)] for index, name in enumerate(runs)}
     alarms = {name: step for name, log in runs.items() if (step := alarm_step(log)) is not None}

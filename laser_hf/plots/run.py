@@ -89,9 +89,8 @@ def draw_run(
         def similarities() -> Figure:
             cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
             frames = {name: _frames(one, first.clean)[0] for name, one in encoders.items()}
-            return self_similarity_figure(
-                frames, times[0], words.spoken(first.utterance) if words and not cropped else []
-            )
+            spoken = words.spoken(first.utterance) if words and not cropped else []
+            return self_similarity_figure(frames, times[0], spoken)
 
         about = f"\n{len(pairs)} pairs of views ({first.source}), last layer; one of them: {first.change}"
         draw("alignment.png", about, lambda: alignment_figure({n: shares(f) for n, f in encoders.items()}, times[0]))

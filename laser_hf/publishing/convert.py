@@ -89,7 +89,8 @@ def convert_checkpoint(
     inputs = [checkpoint, *(Path(base).iterdir() if base and Path(base).is_dir() else ())]
     written = {(output_dir / name).resolve() for name in (*EXPORTED, RECORD_NAME)}
     if overwritten := [path for path in inputs if path.resolve() in written]:
-        raise LaserError(f"--output_dir {output_dir} would overwrite {overwritten[0]}, which is read; choose another")
+        read = f"{overwritten[0]}, which is read; choose another one"
+        raise LaserError(f"--output_dir {output_dir} would overwrite {read}")
     if (output_dir / TRAINING_RECORD).exists():
         raise LaserError(f"{output_dir} holds a finished run of laser-hf train; choose another --output_dir")
     if (output_dir / "config.json").exists() and not overwrite_output_dir:

@@ -117,11 +117,8 @@ def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
             path, base = api.hf_hub_download(repo_id, record, revision=info.sha), "something unreadable"
             with suppress(LaserError, KeyError, TypeError):
                 base = read_json(path)["base_model"]["name"]
-        return Target(True, branch_exists, info.private, info.sha, files, _tags(api, repo_id), base)
-
-
-def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+        return Target(True, branch_exists, info.private, info.sha, files, tags, base)
 
 
 def check_target(request: argparse.Namespace, target: Target, base_model: str | None) -> None:
@@ -145,9 +142,7 @@ def fetch(api: HfApi, repo_id: str, revision: str, folder: Path) -> Path:
     """Download a published model to `folder`; `LaserError` if there is none, or the Hub does not answer."""
     with explained(api.endpoint):
         if not inspect_target(api, repo_id, revision).branch_exists:
-            raise LaserError(
-                f"there is no {repo_id} at {revision} to add results to; give the RUN_DIR to publish first"
-            )
+            raise LaserError(f"there is no {repo_id} at {revision} to add results to; publish a RUN_DIR first")
         return Path(api.snapshot_download(repo_id, revision=revision, local_dir=folder))
 
 
@@ -214,7 +209,7 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
         return Published(commit.oid, commit.pr_url)
     try:
         with explained(api.endpoint):
-            tags = _tags(api, repo_id)
+            tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
             tag = choose_tag(request, tags, commit.oid)
             if tags.get(tag, commit.oid) != commit.oid:
                 raise LaserError(f"the tag {tag} marks commit {tags[tag]} already; choose another --tag")
