@@ -35,13 +35,9 @@ class CollapseMonitor(TrainerCallback):
     Soft-DTW without its regulariser collapses so (LASER, Table 3). Limits are relative, because encoders differ in how
     alike their frames are to begin with. A line that is judged gets a `collapse` of 0 or 1.
 
-    Args:
-        cosine_fraction: alarm when the mean pairwise cosine has covered this share of the way from its start to 1.
-        rank_fraction: alarm when the effective rank is below this share of its start.
-        prefix: of the statistics to look at: "eval_" for held-out frames, empty for training frames.
-        remedy: option to raise against collapse, such as "--alpha".
-
-    `start` is the first measurement of the run, kept through a resume; `fired_at` the step of the first alarm.
+    The alarm comes when the mean pairwise cosine has covered `cosine_fraction` of the way from its start to 1, or the
+    effective rank is below `rank_fraction` of its start; `remedy` is an option to raise, such as "--alpha". `prefix` is
+    "eval_" for held-out frames. `start` is the run's first measurement, `fired_at` the step of the first alarm.
     """
 
     def __init__(self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""):

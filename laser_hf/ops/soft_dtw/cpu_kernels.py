@@ -28,8 +28,7 @@ from numba.extending import register_jitable
 LANES = 32
 _TILE = 16  # columns that are skewed together, so that a cache line serves all lanes
 
-# Offsets into the work array, in float64: mantissas and exponents of the steps k, k - 1, k - 2 (one entry for the row
-# above the strip, then the lanes); and what the lanes of the backward sweep pass on.
+# Offsets into the work array: mantissas and exponents of three steps (an entry for the row above, then the lanes).
 _PITCH = LANES + 8
 _NEW_M, _NEW_E = 0, _PITCH
 _PREVIOUS_M, _PREVIOUS_E = 2 * _PITCH, 3 * _PITCH
@@ -99,23 +98,25 @@ def _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, po
 
 @_compiled
 def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powers, work, border):
-    """Soft-DTW value of one problem; fills `shares`.
+    """Soft-DTW value of one problem; fills `shares`. Of a symmetric problem only cells with column < row are read.
 
-    For a symmetric problem only cells with column < row are read. Scratch: `powers` of `strip_size`, `work` of
-    `WORK`, `border` of 2 (columns + 1) entries.
+    Scratch: `powers` of `strip_size`, `work` of `WORK`, `border` of 2 (columns + 1) entries.
     """
     scale = -1.0 / (gamma * math.log(2.0))
     slope = a * scale
-    border[:columns] = 0.0
-    border[columns + 1 : 2 * columns + 1] = _EMPTY
+    for j in range(columns):
+        border[j] = 0.0
+        border[columns + 1 + j] = _EMPTY
     at = np.uint64(0)
     result_m, result_e = 0.0, 0.0
     for first in range(0, rows, LANES):
         lanes = min(LANES, rows - first)
         width = min(columns, first + LANES) if symmetric else columns
-        for mantissas, exponents in ((_PREVIOUS_M, _PREVIOUS_E), (_OLD_M, _OLD_E)):
-            work[mantissas : mantissas + LANES + 1] = 0.0
-            work[exponents : exponents + LANES + 1] = _EMPTY
+        for index in range(LANES + 1):
+            work[_PREVIOUS_M + index] = 0.0
+            work[_PREVIOUS_E + index] = _EMPTY
+            work[_OLD_M + index] = 0.0
+            work[_OLD_E + index] = _EMPTY
         if first == 0:
             work[_OLD_M], work[_OLD_E] = 1.0, 0.0
         _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, powers)
@@ -150,19 +151,31 @@ def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powe
                 power = powers[cell + np.uint64(lane)]
                 whole = (power + _ROUND) - _ROUND
                 f = power - whole
-                value = _EXP2[12]
-                for degree in range(11, -1, -1):
-                    value = value * f + _EXP2[degree]
-                value *= total
+                value = _EXP2[12] * f + _EXP2[11]
+                value = value * f + _EXP2[10]
+                value = value * f + _EXP2[9]
+                value = value * f + _EXP2[8]
+                value = value * f + _EXP2[7]
+                value = value * f + _EXP2[6]
+                value = value * f + _EXP2[5]
+                value = value * f + _EXP2[4]
+                value = value * f + _EXP2[3]
+                value = value * f + _EXP2[2]
+                value = value * f + _EXP2[1]
+                value = (value * f + _EXP2[0]) * total
                 exponent = _exponent_of(value)
                 work[_NEW_M + 1 + lane] = value * _power_of_two(-exponent)
                 work[_NEW_E + 1 + lane] = (top + whole) + exponent
-            for begin, end in ((0, low), (high + 1, LANES)):
-                for lane in range(begin, end):
-                    work[_NEW_M + 1 + lane] = 0.0
-                    work[_NEW_E + 1 + lane] = _EMPTY
-                    shares[at + np.uint64(lane)] = 0.0
-                    shares[at + np.uint64(LANES + lane)] = 0.0
+            for lane in range(low):
+                work[_NEW_M + 1 + lane] = 0.0
+                work[_NEW_E + 1 + lane] = _EMPTY
+                shares[at + np.uint64(lane)] = 0.0
+                shares[at + np.uint64(LANES + lane)] = 0.0
+            for lane in range(high + 1, LANES):
+                work[_NEW_M + 1 + lane] = 0.0
+                work[_NEW_E + 1 + lane] = _EMPTY
+                shares[at + np.uint64(lane)] = 0.0
+                shares[at + np.uint64(LANES + lane)] = 0.0
             at += np.uint64(2 * LANES)
             cell += np.uint64(LANES)
             if k == lanes - 1 + columns - 1 and first + lanes == rows:

@@ -26,10 +26,7 @@ _summing = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"co
 
 @intrinsic
 def _tile(typing_context, a, b, from_a, from_b, depth, out, start, stride, more):
-    """`a b` to rows of `out` from `start`, `stride` apart, or added to them if `more`.
-
-    `a` is packed `(depth, ROWS)` from `from_a`, `b` is packed `(depth, width)` from `from_b`.
-    """
+    """`a b`, packed `(depth, ROWS)` and `(depth, width)`, to rows of `out` `stride` apart; added if `more`."""
     element = ir.DoubleType() if a.dtype == types.float64 else ir.FloatType()
     lanes = _BYTES // (8 if a.dtype == types.float64 else 4)
     vector, integer = ir.VectorType(element, lanes), ir.IntType(64)
@@ -180,8 +177,7 @@ def scalar_products(x, y, rows, columns, dim, symmetric, out, stride, u, v, pack
 def pull(matrix, row_step, column_step, rows, columns, x, y, dim, symmetric, out, packed_rows, packed_columns, work):
     """`out_i = 2 sum_j A_ij (x_i - y_j)` for flat frames, the gradient of `sum_ij A_ij |x_i - y_j|^2` by x.
 
-    Only the columns in which some row of a tile differs from zero are multiplied. `out` has room for whole tiles;
-    `work` is scratch of `ROWS` float64.
+    `out` has room for whole tiles; `work` is scratch of `ROWS` float64.
     """
     wide = 2 * _BYTES // out.itemsize
     stride = -(-dim // wide) * wide

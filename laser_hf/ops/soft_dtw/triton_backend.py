@@ -1,7 +1,6 @@
 """The CUDA backend: allocates, launches `triton_kernels` and multiplies matrices, without any host sync.
 
-TF32 is off whatever the process-wide setting: a distance would be off by up to 1e-3, which at gamma 0.1 changes a
-path's probability by one percent per frame.
+TF32 is off whatever the process-wide setting: a distance would be off by up to 1e-3.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The Triton kernels of the CUDA backend: one launch each for a ragged batch of any lengths.
 
-The arithmetic is that of `cpu_kernels` with a float32 mantissa in [1, 2) and an int32 binary exponent for each cell: a
-relative error of 2^-24 a step, however large R / gamma is.
+The arithmetic is that of `cpu_kernels` with a float32 mantissa in [1, 2) and an int32 binary exponent for each cell.
 
 Each anti-diagonal depends on the two before: m + n - 1 dependent steps. A program of `sweep` takes a problem in strips
 of `BLOCK` rows, one lane for each row, and goes through the anti-diagonals k = lane + j. The left neighbour of a cell
