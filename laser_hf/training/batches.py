@@ -60,7 +60,7 @@ def add_perturbed_views(
 
 
 def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
-    """`count` padded micro-batches of nearly equal numbers of pairs, perhaps none, the longest first (a stable sort)."""
+    """`count` padded micro-batches of nearly equal numbers of pairs, perhaps none, the longest first (stable)."""
     by_length = sorted(pairs, key=lambda pair: max(len(pair["clean"]), len(pair["perturbed"])), reverse=True)
     cuts = [part * len(pairs) // count for part in range(count + 1)]
     return [pad_pairs(by_length[first:last]) for first, last in itertools.pairwise(cuts)]
