@@ -1,12 +1,8 @@
 """A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune."""
 
-from __future__ import annotations
-
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +18,7 @@ SUPPORTED_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 
 
 def _mask_of_padding(*args: Any, attention_mask: torch.Tensor | None = None, **how: Any) -> torch.Tensor | None:
-    """The mask of SDPA. `SpeechEncoder` passes one only if there is padding: transformers need not ask the device."""
+    """SDPA's mask. `SpeechEncoder` passes one only if there is padding: transformers need not ask the device."""
     how["allow_is_bidirectional_skip"] = attention_mask is None
     return sdpa_mask(*args, attention_mask=attention_mask, **how)
 
@@ -32,8 +28,7 @@ AttentionInterface.register(SDPA, sdpa_attention_forward)
 AttentionMaskInterface.register(SDPA, _mask_of_padding)
 
 
-@dataclass
-class EncoderOutput:
+class EncoderOutput(NamedTuple):
     """Frames of a padded batch.
 
     Attributes:
@@ -54,18 +49,8 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
     if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
         raise LaserError(f"{name} is a {config.get('model_type')!r} model; supported are {supported} encoders")
     if config.get("add_adapter"):
-        raise LaserError(
-            f"{name} has an adapter behind its layers (add_adapter), which shortens the frames; supported are "
-            f"{supported} encoders without one"
-        )
-
-
-def frame_lengths(config: PretrainedConfig, sample_lengths: torch.Tensor) -> torch.Tensor:
-    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise; 0 for too few of them."""
-    lengths = sample_lengths
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-    return lengths.clamp(min=0)
+        what = "an adapter behind its layers (add_adapter), which shortens the frames"
+        raise LaserError(f"{name} has {what}; supported are {supported} encoders without one")
 
 
 def receptive_field(config: PretrainedConfig) -> int:
@@ -90,9 +75,7 @@ class _UtteranceGroupNorm(nn.GroupNorm):
         # The largest tensor of an update. Without a gradient it is overwritten, and one utterance at a time is copied.
         out = None if hidden.requires_grad or self.weight.requires_grad else hidden
         for row, valid in enumerate(self.valid):
-            own = nn.functional.group_norm(
-                hidden[row : row + 1, :, :valid], self.num_groups, self.weight, self.bias, self.eps
-            )
+            own = super().forward(hidden[row : row + 1, :, :valid])
             if out is None or out.dtype != own.dtype:  # autocast normalises in float32
                 out = torch.empty_like(hidden, dtype=own.dtype)
             out[row, :, :valid], out[row, :, valid:] = own[0], 0.0
@@ -108,9 +91,8 @@ def _use_utterance_statistics(model: PreTrainedModel) -> _UtteranceGroupNorm | N
     if isinstance(norm, _UtteranceGroupNorm):  # of another `SpeechEncoder` around the same model
         return norm
     if norm.num_groups != norm.num_channels:
-        raise LaserError(
-            f"the first GroupNorm has {norm.num_groups} groups for {norm.num_channels} channels; expected one each"
-        )
+        found = f"{norm.num_groups} groups for {norm.num_channels} channels"
+        raise LaserError(f"the first GroupNorm has {found}; expected one each")
     exact = _UtteranceGroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
     exact.weight, exact.bias = norm.weight, norm.bias
     layer.layer_norm = exact
@@ -145,11 +127,9 @@ class SpeechEncoder(nn.Module):
         self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
         self.do_normalize = do_normalize
         self.revision = revision
-        # A list hides it from nn.Module: it is registered as a part of `model` already.
-        self._first_norm = [_use_utterance_statistics(model)]
+        self._first_norm = [_use_utterance_statistics(model)]  # in a list, as nn.Module has it as a part of `model`
         self._padded_frames: torch.Tensor | None = None
-        # What writes into the padding before a positional convolution reads it: HuBERT's optional BatchNorm, and each
-        # layer of data2vec's stack of convolutions.
+        # HuBERT's optional BatchNorm and data2vec's stack of convolutions write into padding that the next one reads.
         self._batch_norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
         for layer in (*self._batch_norms, *getattr(model.encoder.pos_conv_embed, "layers", ())):
             layer.register_forward_hook(self._clear_padding)
@@ -160,7 +140,7 @@ class SpeechEncoder(nn.Module):
             return output
         return output.masked_fill(self._padded_frames.unsqueeze(1), 0.0)
 
-    def train(self, mode: bool = True) -> SpeechEncoder:
+    def train(self, mode: bool = True) -> "SpeechEncoder":
         """As `nn.Module.train`; a BatchNorm keeps the statistics that it was trained with."""
         super().train(mode)
         for norm in self._batch_norms:
@@ -175,7 +155,7 @@ class SpeechEncoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Dimension of a frame."""
-        return self.model.config.hidden_size
+        return self.config.hidden_size
 
     @property
     def num_layers(self) -> int:
@@ -183,8 +163,11 @@ class SpeechEncoder(nn.Module):
         return len(self.model.encoder.layers)
 
     def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
-        """`frame_lengths` of this encoder."""
-        return frame_lengths(self.model.config, sample_lengths)
+        """Frames that the convolutional front-end makes of so many samples, elementwise; 0 for too few of them."""
+        lengths = sample_lengths
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        return lengths.clamp(min=0)
 
     def forward(
         self, waveforms: torch.Tensor, lengths: torch.Tensor, output_hidden_states: bool = False
@@ -205,40 +188,34 @@ class SpeechEncoder(nn.Module):
         samples = lengths.tolist()
         shortest, longest = receptive_field(self.config), max(samples)
         if min(samples) < shortest or longest > waveforms.shape[1]:
-            raise ValueError(
-                f"every utterance needs between {shortest} samples (one frame) and the {waveforms.shape[1]} of the "
-                f"padded batch; got lengths {samples}"
-            )
+            limits = f"{shortest} samples (one frame) and the {waveforms.shape[1]} of the padded batch"
+            raise ValueError(f"every utterance needs between {limits}; got lengths {samples}")
         frames = self.frame_lengths(lengths)
         index = torch.arange(int(frames.max()), device=waveforms.device)
         lengths, frames = to_device(torch.stack((lengths, frames)), waveforms.device)
         inside = torch.arange(longest, device=waveforms.device) < lengths.unsqueeze(1)
         waveforms = waveforms[:, :longest].masked_fill(~inside, 0.0)
-        if self.do_normalize:
-            waveforms = _normalize(waveforms, lengths, inside)
+        if self.do_normalize:  # over each utterance's own samples, as `Wav2Vec2FeatureExtractor` does
+            count = lengths.unsqueeze(1)
+            centred = (waveforms - waveforms.sum(1, keepdim=True) / count).masked_fill(~inside, 0.0)
+            waveforms = centred / torch.sqrt(centred.square().sum(1, keepdim=True) / count + 1e-7)
         if min(samples) == longest:  # Without padding no mask is passed, so that attention can take its fastest kernel.
             output = self.model(waveforms, output_hidden_states=output_hidden_states)
             last = output.last_hidden_state
         else:
             padded = index >= frames.unsqueeze(1)
-            with self._padding_known(samples, padded):
+            norm, self._padded_frames = self._first_norm[0], padded
+            if norm is not None:
+                kernel, stride = self.config.conv_kernel[0], self.config.conv_stride[0]
+                norm.valid = [(length - kernel) // stride + 1 for length in samples]
+            try:  # with the exact layers knowing what is padding
                 output = self.model(waveforms, attention_mask=inside.long(), output_hidden_states=output_hidden_states)
+            finally:
+                self._padded_frames = None
+                if norm is not None:
+                    norm.valid = None
             last = output.last_hidden_state.masked_fill(padded.unsqueeze(2), 0.0)
         return EncoderOutput(last, frames, output.hidden_states if output_hidden_states else None)
-
-    @contextlib.contextmanager
-    def _padding_known(self, samples: list[int], padded: torch.Tensor) -> Iterator[None]:
-        """Tell the exact layers what is padding, for one call of the model."""
-        norm, self._padded_frames = self._first_norm[0], padded
-        if norm is not None:
-            kernel, stride = self.config.conv_kernel[0], self.config.conv_stride[0]
-            norm.valid = [(length - kernel) // stride + 1 for length in samples]
-        try:
-            yield
-        finally:
-            self._padded_frames = None
-            if norm is not None:
-                norm.valid = None
 
     def freeze_except(self, trainable_layers: int, encoder_layer_norm: bool = False) -> list[str]:
         """Train the last `trainable_layers` Transformer layers and nothing else; return the parameters' names.
@@ -253,19 +230,10 @@ class SpeechEncoder(nn.Module):
         if not 1 <= trainable_layers <= self.num_layers:
             raise LaserError(f"trainable_layers must lie between 1 and {self.num_layers}, got {trainable_layers}")
         self.model.requires_grad_(False)
-        # This method, which HubertModel does not offer itself, also keeps the front-end from asking for gradients of
-        # the waveform in train mode, which would keep its graph.
+        # Also keeps the front-end from asking for gradients of the waveform in train mode, which would keep its graph.
         self.model.feature_extractor._freeze_parameters()
         for layer in self.model.encoder.layers[-trainable_layers:]:
             layer.requires_grad_(True)
         if encoder_layer_norm:
             self.model.encoder.layer_norm.requires_grad_(True)
         return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-
-def _normalize(waveforms: torch.Tensor, lengths: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Zero mean, unit variance over each utterance's own samples, as `Wav2Vec2FeatureExtractor` does."""
-    count = lengths.unsqueeze(1)
-    centred = (waveforms - waveforms.sum(1, keepdim=True) / count).masked_fill(~inside, 0.0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred / torch.sqrt(variance + 1e-7)
