@@ -32,7 +32,7 @@ from benchmarks import common
 from benchmarks.common import peak_mib, save_record
 from laser_hf.data import PairDataset, PairTransform, SpeedPitch, load_speech
 from laser_hf.data.files import find_audio_files
-from laser_hf.data.manifest import write_manifest
+from laser_hf.data.listing import write_manifest
 from laser_hf.data.pair_sets import file_states, read_headers
 
 DEMO = Path(laser_hf.__file__).resolve().parent / "demo" / "speech"

@@ -25,7 +25,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("demo", "laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
     Command("train", "laser_hf.training.__main__:main", "fine-tune a speech encoder (the same as train.py)"),
-    Command("manifest", "laser_hf.data.manifest:main", "list a folder of speech with lengths, once, for large corpora"),
+    Command("manifest", "laser_hf.data.listing:main", "list a folder of speech with lengths, once, for large corpora"),
     Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, table"),
     Command("push", "laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
     Command("convert", "laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),

@@ -86,10 +86,10 @@ def _use_utterance_statistics(model: PreTrainedModel) -> _UtteranceGroupNorm | N
     """Replace the first GroupNorm by the exact one, in place; parameters and state-dict keys stay the same."""
     layer = model.feature_extractor.conv_layers[0]
     norm = getattr(layer, "layer_norm", None)
-    if not isinstance(norm, nn.GroupNorm):
-        return None
     if isinstance(norm, _UtteranceGroupNorm):  # of another `SpeechEncoder` around the same model
         return norm
+    if not isinstance(norm, nn.GroupNorm):
+        return None
     if norm.num_groups != norm.num_channels:
         found = f"{norm.num_groups} groups for {norm.num_channels} channels"
         raise LaserError(f"the first GroupNorm has {found}; expected one each")
@@ -103,13 +103,14 @@ class SpeechEncoder(nn.Module):
     """A Hugging Face speech encoder whose padded batches give every utterance the frames it gets alone.
 
     Args:
-        model: bare encoder of one of `SUPPORTED_MODEL_TYPES`.
+        model: bare encoder of one of `SUPPORTED_MODEL_TYPES`; a `LaserError` for any other.
         base_config: the checkpoint's own config before any training-time change; exports carry it.
         do_normalize: scale each waveform to zero mean and unit variance first (never with LASER's recipe).
         revision: what was loaded: a commit hash on the Hub, or `None` for a folder.
 
-    Raises:
-        LaserError: a model that is not of this family.
+    Attributes:
+        config: in force, training-time changes included.
+        hidden_size, num_layers: dimension of a frame, and number of Transformer layers.
     """
 
     def __init__(
@@ -121,12 +122,12 @@ class SpeechEncoder(nn.Module):
     ):
         super().__init__()
         check_supported(model.config.to_dict(), model.config.name_or_path or type(model).__name__)
-        self.model = model
+        self.model, self.config = model, model.config
+        self.hidden_size, self.num_layers = model.config.hidden_size, len(model.encoder.layers)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(SDPA)
         self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
-        self.do_normalize = do_normalize
-        self.revision = revision
+        self.do_normalize, self.revision = do_normalize, revision
         self._first_norm = [_use_utterance_statistics(model)]  # in a list, as nn.Module has it as a part of `model`
         self._padded_frames: torch.Tensor | None = None
         # HuBERT's optional BatchNorm and data2vec's stack of convolutions write into padding that the next one reads.
@@ -136,9 +137,8 @@ class SpeechEncoder(nn.Module):
 
     def _clear_padding(self, _module, _inputs, output: torch.Tensor) -> torch.Tensor:
         """Zeros in the padding of `(batch, dim, frames)`."""
-        if self._padded_frames is None:
-            return output
-        return output.masked_fill(self._padded_frames.unsqueeze(1), 0.0)
+        padded = self._padded_frames
+        return output if padded is None else output.masked_fill(padded.unsqueeze(1), 0.0)
 
     def train(self, mode: bool = True) -> "SpeechEncoder":
         """As `nn.Module.train`; a BatchNorm keeps the statistics that it was trained with."""
@@ -147,24 +147,8 @@ class SpeechEncoder(nn.Module):
             norm.eval()
         return self
 
-    @property
-    def config(self) -> PretrainedConfig:
-        """Config in force, training-time changes included."""
-        return self.model.config
-
-    @property
-    def hidden_size(self) -> int:
-        """Dimension of a frame."""
-        return self.config.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        """Number of Transformer layers."""
-        return len(self.model.encoder.layers)
-
-    def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
+    def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
         """Frames that the convolutional front-end makes of so many samples, elementwise; 0 for too few of them."""
-        lengths = sample_lengths
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         return lengths.clamp(min=0)
@@ -222,10 +206,8 @@ class SpeechEncoder(nn.Module):
 
         `encoder_layer_norm` adds the encoder's own LayerNorm, as the released LASER code does, which freezes by
         counting parameters. It stands behind the positional convolution, and gradients then run through all layers; in
-        encoders with `do_stable_layer_norm` it stands behind the last layer.
-
-        Raises:
-            LaserError: more layers than there are, or fewer than one.
+        encoders with `do_stable_layer_norm` it stands behind the last layer. A `LaserError` says that there are fewer
+        layers than `trainable_layers`, or that this is less than one.
         """
         if not 1 <= trainable_layers <= self.num_layers:
             raise LaserError(f"trainable_layers must lie between 1 and {self.num_layers}, got {trainable_layers}")

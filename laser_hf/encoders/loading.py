@@ -29,7 +29,7 @@ def load_encoder(
     training_config: dict | None = None,
     do_normalize: bool | None = False,
 ) -> SpeechEncoder:
-    """Load an encoder by Hub id or folder, in float32 and evaluation mode.
+    """Load an encoder by Hub id or folder, in float32 and evaluation mode; a `LaserError` as of `load_pretrained`.
 
     Args:
         name_or_path: Hub id or folder; a CTC or classification checkpoint of the same family gives its encoder.
@@ -39,9 +39,6 @@ def load_encoder(
             `SpeechEncoder.base_config`.
         do_normalize: as in `SpeechEncoder`, `None` for what the checkpoint's preprocessor says; a warning is logged if
             it asks for something else.
-
-    Raises:
-        LaserError: as `load_pretrained`.
     """
     name_or_path = str(name_or_path)
     model, base_config = load_pretrained(name_or_path, revision, token, training_config)
@@ -55,14 +52,15 @@ def load_encoder(
         raise LaserError(f"{name_or_path}: its preprocessor_config.json is damaged ({error})") from error
     if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise LaserError(f"the encoder {name_or_path!r} hears {rate} Hz; supported are encoders for {SAMPLE_RATE} Hz")
-    if do_normalize is None:
-        do_normalize = bool(settings.get("do_normalize", False))
-    if settings.get("do_normalize", False) != do_normalize:
+    asked = bool(settings.get("do_normalize", False))
+    do_normalize = asked if do_normalize is None else do_normalize
+    if asked != do_normalize:
         asks = f"{name_or_path} asks for do_normalize={not do_normalize} in its preprocessor_config.json"
         logger.warning("%s; it runs here with %s.", asks, do_normalize)
-    commit = None
-    if not Path(name_or_path).is_dir():  # the cache stores every file in a folder named by its commit
-        commit = Path(cached_file(name_or_path, "config.json", **where)).parent.name
+    # The cache stores every file in a folder named by its commit.
+    commit = (
+        None if Path(name_or_path).is_dir() else Path(cached_file(name_or_path, "config.json", **where)).parent.name
+    )
     return SpeechEncoder(model, base_config, do_normalize, commit).eval()
 
 
@@ -72,8 +70,7 @@ def load_pretrained(
     """A bare encoder in float32 with `changes` in its config, and its own config. No code of a repository is run.
 
     Raises:
-        LaserError: not found, unreachable, damaged, or of another kind; or weights that are missing, do not fit
-            `config.json` or are not finite. The message says which and what to do.
+        LaserError: not found, unreachable, damaged, or of another kind; or weights missing, not fitting or not finite.
     """
     where: dict[str, Any] = {"revision": revision, "token": token}
     verbosity = transformers_logging.get_verbosity()
