@@ -113,10 +113,10 @@ def make_manifest(root: Path) -> Path:
     write_manifest(root / "sources", root / "sources.tsv")
     known = {}
     for line in (root / "sources.tsv").read_text().splitlines()[1:]:
-        path, *_, samples, size = line.split("\t")
-        known[os.stat(root / path).st_ino] = f"{samples}\t{size}"
+        path, *_, samples, size, crc = line.split("\t")
+        known[os.stat(root / path).st_ino] = f"{samples}\t{size}\t{crc}"
     with (root / "manifest.tsv").open("w") as file:
-        file.write("path\tsamples\tbytes\n")
+        file.write("path\tsamples\tbytes\tcrc\n")
         for path in find_audio_files(root / "tree"):
             file.write(f"{path}\t{known[os.stat(path).st_ino]}\n")
     return root / "manifest.tsv"
