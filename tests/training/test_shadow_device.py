@@ -95,10 +95,16 @@ def check_waits(waits):
     assert sum(waits["log 1"].values()) <= 4, waits["log 1"]
 
 
+# Every objective at every place and in every precision, and every place in every precision.
+CASES = [
+    (objective, where, precision)
+    for number, objective in enumerate(OBJECTIVES)
+    for where, precision in zip(("worker", "device"), ("fp32", "bf16") if number % 2 else ("bf16", "fp32"), strict=True)
+]
+
+
 @pytest.mark.slow  # a run each
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("where", ["worker", "device"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "where", "precision"), CASES)
 def test_an_update_waits_once(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, objective, where, precision):
     extra = ("--perturb_on", where, "--bf16", str(precision == "bf16"))
     record, waits, _ = short_run(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, objective, *extra)
