@@ -46,7 +46,7 @@ def slow_first(items: list[pytest.Item], workers: int) -> None:
     slow = {item.path for item in items if "slow" in item.keywords}
     counts = Counter(item.path for item in items)
     sizes, shares = [0] * workers, {}
-    for number, path in enumerate(sorted(counts, key=lambda path: path not in slow)):
+    for number, path in enumerate(sorted(counts, key=lambda path: (path not in slow, -counts[path]))):
         shares[path] = number % workers if path in slow else sizes.index(min(sizes))
         sizes[shares[path]] += counts[path]
     items.sort(key=lambda item: (shares[item.path], item.path not in slow))
