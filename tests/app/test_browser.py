@@ -126,7 +126,7 @@ def search(page, word: str) -> list[list[list[str]]]:
     page.get_by_role("button", name="Play").first.wait_for()
     page.get_by_role("button", name="Search").click()
     page.get_by_text("s on both sides").wait_for()  # the best hit
-    page.wait_for_function(f"({ROWS})(document.querySelectorAll('[role=grid]')[1]).length == 10")
+    page.wait_for_function(f"({ROWS})(document.querySelectorAll('[role=grid]')[1]).length == 10", polling=200)
     return [rows(page, table) for table in (0, 1)]
 
 
@@ -171,7 +171,7 @@ def test_words_are_found(open_page, app):
     assert second[3][2].split()[0] in heard.inner_text()
     assert page.locator("img").first.evaluate("image => image.naturalWidth") > 500
     page.get_by_role("button", name="Play").last.click()
-    page.wait_for_function("window.played.length && window.played.at(-1).currentTime > 0.2")
+    page.wait_for_function("window.played.length && window.played.at(-1).currentTime > 0.2", polling=200)
     assert page.evaluate("window.played.at(-1).duration") > 0.5
     picture(page, "app.png", full_page=True)
 
