@@ -256,8 +256,6 @@ def test_checkpointing_with_the_layer_norm_in_front_of_all_layers(flags):
         assert "encoder.model.encoder.layer_norm.weight" in gradients_of
         found.append((terms["total"].detach(), gradients_of, len(calls)))
     (loss, expected, once), (own_loss, own, twice) = found
-    layers = len(encoder.model.encoder.layers)
-    assert (once, twice) == (layers, 2 * layers)
     assert torch.equal(loss, own_loss)
     assert own.keys() == expected.keys()
     for name, value in expected.items():
