@@ -251,7 +251,7 @@ FAULTS = [
             ("empty trainer_state.json", lambda _, c: (c / "trainer_state.json").write_text(""), ("broken-",), False),
             ("flipped bytes in the optimizer", lambda _, c: _flip(c / "optimizer.pt"), ("broken-",), False),
             ("truncated file of cached features", lambda lab, _: _cut(_batch(lab)), ("made again",), False),
-            ("flipped bytes in cached features", lambda lab, _: _flip(_batch(lab)), ("made again",), True),
+            ("flipped bytes in cached features", lambda lab, _: _flip(_batch(lab)), ("made again",), False),
         )
     ),
     Fault(
