@@ -304,7 +304,7 @@ def share_compiled(installed: Path) -> None:
     """Give the installed copy what numba has compiled from the same sources; compiling it again takes ten seconds."""
     for path in (REPOSITORY / "laser_hf").rglob("*"):
         copy = installed / path.relative_to(REPOSITORY)
-        if path.suffix in (".nbi", ".nbc"):
+        if path.suffix in (".nbi", ".nbc") and copy.parent.parent.is_dir():  # a removed room leaves its cache behind
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
         elif path.suffix == ".py":

@@ -136,7 +136,7 @@ class LaserTrainer(UpdateTrainer):
         if "loss" in logs:
             # The Trainer's own loss is a mean over updates.
             logs = {name: value for name, value in logs.items() if name != "loss"} | self.window.close()
-            if skipped := len(self.skipped(self.skip_log)):
+            if skipped := self.skipped(self.skip_log).summary()["utterances"]:
                 logs["skipped"] = skipped
         super().log(logs, start_time)
 
