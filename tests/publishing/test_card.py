@@ -451,7 +451,7 @@ def test_results_of_an_earlier_revision_are_another_models(tmp_path):
 
 def test_the_demo_encoder_and_speech_are_known():
     card = render(demo_record())
-    assert "# The small HuBERT that laser_hf ships for its demo, fine-tuned with LASER" in card
+    assert "# A small demo HuBERT, fine-tuned with LASER" in card
     assert "synthetic speech of the laser_hf demo, the local folder `train`" in card
     assert parse(card).data.license == "cc-by-4.0"
     assert parse(card).data.base_model is None
