@@ -91,7 +91,7 @@ def _run(where: Path, one: Point, note) -> dict[str, Any]:
         record = read_record(where / DONE[stage])
         note(record)
         if stage == "train":
-            found[stage] = _training(record, read_json(where / "encoder" / "training_log.json")["log"])
+            found[stage] = training(record, read_json(where / "encoder" / "training_log.json")["log"])
         else:
             found[stage] = {
                 "protocol": record["protocol"],
@@ -102,7 +102,7 @@ def _run(where: Path, one: Point, note) -> dict[str, Any]:
     return found
 
 
-def _training(record: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
+def training(record: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
     curves = {
         name: [[entry["step"], entry[name]] for entry in log if name in entry]
         for name in CURVES

@@ -41,6 +41,7 @@ class Point:
         method: its name in the table of methods, if that is not `label`.
         encoder: that training starts from: "shipped" or "plain" (pre-trained without perturbation).
         seeds: of its runs.
+        whitened: measure its last layer whitened by PCA (`whitened.py`).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Point:
     method: str = ""
     encoder: str = "shipped"
     seeds: tuple[int, ...] = SEEDS
+    whitened: bool = False
 
     @property
     def trained(self) -> bool:
@@ -63,7 +65,8 @@ class Point:
         """What is run for it, in order."""
         heads = ("pr", "asr") if "methods" in self.tables else ()
         more = ("words", "sid") if "design" in self.tables else ()
-        return (("train",) if self.trained else ()) + ("qbe", *more, *heads)
+        layers = ("layers",) if heads and more else ()
+        return (("train",) if self.trained else ()) + ("qbe", *more, *heads, *layers)
 
 
 def _varied(group: str, name: str, label: str, **options: Any) -> Point:
@@ -135,6 +138,12 @@ WITH_HEADS = {"laser-1-perturbed", "laser-1-equal", "idm-1-perturbed", "score-pe
 def _design(encoder: str) -> list[Point]:
     """Every method with perturbed and with equal views, on one encoder."""
     found = [Point(encoder, "the encoder as it is", ("design", "methods"), None, encoder=encoder)]
+    found.append(
+        Point(
+            f"{encoder}-whitened", "its last layer whitened", ("design",), None, encoder=encoder, seeds=SEEDS[:1],
+            whitened=True,
+        )
+    )  # fmt: skip
     for method, (label, preset, options) in METHODS.items():
         for views, more in (("perturbed", {}), ("equal", EQUAL_VIEWS)):
             shown = ("design", "methods") if f"{method}-{views}" in WITH_HEADS else ("design",)

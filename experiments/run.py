@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,12 +41,15 @@ DONE = {
     "sid": "sid/results.json",
     "pr": "pr/results.json",
     "asr": "asr/results.json",
+    "layers": "layers/results.json",
 }
 
 
 def seeds_of(one: Point, stage: str, seeds: list[int]) -> list[int]:
-    """Those of `seeds` that a stage runs with; one where an untrained encoder is measured and nothing is random."""
+    """Those of `seeds` that a stage runs with; one where nothing is random, or where the plan has one."""
     seeds = [seed for seed in seeds if seed in one.seeds]
+    if one in SECOND and stage in ("pr", "asr", "layers"):
+        return [seed for seed in seeds if seed == SEEDS[0]]
     return seeds[:1] if stage in ("qbe", "words") and not one.trained else seeds
 
 
@@ -101,10 +105,14 @@ def command(stage: str, one: Point, seed: int, arguments: argparse.Namespace) ->
         return ["train.py", "--preset", one.preset, *words]
     model = str(where / "encoder") if one.trained else start_of(one, arguments)
     device = ["--device", "cpu"] if arguments.use_cpu else []
-    if stage == "qbe":
-        more = ["--layer", "all", "--perturbed"] if one in SECOND else []
+    if one.whitened:
+        short = arguments.output_dir / SHORT / TRAIN_SPLIT
+        plain = command(stage, replace(one, whitened=False), seed, arguments)
+        return ["-m", "experiments.whitened", plain[2], "--speech", str(short), *plain[3:]]
+    if stage in ("qbe", "layers"):
+        more = ["--layer", "all", "--perturbed"] if stage == "layers" else []
         return ["-m", "laser_hf.superb", "qbe", "--model", model, "--data", str(arguments.qbe), *more, *device,
-                "--output_dir", str(where / "qbe")]  # fmt: skip
+                "--output_dir", str(where / stage)]  # fmt: skip
     if stage == "words":
         return ["-m", "laser_hf.superb", "discrimination", "--model", model, "--data", speech, *device,
                 "--alignments", str(arguments.speech.parent / "alignments.tsv"), "--split", TEST_SPLIT,

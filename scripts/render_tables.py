@@ -10,12 +10,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import tables  # noqa: E402
+from experiments import second, tables  # noqa: E402
 from experiments.tables import table  # noqa: E402
 from laser_hf.data import find_perturbation  # noqa: E402
 from laser_hf.objectives import find_objective  # noqa: E402
@@ -416,6 +417,11 @@ def experiment(name: str) -> Callable[[], str]:
     return lambda: tables.TABLES[name](read(EXPERIMENTS))
 
 
+def second_round(name: str) -> str:
+    """A table of the second round of experiments."""
+    return second.TABLES[name](read(second.RECORD))
+
+
 TABLES = {
     "demo": demo_table,
     "qbe": qbe_table,
@@ -438,6 +444,7 @@ TABLES = {
     "experiments-sensitivity": experiment("sensitivity"),
     "experiments-words": experiment("words"),
     "experiments-how": experiment("how"),
+    **{f"second-{name}": partial(second_round, name) for name in second.TABLES},
 }
 
 

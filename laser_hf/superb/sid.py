@@ -94,6 +94,8 @@ def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float
 def train_heads(heads: Sequence[nn.Module], data: Sequence[tuple], values: dict[str, Any], seed: int) -> list[dict]:
     """Train heads on the same batches; of each the accuracies (percent) on dev and test where dev was best, and `step`.
 
+    `right` says of each item of test whether it is recognised, 0 or 1.
+
     `data` holds means `(layers, items, dim)` and labels `(items,)` of train, dev and test; `values` those of `OPTIONS`.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -109,9 +111,10 @@ def train_heads(heads: Sequence[nn.Module], data: Sequence[tuple], values: dict[
             optimizer.step()
         if step % values["eval_steps"] == 0 or step == values["max_steps"]:
             for number, head in enumerate(heads):
-                dev, test = (100 * (head(x).argmax(1) == y).double().mean().item() for x, y in others)
+                right = [(head(x).argmax(1) == y).double() for x, y in others]
+                dev, test = (100 * one.mean().item() for one in right)
                 if dev > best[number]["dev"]:
-                    best[number] = {"dev": dev, "test": test, "step": step}
+                    best[number] = {"dev": dev, "test": test, "step": step, "right": right[1]}
     return best
 
 
@@ -184,7 +187,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         chance=100 / len(names),
         layer_weights=heads[0].weighted_sum.shares(),
         selected=[found["step"] for found in (weighted, *alone)],
+        last_layer_right=_by_speaker(names, alone[-1]["right"], data[-1][1]),
     )
     folder.finish(record)
     print(f"accuracy {weighted['test']:.1f} % of {len(names)} speakers (last layer alone {alone[-1]['test']:.1f} %)")
     return record
+
+
+def _by_speaker(names: Sequence[str], right: torch.Tensor, labels: torch.Tensor) -> dict[str, list[int]]:
+    """Recognised stretches and all stretches of each speaker in test."""
+    return {names[one]: [int(right[labels == one].sum()), int((labels == one).sum())] for one in labels.unique()}

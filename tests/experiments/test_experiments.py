@@ -51,7 +51,7 @@ def test_the_second_round_is_the_plan():
     """`PLAN.md`: 8 methods x 2 kinds of views x 2 encoders x 3 seeds, two encoders as they are, nine rates."""
     design = [one for one in plan.SECOND if "design" in one.tables]
     assert sum(len(one.seeds) for one in design if one.trained) == 96
-    assert [one.name for one in design if not one.trained] == ["plain", "shipped"]
+    assert {one.name for one in design if not one.trained} == {"plain", "plain-whitened", "shipped", "shipped-whitened"}
     rates = [one for one in plan.SECOND if "rates" in one.tables]
     assert (len(rates), {one.seeds for one in rates}, {one.encoder for one in rates}) == (9, {(1,)}, {"plain"})
     assert run.seeds_of(rates[0], "train", [1, 2, 3]) == [1]
@@ -74,6 +74,27 @@ def test_commands_of_the_second_round(name, tmp_path):
         parser = argparse.ArgumentParser()
         find_task(task).add_arguments(parser)
         assert parser.parse_args(rest).model == f"out/{name}/seed-1/encoder"
+
+
+def test_layers_and_heads_of_the_second_round_have_one_seed():
+    one = plan.point("plain-laser-1-perturbed")
+    assert one.stages == ("train", "qbe", "words", "sid", "pr", "asr", "layers")
+    assert {stage for stage in one.stages if run.seeds_of(one, stage, [1, 2, 3]) == [1]} == {"pr", "asr", "layers"}
+    assert plan.point("plain-soft-dtw-equal").stages == ("train", "qbe", "words", "sid")
+    words = run.command("layers", one, 1, ARGUMENTS)
+    assert words[2] == "qbe"
+    assert {"all", "--perturbed", "out/plain-laser-1-perturbed/seed-1/layers"} < set(words)
+
+
+@pytest.mark.parametrize("stage", ["qbe", "words", "sid"])
+def test_whitened_commands(stage):
+    one = plan.point("plain-whitened")
+    words = run.command(stage, one, 1, ARGUMENTS)
+    assert words[:2] == ["-m", "experiments.whitened"]
+    assert words[3:5] == ["--speech", "out/short/train-clean-5"]
+    parser = argparse.ArgumentParser()
+    find_task(words[2]).add_arguments(parser)
+    assert parser.parse_args(words[5:]).model == "plain"
 
 
 def test_short_speech_is_linked(tmp_path):

@@ -84,6 +84,10 @@ def test_a_command(tiny_encoder, small_tree, tmp_path):
     assert record["chance"] == pytest.approx(100 / 3)
     by_layer = [one["layer"] for one in record["metrics"] if one["metric"] == "layer_accuracy"]
     assert by_layer == [0, 1, 2, 3]
+    counts = torch.tensor(list(record["last_layer_right"].values())).sum(0)
+    assert counts[1] == record["data"]["test"]["stretches"]
+    (alone,) = (one["value"] for one in record["metrics"] if one["metric"] == "last_layer_accuracy")
+    assert alone == pytest.approx(100 * counts[0] / counts[1])
     assert (tmp_path / "a" / "accuracy.png").is_file()
     assert main(["sid", *words, "--output_dir", str(tmp_path / "b")])["metrics"] == record["metrics"]
     tables = main(["table", str(tmp_path / "a"), "--output", str(tmp_path / "t.md")])
