@@ -55,7 +55,7 @@ class Voice(Perturbation):
         Option("speaker_f0", None, "table of speaker, floor and ceiling in Hz; default: from each utterance", kind=str),
     )
     keeps_duration = True
-    changes = ("the speaker's voice",)
+    changes = ("speaker's voice",)
     limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}  # 1 for no change
 
     def __init__(self, speaker_f0: str | Path | None = None) -> None:
@@ -160,7 +160,7 @@ class Equalizer(Perturbation):
     summary = "changes the strengths of ten frequency bands"
     paper = PAPER
     keeps_duration = True
-    changes = ("the channel",)
+    changes = ("channel",)
     batched = True
     gain_db: float = 12
     frequencies = tuple(np.geomspace(60, 7600, 10).tolist())  # corner, centres and corner, Hz

@@ -44,7 +44,7 @@ class SpeedPitch(Perturbation):
             "pitch_steps", [-2.0, 2.0], "pitch shifts in semitones, one drawn per pair", many=True, low=-24, high=24
         ),
     )
-    changes = ("tempo", "the speaker's pitch")
+    changes = ("tempo", "speaker's pitch")
     batched = True
 
     def __init__(
@@ -53,7 +53,7 @@ class SpeedPitch(Perturbation):
         self.speed_factors, self.pitch_steps = tuple(speed_factors), tuple(pitch_steps)
         self.keeps_duration = set(self.speed_factors) == {1}
         if self.keeps_duration:
-            self.changes = ("the speaker's pitch",)
+            self.changes = ("speaker's pitch",)
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
         """`{"speed": factor, "pitch": semitones}`, drawn in this order."""

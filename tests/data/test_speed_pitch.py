@@ -222,7 +222,7 @@ def test_waveforms_shorter_than_half_a_window_are_shifted_as_if_silence_followed
 
 def test_words():
     assert SpeedPitch().describe({"speed": 1.1, "pitch": 2.0}) == "speed 1.1, +2 semitones"
-    assert SpeedPitch().changes == ("tempo", "the speaker's pitch")
+    assert SpeedPitch().changes == ("tempo", "speaker's pitch")
     assert not SpeedPitch().keeps_duration
     assert SpeedPitch([1.0]).keeps_duration
-    assert SpeedPitch([1.0]).changes == ("the speaker's pitch",)
+    assert SpeedPitch([1.0]).changes == ("speaker's pitch",)

@@ -317,7 +317,7 @@ def test_own_objectives_and_perturbations_describe_themselves(own_record):
     card = render(own_record)
     assert placeholders(card) == []
     assert "# HuBERT base, fine-tuned with Pull" in card
-    assert "one that differs in loudness" in card
+    assert "and with changed loudness" in card
     assert "Pulls the means of the two views together." in card
     assert settings(card)["strength"] == "2.5"
     assert settings(card)["decibels"] == "3, 6"
@@ -412,7 +412,7 @@ def test_noise_makes_no_claim_about_speakers():
     assert "Noise Robust Speech Representations" in card
     assert "meghanani_nrssft" in card
     assert "noise-robust" in parse(card).data.tags
-    assert "one that differs in background noise" in card
+    assert "and with changed background noise" in card
     assert "Nothing was done to remove what tells speakers apart." in card
     assert "*who* says it" not in card
     assert "meant to remove what tells speakers apart" not in card

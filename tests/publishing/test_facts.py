@@ -112,11 +112,11 @@ def test_unknown_base_models_and_methods_are_refused():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"name": ["speed_pitch"]}, "tempo and the speaker's pitch"),
-        ({"name": ["speed_pitch"], "speed_factors": [1.0]}, "the speaker's pitch"),
+        ({"name": ["speed_pitch"]}, "tempo and speaker's pitch"),
+        ({"name": ["speed_pitch"], "speed_factors": [1.0]}, "speaker's pitch"),
         ({"name": ["noise"], "noise_dir": "not/here"}, "background noise"),
-        ({"name": ["voice", "equalizer"]}, "the speaker's voice and the channel"),
-        ({"name": ["speed_pitch", "noise"]}, "tempo, the speaker's pitch and background noise"),
+        ({"name": ["voice", "equalizer"]}, "speaker's voice and channel"),
+        ({"name": ["speed_pitch", "noise"]}, "tempo, speaker's pitch and background noise"),
     ],
 )
 def test_what_the_views_differ_in_comes_from_the_perturbations(values, said):
