@@ -50,7 +50,9 @@ def seeds_of(one: Point, stage: str, seeds: list[int]) -> list[int]:
     seeds = [seed for seed in seeds if seed in one.seeds]
     if one in SECOND and stage in ("pr", "asr", "layers"):
         return [seed for seed in seeds if seed == SEEDS[0]]
-    return seeds[:1] if stage in ("qbe", "words") and not one.trained else seeds
+    if stage in ("qbe", "words") and not one.trained:
+        return [seed for seed in seeds if seed == one.seeds[0]]
+    return seeds
 
 
 def folder(output_dir: Path, one: Point, seed: int) -> Path:

@@ -19,7 +19,7 @@ from laser_hf.records import read_json, read_record, write_json
 from . import words
 from .collect import training
 from .plan import DEV_SPLIT, SECOND, TEST_SPLIT, Point
-from .run import DONE, folder
+from .run import DONE, folder, seeds_of
 from .tables import spread, table
 
 RECORD = Path(__file__).resolve().parent / "records" / "second_round.json"
@@ -53,6 +53,8 @@ def collect(output_dir: Path, queries: Path) -> Record:
         for seed in one.seeds:
             found = {}
             for stage in one.stages:
+                if seed not in seeds_of(one, stage, list(one.seeds)):
+                    continue
                 path = folder(output_dir, one, seed) / DONE[stage]
                 if path.is_file():
                     record = read_record(path)

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from . import __version__, cli
 from .errors import LaserError
@@ -14,26 +14,19 @@ from .errors import LaserError
 PROGRAM = "laser-hf"
 
 
-class Command(NamedTuple):
-    """A sub-command; `entry` is its function as `module:function`."""
-
-    name: str
-    entry: str
-    help: str
-
-
-COMMANDS = (
-    Command("demo", "laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
-    Command("train", "laser_hf.training.__main__:main", "fine-tune a speech encoder (the same as train.py)"),
-    Command("manifest", "laser_hf.data.manifest:main", "list a folder of speech with lengths, once, for large corpora"),
-    Command("superb", "laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, table"),
-    Command("push", "laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
-    Command("convert", "laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
-    Command("app", "laser_hf.app:main", "find a spoken word in recordings: a page in the browser"),
-    Command("plots", "laser_hf.plots.__main__:main", "draw the pictures of finished runs"),
-    Command("search", "laser_hf.search.__main__:main", "search over options of a recipe, such as alpha and sigma"),
-    Command("eval-ctc", "laser_hf.publishing.eval_ctc:main", "word, character or phone error rate of a CTC model"),
-)
+COMMANDS = {
+    "demo": ("laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
+    "train": ("laser_hf.training.__main__:main", "fine-tune a speech encoder (the same as train.py)"),
+    "manifest": ("laser_hf.data.manifest:main", "list a folder of speech with lengths, once, for large corpora"),
+    "superb": ("laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, table"),
+    "push": ("laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
+    "convert": ("laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
+    "app": ("laser_hf.app:main", "find a spoken word in recordings: a page in the browser"),
+    "plots": ("laser_hf.plots.__main__:main", "draw the pictures of finished runs"),
+    "search": ("laser_hf.search.__main__:main", "search over options of a recipe, such as alpha and sigma"),
+    "eval-ctc": ("laser_hf.publishing.eval_ctc:main", "word, character or phone error rate of a CTC model"),
+}
+"""Sub-command -> its function, as `module:function`, and its help."""
 
 EXTRAS = {
     **dict.fromkeys(("optuna", "sqlalchemy"), "search"),
@@ -47,14 +40,21 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one sub-command; for its help and its record, `sys.argv` then has it as the program.
-
-    Raises:
-        LaserError: the sub-command's own, or a package that only an extra installs is missing.
-    """
+    """Run one sub-command, with it as the program in `sys.argv`; `LaserError` also for an extra that is missing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = _parser().parse_args(arguments[:1] or ["--help"]).command
-    module, function = next(command.entry for command in COMMANDS if command.name == name).split(":")
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description="Fine-tune a speech encoder for its content, without labels.",
+        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help lists the options of one.",
+        formatter_class=cli.HelpFormatter,
+    )
+    parser.add_argument("command", choices=list(COMMANDS), help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    name = parser.parse_args(arguments[:1] or ["--help"]).command
+    module, function = COMMANDS[name][0].split(":")
     before, sys.argv = sys.argv, [f"{PROGRAM} {name}", *arguments[1:]]
     try:
         getattr(importlib.import_module(module), function)(arguments[1:])
@@ -65,22 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise LaserError(f"{PROGRAM} {name} needs {missing}: pip install '{PROGRAM}[{EXTRAS[missing]}]'") from error
     finally:
         sys.argv = before
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Parser of the first word alone."""
-    width = max(len(command.name) for command in COMMANDS)
-    lines = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} COMMAND [options]",
-        description="Fine-tune a speech encoder for its content, without labels.",
-        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help lists the options of one.",
-        formatter_class=cli.HelpFormatter,
-    )
-    parser.add_argument("command", choices=[command.name for command in COMMANDS], help=argparse.SUPPRESS)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def run() -> NoReturn:

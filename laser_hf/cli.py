@@ -33,10 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """One spelling of each option, its default and its range (`range` of the action or of its type), if it has any.
-
-    Lines have up to 120 columns. Descriptions of several lines stay as they are.
-    """
+    """One spelling of each option, its default and its range (`range` of the action or of its type), if it has any."""
 
     def __init__(self, prog: str) -> None:
         width = min(120, shutil.get_terminal_size((120, 24)).columns)
@@ -65,9 +62,8 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         none = action.default is False or action.const is False or action.default in (None, "", [], argparse.SUPPRESS)
-        none = none or "default" in action.help
         limits = getattr(action, "range", "") or getattr(action.type, "range", "")
-        return with_notes(action.help, limits, None if none else action.default)
+        return with_notes(action.help, limits, None if none or "default" in action.help else action.default)
 
 
 def with_notes(text: str, limits: str = "", default: Any = None) -> str:
@@ -89,11 +85,7 @@ class _Messages(logging.Formatter):
 
 
 def set_up_logging(main_process: bool = True) -> None:
-    """Send log records to stderr: our own from INFO on (WARNING on other processes), other libraries' from WARNING.
-
-    A progress bar shows only on a terminal, and only if it takes long. Call it before libraries that draw some are
-    imported.
-    """
+    """Log to stderr, ours from INFO on (other processes: WARNING); long progress bars show on a terminal alone."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Messages())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -117,18 +109,12 @@ def program() -> str:
 
 
 def refuse_lonely_launch(command: str) -> None:
-    """Raise `LaserError` where `accelerate launch --cpu` started one process of several: without MPI it says nothing.
-
-    Args:
-        command: what to start instead, such as `laser-hf train ... --use_cpu`.
-    """
+    """`LaserError` (use `command`) where `accelerate launch --cpu` started one process of several, without MPI."""
     env = os.environ
     alone = not any(name in env for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
     if alone and "MASTER_ADDR" in env and env.get("ACCELERATE_USE_CPU", "").lower() == "true":
-        raise LaserError(
-            "accelerate launch --cpu started one process although several were asked for: without MPI it can do no "
-            f"more. Use: accelerate launch --multi_gpu --num_processes 2 {command} --ddp_backend gloo"
-        )
+        one = "accelerate launch --cpu started one process although several were asked for: it needs MPI for more"
+        raise LaserError(f"{one}. Use: accelerate launch --multi_gpu --num_processes 2 {command} --ddp_backend gloo")
 
 
 def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> NoReturn:
@@ -158,17 +144,16 @@ def run(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None 
         # From a data worker it comes with the worker's traceback before it.
         sys.exit(f"error: {str(error).rpartition(f'{LaserError.__module__}.LaserError: ')[2].strip()}")
     except (Exception, KeyboardInterrupt) as error:
+        go_on = _how_to_go_on(given)
         if stopped or isinstance(error, KeyboardInterrupt):
             asked = isinstance(error, Stopped)
-            print(f"{error if asked else 'interrupted'}; {_how_to_go_on(given)}", file=sys.stderr)
+            print(f"{error if asked else 'interrupted'}; {go_on}", file=sys.stderr)
             sys.exit(STOPPED if asked else INTERRUPTED)
         if disk_is_full(error):
-            sys.exit(f"error: the disk is full; {_how_to_go_on(given)}, after making room")
+            sys.exit(f"error: the disk is full; {go_on}, after making room")
         if any(text in _messages(error) for text in _KILLED):
-            go_on = _how_to_go_on(given)
-            sys.exit(
-                f"error: a process that reads data was killed, for its memory perhaps; {go_on}, with fewer of them"
-            )
+            killed = "a process that reads data was killed, for its memory perhaps"
+            sys.exit(f"error: {killed}; {go_on}, with fewer of them")
         if not isinstance(error, OSError) or (error.filename is None and error.strerror is None):
             raise  # a bug; or of sockets and the like, which are for their callers to explain
         sys.exit(f"error: {error}")
@@ -199,8 +184,7 @@ def _messages(error: BaseException | None) -> str:
 
 def _how_to_go_on(given: Sequence[str]) -> str:
     """What is saved, and what to do."""
-    kept = saved() if saved is not None else ""
-    if not kept:
+    if not (kept := saved() if saved is not None else ""):
         return "nothing is saved; run the same command again to start over"
     overwrites = any(word.startswith("--overwrite_output_dir") for word in given)
     same = "the command again without --overwrite_output_dir" if overwrites else "the same command again"

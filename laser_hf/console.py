@@ -57,12 +57,7 @@ def hide_bars() -> None:
 
 
 class LogLines(TrainerCallback):
-    """Prints the log on the first process: a line each, which tells an evaluation apart.
-
-    Args:
-        labels: what to call loss terms and scores, by their names in the log; they come first, `loss` among them.
-        held_out: what the lines of an evaluation begin with.
-    """
+    """Prints the log on the first process: `labels` name terms and scores, `held_out` begins an evaluation's line."""
 
     def __init__(self, labels: Mapping[str, str], held_out: str = "held-out") -> None:
         self.named = {name: (label, 3, "") for name, label in labels.items()} | NAMED
@@ -86,18 +81,16 @@ class LogLines(TrainerCallback):
         for name, (before, digits, behind) in {**self.named, **others, **self.named}.items():
             if name in values and (name == "loss" or values[name] != values.get("loss")):
                 parts.append(f"{before} {short(values[name], digits):>{digits + 1}} {behind}".strip())
-        if held_out:
-            left = f"after {step}" if step else "before training"
-        return "  ".join([*parts, left]).rstrip()
+        end = left if not held_out else f"after {step}" if step else "before training"
+        return "  ".join([*parts, end]).rstrip()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Print an entry, but for the Trainer's own summary."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        left = ""
+        left, step = "", state.global_step
         if "loss" in logs:
-            now, last, self._last = time.perf_counter(), self._last, (state.global_step, time.perf_counter())
-            if last and state.global_step > last[0]:
-                each = (now - last[1]) / (state.global_step - last[0])
-                left = time_left(each * (state.max_steps - state.global_step))
-        print(self.line(state.global_step, state.max_steps, logs, left), flush=True)
+            last, self._last = self._last, (step, time.perf_counter())
+            if last and step > last[0]:
+                left = time_left((self._last[1] - last[1]) / (step - last[0]) * (state.max_steps - step))
+        print(self.line(step, state.max_steps, logs, left), flush=True)

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 
 # Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees for its next tensors; `False` where the allocator is not glibc's.
-
-    It holds for the whole process, so it is for a program that trains, not for a library call. The peak of the resident
-    memory stays the same; the memory shown as in use no longer falls.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+    """Let this process keep, for good, the memory it frees for its next tensors; `False` without glibc's allocator."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

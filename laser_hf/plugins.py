@@ -1,7 +1,4 @@
-"""What an objective or a perturbation says about itself, and how one is found by name or import path.
-
-The command line, records, cards, tables and plots read these descriptions.
-"""
+"""What an objective or a perturbation says about itself, and how one is found by name or import path."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ class Option:
         help: one line for `--help`, without the default.
         kind: type of one value: `float`, `int`, `str` or `bool`; by default that of `default` (or of its items).
         many: the value is a list.
-        low, high: smallest and largest value allowed; numbers are always finite.
-        above: the value must be larger than this.
+        low, high, above: smallest and largest value, and one that it must exceed; numbers are always finite.
         choices: the values allowed, if they can be listed.
         flag: name on the command line and in presets, by default `name`.
     """
@@ -61,7 +57,7 @@ class Option:
         bounds = [f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None]
         if self.low is not None and self.high is not None:
             bounds = [f"from {self.low:.10g} to {self.high:.10g}"]
-        return ", ".join(bounds + ([f"one of {', '.join(self.choices)}"] if self.choices else []))
+        return ", ".join(bounds + [f"one of {', '.join(self.choices)}"] * bool(self.choices))
 
     def __call__(self, text: str) -> Any:
         """A text from the command line as a value: an option is a `type` for argparse, whose help shows its range."""
@@ -74,27 +70,22 @@ class Option:
         """`value` in the option's type; `LaserError` if it has another type or lies outside the range."""
         if value is None and self.default is None:
             return None
-        if self.many:
-            if isinstance(value, str):  # from name=value
-                value = value.split(",")
-            if not isinstance(value, Sequence) or not value:
-                raise LaserError(f"{self.dest} must be a list with at least one value, got {value!r}")
-            return [self._check_one(one) for one in value]
-        return self._check_one(value)
+        if not self.many:
+            return self._check_one(value)
+        values = value.split(",") if isinstance(value, str) else value  # a text from name=value
+        if not isinstance(values, Sequence) or not values:
+            raise LaserError(f"{self.dest} must be a list with at least one value, got {value!r}")
+        return [self._check_one(one) for one in values]
 
     def _check_one(self, value: Any) -> Any:
         try:
             number = _parse(value, self.type)
-        except (TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise LaserError(f"{self.dest} must be {_TYPE_WORDS[self.type]}, got {value!r}") from None
         inside = not self.choices or number in self.choices
         if self.type in (int, float):
-            inside = (
-                math.isfinite(number)
-                and (self.low is None or number >= self.low)
-                and (self.high is None or number <= self.high)
-                and (self.above is None or number > self.above)
-            )
+            low, high = (side if side is not None else number for side in (self.low, self.high))
+            inside = math.isfinite(number) and low <= number <= high and (self.above is None or number > self.above)
         if not inside:
             raise LaserError(f"{self.dest} must be {self.range or 'a finite number'}, got {value!r}")
         return number
@@ -105,16 +96,13 @@ _TYPE_WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "t
 
 def _parse(value: Any, kind: type) -> Any:
     if kind is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise ValueError
-        return str(value).lower() == "true"
+        return {"true": True, "false": False}[str(value).lower()]
     if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
         raise TypeError
-    if kind is int:
-        if float(value) != int(float(value)):
-            raise ValueError
-        return int(float(value))
-    return kind(value)
+    number = kind(float(value) if kind is int else value)
+    if kind is int and number != float(value):
+        raise ValueError
+    return number
 
 
 class Plugin:
@@ -138,20 +126,12 @@ class Plugin:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for the class from `values` by `Option.dest`, completed by defaults.
-
-        Raises:
-            LaserError: an option that the class does not have, or a value out of its range.
-        """
+        """Keyword arguments for the class: checked `values`, by `Option.dest`, and defaults; `LaserError` if wrong."""
         known = {option.dest: option for option in cls.options}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
+        if unknown := sorted(set(values) - set(known)):
             takes = ", ".join(known) or "no options"
             raise LaserError(f"{cls.name or cls.__name__} has no option {', '.join(unknown)}; it takes {takes}")
-        return {
-            option.name: option.default if dest not in values else option.check(values[dest])
-            for dest, option in known.items()
-        }
+        return {o.name: o.check(values[o.dest]) if o.dest in values else o.default for o in cls.options}
 
 
 _P = TypeVar("_P", bound=Plugin)
@@ -170,20 +150,15 @@ NOISE_ROBUST_BIBTEX = """\
 
 
 def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> type[_P]:
-    """The class that `name` stands for: one of `shipped`, or `package.module:Class` derived from `base`.
-
-    Raises:
-        LaserError: unknown name, a module that cannot be imported, or a class of another kind.
-    """
+    """One of `shipped`, or the class `package.module:Class` derived from `base`; `LaserError` if there is none."""
     if name in shipped:
         return shipped[name]
-    kind = base.__name__.lower()
-    if ":" not in name:
+    kind, (module, colon, cls) = base.__name__.lower(), name.partition(":")
+    if not colon:
         known = ", ".join(sorted(shipped))
         raise LaserError(f"unknown {kind} {name!r}; shipped are {known}, or give your own as package.module:Class")
-    module_name, _, class_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:
         raise LaserError(f"cannot import the {kind} {name!r}: {error}. Is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, base)):
@@ -203,11 +178,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:
-    """`["alpha=0.4", ...]` as a dictionary of texts; `Plugin.checked` gives them their types. A list is `a=1,2`.
-
-    Raises:
-        LaserError: a text without `=`, or a name given twice.
-    """
+    """`["alpha=0.4", ...]` as texts by name, which are given once; `Plugin.checked` gives them their types."""
     values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

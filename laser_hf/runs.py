@@ -39,13 +39,9 @@ _LOCKS: dict[tuple[int, str], int] = {}
 
 
 class RunFolder:
-    """The output folder of one run.
+    """The output folder `path` (`--output_dir`) of one run, which is complete once it holds the file `record`.
 
-    Args:
-        path: the folder (`--output_dir`).
-        record: name of the file whose presence says that the run is complete.
-        progress: glob patterns of what a later start can resume from.
-        owned: glob patterns of everything else that a run leaves. Only these are ever deleted.
+    `progress` are glob patterns of what a later start resumes from, `owned` of what else may be deleted.
     """
 
     def __init__(
@@ -68,23 +64,17 @@ class RunFolder:
     def prepare(self, recipe: Mapping[str, Any], overwrite: bool = False, reopen: bool = False) -> None:
         """Make the folder ready for a run of `recipe`; of several processes, only the first one calls it.
 
-        Args:
-            recipe: what decides the result, in groups or flat; written to `recipe.json`.
-            overwrite: delete what an earlier run left.
-            reopen: take a finished run of the same recipe too, for commands that add to it, several at once.
-
-        Raises:
-            LaserError: the folder cannot be written, is finished, is a checkpoint, holds a run of another recipe, or
-                another process runs in it.
+        The recipe, in groups or flat, goes to `recipe.json`. `overwrite` deletes what an earlier run left, and `reopen`
+        takes a finished run of the same recipe too, for commands that add to it, several at once. `LaserError` if the
+        folder cannot be written, is finished, is a checkpoint, holds another recipe, or another process runs in it.
         """
         self.check(overwrite, reopen)
         before = self._recipe() if self.finished or self.unfinished else None
         if before is not None and (changed := differences(before, plain(dict(recipe)))):
             what, to = ("a finished", "add to") if self.finished else ("an unfinished", "resume")
-            raise LaserError(
-                f"{self.path} holds {what} run of another recipe ({'; '.join(changed)}). Give the old values to "
-                f"{to} it, choose another --output_dir, or start over with --overwrite_output_dir"
-            )
+            held = f"{self.path} holds {what} run of another recipe ({'; '.join(changed)})"
+            mend = "choose another --output_dir, or start over with --overwrite_output_dir"
+            raise LaserError(f"{held}. Give the old values to {to} it, {mend}")
         write_json(self.path / RECIPE_NAME, dict(recipe))
 
     def _recipe(self) -> dict[str, Any] | None:
@@ -108,10 +98,8 @@ class RunFolder:
         if overwrite:
             self.clear()
         if self.finished and not reopen:
-            raise LaserError(
-                f"{self.path} holds a finished run ({self.record}); choose another --output_dir, or start over with "
-                "--overwrite_output_dir"
-            )
+            start = "choose another --output_dir, or start over with --overwrite_output_dir"
+            raise LaserError(f"{self.path} holds a finished run ({self.record}); {start}")
         if (self.path / "trainer_state.json").exists():
             raise LaserError(f"{self.path} is itself a checkpoint; give the folder above it as --output_dir")
 
@@ -136,25 +124,18 @@ class RunFolder:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 os.close(descriptor)
-                raise LaserError(
-                    f"another process runs in --output_dir {self.path}; wait for its end, or choose another folder"
-                ) from error
+                mend = "wait for its end, or choose another folder"
+                raise LaserError(f"another process runs in --output_dir {self.path}; {mend}") from error
             logger.warning("%s cannot be locked (%s): start no second run in it", self.path, error.strerror)
         _LOCKS[os.getpid(), str(path)] = descriptor
 
     def protect(self, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
-        """`LaserError` if the folder is, or holds (by real paths), what the run reads; call it before `prepare`.
-
-        Args:
-            inputs: paths, or names that are no paths, by the options that name them.
-        """
-        own = self.path.resolve()
+        """`LaserError` if the folder is or holds, by real paths, one of `inputs`, by option: paths, or other names."""
         for option, given in inputs.items():
-            place = Path(given).resolve() if given else Path("/")
-            if place.exists() and (own == place or own in place.parents):
-                raise LaserError(
-                    f"--output_dir {self.path} holds {option} {given}, which this run reads; choose a folder of its own"
-                )
+            place = Path(given or "/").resolve()
+            if place.exists() and place.is_relative_to(self.path.resolve()):
+                reads = f"{option} {given}, which this run reads; choose a folder of its own"
+                raise LaserError(f"--output_dir {self.path} holds {reads}")
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else; folders that this empties go too."""
@@ -193,11 +174,10 @@ class RunFolder:
             fault = find_fault(checkpoint)
             if fault is None:
                 return checkpoint
-            aside = self.path / f"broken-{checkpoint.name}"
-            number = 1
+            aside, number = self.path / f"broken-{checkpoint.name}", 1
             while aside.exists():
                 number += 1
-                aside = self.path / f"broken-{checkpoint.name}-{number}"
+                aside = aside.with_name(f"broken-{checkpoint.name}-{number}")
             logger.warning("%s cannot be resumed (%s); it is kept as %s", checkpoint, fault, aside.name)
             os.replace(checkpoint, aside)
         return None
@@ -261,22 +241,18 @@ def _sha256(path: Path) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two recipes differ in, as `--name old -> new`; groups are looked into.
+    """What two recipes differ in, as `--name old -> new`: digests in the group `content` count for paths."""
+    contents = [recipe.get(CONTENT) or {} for recipe in (before, now)]
+    known = sorted(contents[0].keys() & contents[1].keys())
+    found = [f"the content of --{name} is another" for name in known if contents[0][name] != contents[1][name]]
 
-    Where both have a digest in the group `content`, it is compared, and not the path, which may change.
-    """
-    old, new = (recipe.get(CONTENT) or {} for recipe in (before, now))
-    known = sorted(old.keys() & new.keys())
-    found = [f"the content of --{name} is another" for name in known if old[name] != new[name]]
-    return found + _differences(before, now, {CONTENT, *known})
+    def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        for name in sorted({*before, *now} - {CONTENT, *known}):
+            old, new = before.get(name), now.get(name)
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                compare(old, new)
+            elif old != new:
+                found.append(f"--{name} {old} -> {new}")
 
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], besides: set[str]) -> list[str]:
-    found = []
-    for name in sorted((set(before) | set(now)) - besides):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, besides)
-        elif old != new:
-            found.append(f"--{name} {old} -> {new}")
+    compare(before, now)
     return found

@@ -309,12 +309,7 @@ class ShadowDevice(TorchDispatchMode):
     def _launch(self, func, args) -> None:
         """The CUDA backend's own operations, in eager mode on this device, and checks of its launches."""
         with self, torch.no_grad():
-            if func._schema.name.endswith("soft_dtw"):
-                operators.soft_dtw._init_fn(*args)
-            elif func._schema.name.endswith("pair_terms"):
-                operators.pair_terms._init_fn(*args)
-            else:
-                operators.pair_gradients._init_fn(*args)
+            getattr(operators, func._schema.name.split("::")[1])._init_fn(*args)
 
     def kernel(self, name: str):
         """Stands for a Triton kernel: `kernel[grid](...)` checks where its tensors are, and computes nothing."""

@@ -149,8 +149,8 @@ def test_one_version(metadata):
 def test_the_command_works_outside_the_checkout(installed, tmp_path):
     script = installed / "bin" / "laser-hf"
     printed = start(installed, tmp_path, str(script), "--help").stdout
-    for entry in command.COMMANDS:
-        assert re.search(rf"^  {entry.name} +{re.escape(entry.help)}$", printed, re.MULTILINE)
+    for name, (_, text) in command.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", printed, re.MULTILINE)
     assert start(installed, tmp_path, "-m", "laser_hf", "--help").stdout == printed
     assert start(installed, tmp_path, "-m", "laser_hf", "--version").stdout == f"laser-hf {laser_hf.__version__}\n"
     where = start(installed, tmp_path, "-c", "import laser_hf; print(laser_hf.__file__)").stdout
@@ -192,7 +192,7 @@ def test_help_of_train_imports_nothing_that_trains(installed, tmp_path):
     assert "laser_hf.training.trainer" not in names
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in command.COMMANDS])
+@pytest.mark.parametrize("name", list(command.COMMANDS))
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main([name, "--help"])
@@ -215,7 +215,7 @@ def toy(monkeypatch, tmp_path, source: str) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "toy_command", None)  # at the end, what the test has imported is forgotten
     del sys.modules["toy_command"]
-    monkeypatch.setattr(command, "COMMANDS", (command.Command("toy", "toy_command:main", ""),))
+    monkeypatch.setattr(command, "COMMANDS", {"toy": ("toy_command:main", "")})
 
 
 def test_the_record_names_the_command(monkeypatch, tmp_path):

@@ -113,12 +113,10 @@ class Page:
                     hits = [gr.Dataframe(headers=HITS, interactive=False, visible=False) for _ in range(2)]
                 shown = [gr.Audio(label="A hit", interactive=False, buttons=["download"]), image()]
             with gr.Tab("Compare"):
+                labels = "One recording of a sentence (query)", "Another (document)"
                 with gr.Row():
-                    pair = [
-                        recording(label=name) for name in ("One recording of a sentence (query)", "Another (document)")
-                    ]
-                both = gr.Button("Compare", variant="primary")
-                compared = image()
+                    pair = [recording(label=label) for label in labels]
+                both, compared = gr.Button("Compare", variant="primary"), image()
 
             def select(known: Any, which: int, at: gr.SelectData) -> tuple[Any, Any]:
                 return self.show(known, which, at.index[0])

@@ -25,15 +25,10 @@ from ..superb.qbe.search import BLOCK_DOCUMENTS, statistics
 
 
 class Collection:
-    """The recordings below a folder.
+    """The recordings below a folder: `utterances` and `files`, by path, size and time; `LaserError` if there are none.
 
-    Attributes:
-        utterances, files: of each recording; a file by path, size and time.
-        words: number of the recording and word, where word times are known (`find_word_times`).
-        picks: of these, each speaker's first token of each word of at least four letters.
-
-    Raises:
-        LaserError: no such folder, or no audio file in it.
+    `words` are number of the recording and word, where word times are known (`find_word_times`), and `picks` of these
+    each speaker's first token of each word of at least four letters.
     """
 
     def __init__(self, folder: str | Path):
@@ -47,10 +42,8 @@ class Collection:
         with contextlib.suppress(LaserError):  # a folder without word times can be searched all the same
             tokens = read_alignments(find_word_times(self.folder), utterances=numbers).words
             self.words = [(numbers[token.utterance], token) for token in tokens]
-        picks = {
-            f"{one.label} (voice {one.speaker})": (n, one) for n, one in reversed(self.words) if long_words([one], 4)
-        }
-        self.picks = dict(sorted(picks.items()))
+        tokens = [(n, one) for n, one in reversed(self.words) if long_words([one], 4)]
+        self.picks = dict(sorted({f"{one.label} (voice {one.speaker})": (n, one) for n, one in tokens}.items()))
 
     def cut(self, pick: str) -> torch.Tensor:
         """The samples of a word that was picked, `(samples,)` at 16 kHz."""
@@ -63,10 +56,7 @@ class Index:
 
     An index of the same weights and files reads what an earlier one left; if a file has changed, all are encoded anew.
     Frames are normalised by mean and deviation over the collection: `superb qbe` counts the queries in, but one word
-    changes next to nothing. `progress` labels a progress bar; there is none if it is empty.
-
-    Raises:
-        LaserError: the disk is too small, or no recording can be used.
+    changes next to nothing. `progress` labels a progress bar, if any. `LaserError` if no recording can be used.
     """
 
     def __init__(self, features: Features, model: str, collection: Collection, cache: Path, progress: str = ""):
@@ -95,10 +85,7 @@ class Index:
         return unit_frames(self.features([waveform], [self.layer])[0][0], self.mean, self.deviation)
 
     def search(self, query: torch.Tensor, without: Container[int] = ()) -> list[tuple[int, float, float, float]]:
-        """The ten recordings that normalised frames align best with, best first; those of `without` are left out.
-
-        Of each its number, its score (at most 0), and the seconds from which to which the query is found.
-        """
+        """The ten recordings, but `without`, that a query is best aligned with: number, score, seconds from and to."""
         left, scores = [number for number in self.store.places if number not in without], {}
         if not left:
             raise LaserError("no recording is left to search in: all are of the voice that says the word")

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from ..data import decode_audio
 from ..data.files import find_audio_files
 from ..errors import LaserError
 from ..records import TRAINING_RECORD, new_record, read_record, write_json
-from ..superb.discrimination import Token, WordReport, long_words, read_alignments, word_discrimination
-from ..superb.features import EncoderFeatures, load_features
+from ..superb.discrimination import WordReport, long_words, read_alignments, word_discrimination
+from ..superb.features import load_features
 from ..superb.frame_store import encode
 from ..training import parse_options, run_training
 from ..training.closing import closing
@@ -27,25 +26,17 @@ SPLIT = "heldout"
 MIN_LETTERS = 4  # shorter words are mostly function words, whose spoken forms vary
 
 
-def measure(model: Path) -> tuple[EncoderFeatures, WordReport]:
-    """An encoder, and the word discrimination of its last layer on the words of the held-out voices."""
+def measure(model: Path) -> tuple[WordReport, dict[str, Any], dict[str, Any]]:
+    """Word discrimination by an encoder's last layer on the held-out voices; the encoder and the metric of a record."""
     features = load_features(str(model))
     waveforms = {path.stem: decode_audio(path).waveform for path in find_audio_files(SPEECH_DIR / SPLIT)}
-    (frames,) = encode(features, waveforms, [features.layers - 1])
-    return features, word_discrimination(frames, read_words(SPEECH_DIR / "words.tsv", SPLIT))
-
-
-def read_words(path: str | PathLike[str], split: str | None = None) -> list[Token]:
-    """The words of at least four letters of an alignment file, sorted by utterance and start."""
-    return long_words(read_alignments(path, split).words, MIN_LETTERS)
-
-
-def word_metric(report: WordReport, split: str, layer: int) -> dict[str, Any]:
-    """A report as a metric of a record, in the form of `superb discrimination`."""
+    layer = features.layers - 1
+    (frames,) = encode(features, waveforms, [layer])
+    words = long_words(read_alignments(SPEECH_DIR / "words.tsv", SPLIT).words, MIN_LETTERS)
+    report = word_discrimination(frames, words)
     counts = asdict(report)
-    value = counts.pop("average_precision")
-    about = {"metric": "word_ap_across", "value": value, "unit": "fraction", "split": split, "layer": layer}
-    return about | counts
+    metric = {"metric": "word_ap_across", "value": counts.pop("average_precision"), "unit": "fraction"}
+    return report, features.describe(str(model)), {**metric, "split": SPLIT, "layer": layer, **counts}
 
 
 def format_before_after(before: WordReport, after: WordReport) -> str:
@@ -59,12 +50,9 @@ def format_before_after(before: WordReport, after: WordReport) -> str:
     lines = [f"{'':<24}{'before':>8}{'after':>8}{'change':>9}"]
     for name, old, new, note in rows:
         lines.append(f"{name:<24}{old:>8.3f}{new:>8.3f}{new - old:>+9.3f}  {note}".rstrip())
-    lines.append(
-        f"{before.same_pairs} same-word and {before.different_pairs} different-word pairs of different "
-        f"speakers ({before.words} tokens of {before.vocabulary} words, {before.speakers} speakers; "
-        f"average precision by chance {before.chance:.3f})"
-    )
-    return "\n".join(lines)
+    pairs = f"{before.same_pairs} same-word and {before.different_pairs} different-word pairs of different speakers"
+    tokens = f"{before.words} tokens of {before.vocabulary} words, {before.speakers} speakers"
+    return "\n".join([*lines, f"{pairs} ({tokens}; average precision by chance {before.chance:.3f})"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,35 +66,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="where everything goes")
     arguments, rest = parser.parse_known_args(argv)
     logging.getLogger("laser_hf").setLevel(logging.WARNING)  # the table is what is to be seen
-    output_dir = arguments.output_dir
-    overwrite = []
-    if (output_dir / TRAINING_RECORD).is_file() and read_record(output_dir / TRAINING_RECORD).get("preset") == "demo":
-        overwrite = ["--overwrite_output_dir"]
-    elif any((output_dir / name).exists() for name in ("config.json", "model.safetensors")):
+    output_dir, ours = arguments.output_dir, False
+    if (output_dir / TRAINING_RECORD).is_file():
+        ours = read_record(output_dir / TRAINING_RECORD).get("preset") == "demo"
+    if not ours and any((output_dir / name).exists() for name in ("config.json", "model.safetensors")):
         raise LaserError(f"--output_dir {output_dir} holds a model that is not the demo's; choose another folder")
     began = time.time()
     print("Words of voices that are not trained on, with the encoder as shipped ...", flush=True)
-    base, before = measure(ENCODER_DIR)
+    before, base, base_metric = measure(ENCODER_DIR)
     print("Fine-tuning the top two layers with LASER ...", flush=True)
-    fixed = ["--preset", "demo", "--output_dir", str(output_dir), "--use_cpu", *overwrite]
+    fixed = ["--preset", "demo", "--output_dir", str(output_dir), "--use_cpu", *["--overwrite_output_dir"] * ours]
     run_training(parse_options([*fixed, *rest]))
-    tuned, after = measure(output_dir)
-    layer = tuned.layers - 1
+    after, tuned, metric = measure(output_dir)
     record = new_record(
         "discrimination",
         protocol="quick",
-        model=tuned.describe(str(output_dir)),
-        metrics=[word_metric(after, SPLIT, layer)],
-        base={**base.describe(str(ENCODER_DIR)), "metrics": [word_metric(before, SPLIT, layer)]},
-        recipe={"layers": [layer], "min_letters": MIN_LETTERS, "speakers": "across"},
+        model=tuned,
+        metrics=[metric],
+        base={**base, "metrics": [base_metric]},
+        recipe={"layers": [metric["layer"]], "min_letters": MIN_LETTERS, "speakers": "across"},
         data={"source": SPEECH_DIR, "alignments": SPEECH_DIR / "words.tsv", "splits": [SPLIT]},
         seed=0,
         wall_seconds=time.time() - began,
     )
     write_json(output_dir / "results" / "words.json", record)
-    print()
-    print(format_before_after(before, after))
-    print(closing(output_dir))
+    print(f"\n{format_before_after(before, after)}\n{closing(output_dir)}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 from ..ops.soft_dtw.api import frames_in_use
 from ..plugins import Option, find_plugin
-from .idm import contrastive_idm
-from .laser import LaserLoss, SoftDTWLoss
-from .mse_idm import MseIdmLoss
+from .idm import MseIdmLoss, contrastive_idm
+from .laser import LaserLoss, ScoreLoss, SoftDTWLoss
 from .objective import Objective, ProjectionHead
-from .score import ScoreLoss
 from .spin import SpinLoss, sinkhorn
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -21,17 +19,6 @@ def find_objective(name: str) -> type[Objective]:
 
 
 __all__ = [
-    "OBJECTIVES",
-    "LaserLoss",
-    "MseIdmLoss",
-    "Objective",
-    "Option",
-    "ProjectionHead",
-    "ScoreLoss",
-    "SoftDTWLoss",
-    "SpinLoss",
-    "contrastive_idm",
-    "find_objective",
-    "frames_in_use",
-    "sinkhorn",
-]
+    "OBJECTIVES", "LaserLoss", "MseIdmLoss", "Objective", "Option", "ProjectionHead", "ScoreLoss", "SoftDTWLoss",
+    "SpinLoss", "contrastive_idm", "find_objective", "frames_in_use", "sinkhorn",
+]  # fmt: skip

@@ -1,16 +1,18 @@
-"""Contrastive inverse-difference-moment regulariser (IDM term): repels frames far apart in time.
+"""Contrastive inverse-difference-moment regulariser (IDM term) in plain PyTorch: repels frames far apart in time.
 
 LASER, Eq. 1 and 2, after Haresh et al., "Learning by Aligning Videos in Time" (CVPR 2021). The LASER paper writes a
-squared distance; the released code, which gave the published results, uses the unsquared one. This is plain PyTorch for
-any device; `laser_hf.ops.pair_terms` computes the same term from the distances that soft-DTW needs anyway.
+squared distance; the released code, which gave the published results, uses the unsquared one.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from ..ops.soft_dtw.api import check_lengths, check_tensor, frames_in_use, squared_euclidean
-from ..plugins import Option
+from ..plugins import NOISE_ROBUST_BIBTEX, NOISE_ROBUST_PAPER, Option
+from .objective import Objective
 
 IDM_OPTIONS = (
     Option("alpha", 0.4, "weight of the regulariser (IDM term); 0: none", low=0),
@@ -19,16 +21,11 @@ IDM_OPTIONS = (
     Option(
         "distance",
         "euclidean",
-        "distance of the regulariser; euclidean: released code, published results; sqeuclidean: the paper's equation",
+        "distance of the regulariser; released: euclidean",
         choices=("euclidean", "sqeuclidean"),
     ),
     Option(
-        "reference_frames",
-        None,
-        "weights of the regulariser as if every utterance had so many frames; default: as published, growing with the "
-        "square of the length",
-        kind=int,
-        low=1,
+        "reference_frames", None, "weights of the regulariser as if every utterance had so many frames", kind=int, low=1
     ),
 )
 
@@ -101,3 +98,39 @@ def idm_of_both(options, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: t
     """`contrastive_idm` of two views, added; its parameters are attributes of `options`."""
     parameters = (options.sigma, options.margin, options.distance, options.reference_frames)
     return contrastive_idm(x, m, *parameters) + contrastive_idm(y, n, *parameters)
+
+
+class MseIdmLoss(Objective):
+    """Frame t of one view is pulled towards frame t of the other:
+
+        L = sum_t sum_d (X_td - X'_td)^2 + alpha (f(X) / m^2 + f(X') / m^2)
+
+    The squared error is summed over frames and dimensions and divided by nothing, so it grows with the length, as
+    soft-DTW does. All is as in the released code, which takes one pair at a time and `nn.MSELoss(reduction="sum")`; its
+    README gives alpha and margin as for LASER.
+
+    Terms: `total`; `mse`; `idm`, the sum over both views before alpha: `total = mse + alpha * idm`.
+
+    Args:
+        options: `alpha`, `sigma`, `margin`, `distance`, `reference_frames`; see `contrastive_idm`.
+    """
+
+    name = "mse_idm"
+    title = "MSE + IDM"
+    summary = (
+        "Each frame of one view is pulled towards the frame of the other view at the same time; a regulariser (IDM "
+        "term) keeps frames far apart in time from becoming alike."
+    )
+    paper, bibtex = NOISE_ROBUST_PAPER, NOISE_ROBUST_BIBTEX
+    options = IDM_OPTIONS
+    term_labels: ClassVar = {"total": "total loss", "mse": "summed squared error", "idm": "regulariser (IDM term)"}
+    short_labels: ClassVar = {"mse": "MSE", "idm": "IDM"}
+    equal_lengths = True
+    anti_collapse = "--alpha"
+
+    def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Padding is replaced before the subtraction: a NaN there would reach the gradients.
+        padding = ~frames_in_use(m, x.shape[1]).unsqueeze(2)
+        mse = (x.masked_fill(padding, 0.0) - y.masked_fill(padding, 0.0)).square().sum(dim=(1, 2))
+        idm = idm_of_both(self, x, m, y, n)
+        return {"total": mse + self.alpha * idm, "mse": mse, "idm": idm}

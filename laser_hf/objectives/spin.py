@@ -16,32 +16,24 @@ EPSILON = Option("epsilon", 0.02, "entropy weight of the Sinkhorn targets", abov
 ITERATIONS = Option("iterations", 3, "Sinkhorn iterations", low=1)
 
 
-def several_processes(group: dist.ProcessGroup | None = None) -> bool:
-    """Whether `group` (`None`: all) has more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+def several_processes() -> bool:
+    """Whether this process is one of several of `torch.distributed`."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _logsumexp_of_codes(
-    log_q: torch.Tensor, used: torch.Tensor | None, group: dist.ProcessGroup | None
-) -> torch.Tensor:
+def _logsumexp_of_codes(log_q: torch.Tensor, used: torch.Tensor | None) -> torch.Tensor:
     own = torch.logsumexp(log_q if used is None else log_q.masked_fill(~used.unsqueeze(1), -torch.inf), dim=0)
-    if not several_processes(group):
+    if not several_processes():
         return own
     largest = own.clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
     total = (own - largest).exp()
-    dist.all_reduce(total, dist.ReduceOp.SUM, group=group)
+    dist.all_reduce(total, dist.ReduceOp.SUM)
     return total.log() + largest
 
 
 @torch.no_grad()
-def sinkhorn(
-    scores: torch.Tensor,
-    epsilon: float,
-    iterations: int,
-    group: dist.ProcessGroup | None = None,
-    used: torch.Tensor | None = None,
-) -> torch.Tensor:
+def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int, used: torch.Tensor | None = None) -> torch.Tensor:
     """Distribution over codes of each frame, such that all frames together use all codes nearly alike.
 
     Cuturi, "Sinkhorn Distances" (NeurIPS 2013), with the few steps of SwAV (Caron et al., NeurIPS 2020, Sec. 3.1):
@@ -58,7 +50,6 @@ def sinkhorn(
         scores: similarities `(frames, codes)`, float32 or float64.
         epsilon: smoothing, in units of the scores; the assignment becomes one-hot as it goes to 0.
         iterations: how often both steps are repeated; codes are exactly balanced only in the limit.
-        group: processes that share the frames; `None` for all.
         used: bool `(frames,)`: the others are padding, and get zeros; `None` for all.
 
     Returns:
@@ -70,7 +61,7 @@ def sinkhorn(
     check_tensor("scores", scores, "(frames, codes)", 2)
     log_q = scores / EPSILON.check(epsilon)
     for _ in range(ITERATIONS.check(iterations)):
-        log_q = (log_q - _logsumexp_of_codes(log_q, used, group)).log_softmax(dim=1)
+        log_q = (log_q - _logsumexp_of_codes(log_q, used)).log_softmax(dim=1)
     return log_q.exp() if used is None else log_q.exp().masked_fill(~used.unsqueeze(1), 0.0)
 
 
@@ -133,8 +124,7 @@ class SpinLoss(Objective):
 
     def __init__(self, dim: int = 256, **options: Any):
         super().__init__(**options)
-        dim = Option("dim", 256, "", low=1).check(dim)
-        self.codebook = nn.Linear(dim, self.codes, bias=False)
+        self.codebook = nn.Linear(Option("dim", 256, "", low=1).check(dim), self.codes, bias=False)
         self.prepare_update()
 
     @classmethod
@@ -147,11 +137,9 @@ class SpinLoss(Objective):
         self.codebook.weight.copy_(nn.functional.normalize(self.codebook.weight, dim=1))
 
     def terms(self, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
-        if x.shape[2] != self.codebook.in_features:
-            raise ValueError(
-                f"x must have shape (batch, frames, {self.codebook.in_features}), the dimension of the codebook, got "
-                f"{tuple(x.shape)}"
-            )
+        if x.shape[2] != (dim := self.codebook.in_features):
+            shape = tuple(x.shape)
+            raise ValueError(f"x must have shape (batch, frames, {dim}), the dimension of the codebook, got {shape}")
         # Padding is masked: to take the frames in use by a boolean index would be a host sync.
         valid = frames_in_use(m, x.shape[1])
         used = valid.flatten()
@@ -161,15 +149,14 @@ class SpinLoss(Objective):
         scores_x, scores_y = (
             nn.functional.linear(view.masked_fill(~valid.unsqueeze(2), 0.0).flatten(0, 1), codebook) for view in (x, y)
         )
-        targets_x, targets_y = (
-            sinkhorn(scores, self.epsilon, self.iterations, used=used) for scores in (scores_x, scores_y)
-        )
+        how = self.epsilon, self.iterations
+        targets_x, targets_y = (sinkhorn(scores, *how, used=used) for scores in (scores_x, scores_y))
         swapped_x, swapped_y = (
             -(targets * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1).reshape(valid.shape).sum(dim=1)
             for scores, targets in ((scores_x, targets_y), (scores_y, targets_x))
         )
-        both = torch.cat((targets_x, targets_y)), torch.cat((scores_x, scores_y)), torch.cat((used, used))
-        in_targets, nearest = _perplexities(*both)
+        both = ((targets_x, targets_y), (scores_x, scores_y), (used, used))
+        in_targets, nearest = _perplexities(*map(torch.cat, both))
         values = (0.5 * (swapped_x + swapped_y), swapped_x, swapped_y, in_targets * m, nearest * m)
         return dict(zip(self.term_names, values, strict=True))
 

@@ -9,15 +9,9 @@ from .soft_dtw.api import (
     soft_dtw,
     soft_dtw_alignment,
     soft_dtw_divergence,
-)
+)  # fmt: skip
 
 __all__ = [
-    "BACKENDS",
-    "IDM",
-    "SoftDTWBackendError",
-    "pair_terms",
-    "pick_backend",
-    "soft_dtw",
-    "soft_dtw_alignment",
+    "BACKENDS", "IDM", "SoftDTWBackendError", "pair_terms", "pick_backend", "soft_dtw", "soft_dtw_alignment",
     "soft_dtw_divergence",
-]
+]  # fmt: skip

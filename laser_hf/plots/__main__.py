@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--splits names sub-folders of --data, which is not given")
 
     from ..figures import save
+    from ..records import read_json
     from .curves import training_figure
-    from .run import attempt, curve_marks, draw_run, read_history, read_run, term_labels
+    from .run import HISTORY, attempt, curve_marks, draw_run, read_run, term_labels
 
     records = {run: read_run(run) for run in options.runs}
     names = {run: run.resolve().name for run in options.runs}
@@ -52,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.output or len(names) > 1:
         path = options.output or (options.output_dir or Path()) / CURVES
         labels = {term: label for record in records.values() for term, label in term_labels(record).items()}
-        histories = attempt(path.name, lambda: {name: read_history(run) for run, name in names.items()})
-        together = histories and attempt(
-            path.name, lambda: training_figure(histories, labels, *curve_marks([*records.values()]))
-        )
+        marks = curve_marks([*records.values()])
+        logs = attempt(path.name, lambda: {name: read_json(run / HISTORY)["log"] for run, name in names.items()})
+        together = logs and attempt(path.name, lambda: training_figure(logs, labels, *marks))
         drawn += [save(together, path, options.title)] if together else []
     if not drawn:
         raise LaserError("nothing could be drawn; the warnings above say why")

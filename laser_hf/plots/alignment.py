@@ -19,7 +19,6 @@ from ..ops import soft_dtw_alignment
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN_SECONDS = 1.5  # of one pair: the path through a longer one would be too thin to see
 DISTANCES = torch.arange(201, dtype=torch.float64) / 1000  # seconds
 METHODS = ("along the soft-DTW alignment", "nearest frames, in any order")
 
@@ -33,10 +32,7 @@ def drawn_speed(drawn: Mapping[str, Any]) -> float:
 
 
 def deviations(clean: int, perturbed: int, speed: float, frame_seconds: float, middle: float = 0.0) -> torch.Tensor:
-    """How much later each clean frame is than where each perturbed frame belongs, `(clean, perturbed)` seconds.
-
-    `clean` and `perturbed` are numbers of frames, `middle` is the time of the first frame's centre in its view.
-    """
+    """Seconds `(clean, perturbed)` by which a clean frame is later than where a perturbed frame belongs."""
     times = [middle + frame_seconds * torch.arange(count, dtype=torch.float64) for count in (clean, perturbed)]
     return times[0][:, None] - speed * times[1]
 
@@ -49,19 +45,14 @@ def shares_beyond(
     Row 0 is along the soft-DTW alignment: frames (i, j) count with the expected alignment there. In row 1, each
     perturbed frame counts with the clean frame of largest cosine, wherever that is.
 
-    Args:
-        pairs: frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, and the view's speed.
-        gamma: smoothing of soft-DTW.
-        frame_seconds, middle: as for `deviations`.
-
-    Raises:
-        LaserError: the speed does not explain the views' durations.
+    `pairs` are frames of the clean and of the perturbed view, `(m, dim)` and `(n, dim)`, and the view's speed
+    (`LaserError` if it does not explain the durations); `middle` is the time of the first frame's centre in its view.
     """
     shares = []
     for clean, perturbed, speed in pairs:
         if abs(len(clean) - speed * len(perturbed)) > 4:
-            views = f"{len(clean)} and {len(perturbed)} frames"
-            raise LaserError(f"the true warp is not known: a speed of {speed:g} does not explain views of {views}")
+            unknown = f"the true warp is not known: a speed of {speed:g} does not explain"
+            raise LaserError(f"{unknown} views of {len(clean)} and {len(perturbed)} frames")
         x, y = normalize(clean, dim=-1), normalize(perturbed, dim=-1)
         soft = soft_dtw_alignment(x[None], y[None], gamma=gamma)[0].double()
         nearest = torch.zeros_like(soft).scatter_(0, (x @ y.T).argmax(0, keepdim=True), 1.0)
@@ -74,38 +65,11 @@ def shares_beyond(
     return torch.stack(shares).mean(0)
 
 
-def alignment_figure(
-    shares: Mapping[str, torch.Tensor],
-    example: tuple[torch.Tensor, torch.Tensor, float],
-    gamma: float,
-    frame_seconds: float,
-    middle: float = 0.0,
-) -> Figure:
-    """The expected alignment of one pair with its true warp, and how far all pairs are from theirs.
-
-    Args:
-        shares: from `shares_beyond`, by name of the encoder.
-        example: one of the pairs, encoded by the last of these encoders; its first seconds are drawn.
-        gamma, frame_seconds, middle: as for `shares_beyond`.
-    """
+def alignment_figure(shares: Mapping[str, torch.Tensor], frame_seconds: float) -> Figure:
+    """How far aligned frames of all pairs are from the true warp: `shares` from `shares_beyond`, by encoder."""
     from ..figures import LINE_COLOURS, LINE_STYLES, new_figure
 
-    figure, (example_axis, *axes) = new_figure(1, 3, (12.6, 4.4))
-    *views, speed = example
-    alignment = soft_dtw_alignment(*(normalize(view, dim=-1)[None] for view in views), gamma=gamma)[0]
-    alignment = alignment[: round(SHOWN_SECONDS / frame_seconds)]
-    # As much of the perturbed view as is aligned with the frames shown of the clean one.
-    alignment = alignment[:, : 1 + int((alignment.sum(0) > 0.05).nonzero().max())].clamp(0, 1)
-    height, width = (count * frame_seconds for count in alignment.shape)
-    image = example_axis.imshow(alignment.numpy(), origin="lower", cmap="Greys", vmax=1, extent=(0, width, 0, height))
-    # Frame k is drawn from k to k + 1 frames, its centre half a frame on.
-    shift = middle - frame_seconds / 2
-    truth = {"color": LINE_COLOURS[1], "linewidth": 1, "label": f"true warp (speed {speed:g})"}
-    example_axis.plot([0, width], [speed * (end + shift) - shift for end in (0, width)], **truth)
-    example_axis.set(xlim=(0, width), ylim=(0, height), xlabel="perturbed view, s", ylabel="clean view, s")
-    example_axis.set_title(f"one pair, {list(shares)[-1]}", fontsize=10)
-    example_axis.legend(fontsize=8, loc="upper left")
-    figure.colorbar(image, ax=example_axis, label="expected alignment", shrink=0.8)
+    figure, axes = new_figure(1, 2, (8.6, 4.4))
     one_frame = int((DISTANCES - frame_seconds).abs().argmin())
     for number, (axis, method) in enumerate(zip(axes, METHODS, strict=True)):
         for (name, beyond), colour, style in zip(shares.items(), LINE_COLOURS, LINE_STYLES, strict=False):
@@ -116,7 +80,6 @@ def alignment_figure(
         axis.set(xlabel="distance from the true warp, ms", ylabel="share further away, %")
         axis.set_title(method, fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(
-            fontsize=8, title_fontsize=8, loc="upper right", title=f"further than {1000 * frame_seconds:.0f} ms"
-        )
+        further = f"further than {1000 * frame_seconds:.0f} ms"
+        axis.legend(fontsize=8, title_fontsize=8, loc="upper right", title=further)
     return figure

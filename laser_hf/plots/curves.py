@@ -44,15 +44,8 @@ def training_figure(
 
     Total and terms are in percent of their first value: their size is mostly a matter of the random projection head.
     Training values are pale, held-out ones (`eval_...`) strong. The first collapse alarm of each run is marked.
-
-    Args:
-        runs: log by name of the run.
-        terms: labels of the loss terms, as `Objective.term_labels`.
-        warm_up: updates until the learning rate has its peak, to be marked.
-        held_out: number of held-out pairs, for the legend.
-
-    Raises:
-        LaserError: no history holds a training or held-out loss.
+    `runs` are logs by the name of the run (`LaserError` if none holds a loss), `terms` the objective's `term_labels`,
+    `warm_up` updates until the learning rate has its peak, and `held_out` the number of held-out pairs.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -68,8 +61,7 @@ def training_figure(
     panels = [key for key, found in values.items() if any(steps for pair in found.values() for steps, _ in pair)]
     if "loss" not in panels:
         raise LaserError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows, columns = -(-len(panels) // _COLUMNS), min(_COLUMNS, len(panels))
     figure, axes = new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
     colours = {name: LINE_COLOURS[index % len(LINE_COLOURS)] for index, name in enumerate(runs)}
     alarms = {name: step for name, log in runs.items() if (step := alarm_step(log)) is not None}
@@ -83,12 +75,9 @@ def training_figure(
                 found = [100 * value / found[0] for value in found] if relative else found
                 shown += found
                 # A single logged line is one point, which needs a marker to be seen.
-                marker = "o" if held else "." if len(steps) == 1 else ""
-                how = {"marker": marker, "markersize": 4} if marker else {}
-                pale = not held and pair[1][0]
-                axis.plot(
-                    steps, found, color=colours[name], alpha=0.45 if pale else 1.0, linewidth=1.5 + 0.3 * held, **how
-                )
+                how = {"marker": "o" if held else "." if len(steps) == 1 else "", "markersize": 4}
+                alpha = 0.45 if pair[1][0] and not held else 1.0
+                axis.plot(steps, found, color=colours[name], alpha=alpha, linewidth=1.5 + 0.3 * held, **how)
         if key in (*labels, "grad_norm") and 0 < 30 * min(shown) < max(shown):
             axis.set_yscale("log")
         if warm_up:
@@ -106,7 +95,7 @@ def training_figure(
     if training_seen and held_seen:
         keys.append(Line2D([], [], color="black", alpha=0.45, label="training"))
     if held_seen:
-        label = "held-out" if held_out is None else f"held-out ({held_out} pairs)"
+        label = f"held-out ({held_out} pairs)" if held_out else "held-out"
         keys.append(Line2D([], [], color="black", marker="o", markersize=4, linewidth=1.8, label=label))
     if warm_up:
         keys.append(Patch(color="0.93", label="warm-up"))

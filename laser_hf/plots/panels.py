@@ -20,10 +20,7 @@ _WORD_SIZE = 8  # points
 def self_similarity_figure(
     frames: Mapping[str, torch.Tensor], frame_seconds: float, words: Sequence[Token] = ()
 ) -> Figure:
-    """Self-similarity of the first seconds of an utterance, on one colour scale, and of two encoders the difference.
-
-    `frames` are `(n, dim)`, by name of the encoder; `words` within the frames shown are named at the upper edge.
-    """
+    """Cosines of an utterance's first frames `(n, dim)` by encoder, of two the difference; `words` stand above."""
     from ..figures import new_figure, plt
 
     unit = (normalize(one[: round(SHOWN_SECONDS / frame_seconds)].double(), dim=1) for one in frames.values())
@@ -65,19 +62,13 @@ def self_similarity_figure(
 
 
 def principal_components(vectors: torch.Tensor, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal components of `(n, dim)`: centred points `(n, count)` float64, and shares of the variance `(count,)`.
-
-    The sign of a component is such that its loading of largest absolute value is positive.
-    """
+    """Centred points `(n, count)` of `(n, dim)`, signs by the largest loading, and shares of variance `(count,)`."""
     centred = vectors.double() - vectors.double().mean(0)
     _, singular, loadings = torch.linalg.svd(centred, full_matrices=False)
-    loadings = loadings[:count]
+    loadings, variance = loadings[:count], singular.square()
     largest = loadings.gather(1, loadings.abs().argmax(1, keepdim=True))
     loadings = loadings * torch.where(largest < 0, -1.0, 1.0)
-    variance = singular.square()
-    total = variance.sum()
-    explained = variance[:count] / total if total > 0 else torch.zeros(count, dtype=torch.float64)
-    return centred @ loadings.T, explained
+    return centred @ loadings.T, (variance / variance.sum())[:count].nan_to_num()
 
 
 def silhouette(vectors: torch.Tensor, labels: Sequence[str]) -> float:
@@ -100,15 +91,10 @@ def silhouette(vectors: torch.Tensor, labels: Sequence[str]) -> float:
 def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -> Figure:
     """Spoken words in one plane for all encoders: colours are words, markers speakers.
 
-    The vectors have length one and each encoder's mean is taken off; the axes are the first two principal components of
-    all of them together. A panel's title has the silhouette coefficients in all dimensions, by word and by speaker.
-
-    Args:
-        vectors: one for each token, `(tokens, dim)`, by name of the encoder, all of one dimension.
-        tokens: of at most 8 words by at most 8 speakers, such as `choose_words` takes.
-
-    Raises:
-        ValueError: more words or speakers, or not as many vectors as tokens.
+    `vectors` are `(tokens, dim)` by name of the encoder, one for each of `tokens`, which `choose_words` takes: of at
+    most 8 words by at most 8 speakers, else `ValueError`. They are scaled to length one, each encoder's mean is taken
+    off, and the axes are the first two principal components of all of them together. A panel's title has the silhouette
+    coefficients in all dimensions, by word and by speaker.
     """
     from matplotlib.lines import Line2D
 
@@ -126,7 +112,7 @@ def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -
     (left, right), (bottom, top) = limits
     size = (4.6 * len(vectors) + 1.4, max(4.2, 1.7 + 4 * (top - bottom) / (right - left)))
     figure, axes = new_figure(1, len(vectors), size, squeeze=False)
-    parts = points.split([len(matrix) for matrix in unit])
+    parts = points.split(len(tokens))
     for axis, (name, matrix), part in zip(axes.flat, vectors.items(), parts, strict=True):
         for token, (x, y) in zip(tokens, part.tolist(), strict=True):
             axis.plot(x, y, marker=markers[token.speaker], color=colours[token.label], alpha=0.85, **how)

@@ -44,69 +44,57 @@ def draw_run(
     utterance: str | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """All pictures of a finished run; returns the files written.
+    """All pictures of a run, `LaserError` unless it is finished; returns the files written, by default in its `plots`.
 
-    `loss_terms.png`; `words.png`, words of several speakers; `alignment.png`, how far aligned frames are from where
-    they belong; `self_similarity.png` of an utterance. What cannot be drawn is left out, with a warning that says why.
-    Without `data` and `alignments`, pairs and words are from the run's held-out speech (pairs else from its training
-    speech), or from the speech shipped with laser_hf.
+    They are `loss_terms.png`, `words.png`, `alignment.png` and `self_similarity.png`. What cannot be drawn is left out,
+    with a warning that says why. Without `data` and `alignments`, pairs and words are from the run's held-out speech
+    (pairs else from its training speech), or from the speech shipped with laser_hf.
 
     Args:
-        run_dir: output folder of `laser-hf train`.
-        output_dir: where the pictures go; by default `plots` in the run.
+        run_dir, record: output folder of `laser-hf train`, and its record, which training writes after the pictures.
         base: the encoder before fine-tuning; by default the one the run started from.
         data, splits: folder of speech, or, for the pairs alone, id of a dataset on the Hub.
-        alignments: word times, see `load_words`.
-        utterance: name of the utterance to draw.
-        record: of the run; by default the one in `run_dir`. Training passes it, because it writes the record last.
-
-    Raises:
-        LaserError: no finished run.
+        alignments, utterance: word times, see `load_words`; name of the utterance to draw.
     """
     run_dir = Path(run_dir)
     folder = run_dir / "plots" if output_dir is None else Path(output_dir)
     record = read_run(run_dir) if record is None else record
     title, drawn = run_title(record), []
 
-    def draw(name: str, about: str, make: Callable[..., Figure], *arguments: Any) -> None:
+    def draw(name: str, about: str, make: Callable[[], Figure]) -> None:
         from ..figures import save
 
-        figure = attempt(name, lambda: make(*arguments))
-        if figure is not None:
+        if (figure := attempt(name, make)) is not None:
             drawn.append(save(figure, folder / name, f"{title}{about}"))
 
-    history = attempt("the curves", lambda: read_history(run_dir))
-    if history is not None:
-        draw("loss_terms.png", "", training_figure, {title: history}, term_labels(record), *curve_marks([record]))
+    if (history := attempt("the curves", lambda: read_json(run_dir / HISTORY)["log"])) is not None:
+        terms, marks = term_labels(record), curve_marks([record])
+        draw("loss_terms.png", "", lambda: training_figure({title: history}, terms, *marks))
     encoders = attempt("anything but the curves", lambda: _load_encoders(run_dir, record, base))
     if encoders is None:
         return drawn
     words = attempt("words.png", lambda: _find_words(record, data, alignments, splits))
-    vectors = words and attempt("words.png", lambda: _word_vectors(encoders, words))
-    if vectors:
+    if words:
         about = f"\n{len(words.tokens)} spoken words ({words.source}), means of last-layer frames"
-        draw("words.png", about, words_figure, vectors, words.tokens)
+        draw("words.png", about, lambda: words_figure(_word_vectors(encoders, words), words.tokens))
     pairs = attempt("the utterance", lambda: _find_pairs(record, data, splits, utterance))
-    views = pairs and attempt("the utterance", lambda: {name: _frames(one, pairs[0]) for name, one in encoders.items()})
-    if views:
-        first, shown = pairs[0], list(views.values())
-        features = next(iter(encoders.values()))
-        times = features.frame_seconds, _middle(features)
-        gamma = record["recipe"]["objective"].get("gamma", 0.1)
+    if pairs:
+        first, features = pairs[0], next(iter(encoders.values()))
+        times, gamma = _times(features), record["recipe"]["objective"].get("gamma", 0.1)
 
         def shares(features: EncoderFeatures) -> torch.Tensor:
-            return shares_beyond(((*_frames(features, pair), pair.speed) for pair in pairs), gamma, *times)
+            frames = ((*_frames(features, pair.clean, pair.perturbed), pair.speed) for pair in pairs)
+            return shares_beyond(frames, gamma, *times)
 
-        measured = attempt("alignment.png", lambda: {name: shares(one) for name, one in encoders.items()})
-        if measured:
-            about = f"\n{len(pairs)} pairs of views ({first.source}), last layer"
-            about += f"\nleft: {first.utterance}, {first.change}"
-            draw("alignment.png", about, alignment_figure, measured, (*shown[-1], first.speed), gamma, *times)
-        clean = {name: one for name, (one, _) in views.items()}
-        about = f"\n{first.utterance} ({first.source}), last layer"
-        cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
-        spoken = words.spoken(first.utterance) if words and not cropped else []
-        draw("self_similarity.png", about, self_similarity_figure, clean, times[0], spoken)
+        def similarities() -> Figure:
+            cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
+            frames = {name: _frames(one, first.clean)[0] for name, one in encoders.items()}
+            spoken = words.spoken(first.utterance) if words and not cropped else []
+            return self_similarity_figure(frames, times[0], spoken)
+
+        about = f"\n{len(pairs)} pairs of views ({first.source}), last layer; one of them: {first.change}"
+        draw("alignment.png", about, lambda: alignment_figure({n: shares(f) for n, f in encoders.items()}, times[0]))
+        draw("self_similarity.png", f"\n{first.utterance} ({first.source}), last layer", similarities)
     return drawn
 
 
@@ -122,11 +110,6 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     if (run_dir / "recipe.json").is_file():
         raise LaserError(f"the run in {run_dir} is not finished. Give its laser-hf train command again to continue it")
     raise LaserError(f"{run_dir} holds no {TRAINING_RECORD}; expected the output folder of laser-hf train")
-
-
-def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """The log of a run."""
-    return read_json(run_dir / HISTORY)["log"]
 
 
 def run_title(record: Mapping[str, Any]) -> str:
@@ -168,23 +151,18 @@ def _load_encoders(run_dir: Path, record: Mapping[str, Any], base: str | None) -
     if base is None:
         base = located(model["model_name_or_path"])
         revision = record["base_model"].get("revision") or model.get("model_revision")
-    normalize = model.get("do_normalize", False)
-    device = pick_device("auto")
-    before = load_encoder(base, revision, do_normalize=normalize).to(device)
-    after = load_encoder(str(run_dir), do_normalize=normalize).to(device)
-    return {"before fine-tuning": EncoderFeatures(before), "after fine-tuning": EncoderFeatures(after)}
+    where = {"before fine-tuning": (base, revision), "after fine-tuning": (str(run_dir), None)}
+    encoders = {n: load_encoder(*at, do_normalize=model.get("do_normalize", False)) for n, at in where.items()}
+    return {name: EncoderFeatures(encoder.to(pick_device("auto"))) for name, encoder in encoders.items()}
 
 
 def _find_pairs(record: Mapping[str, Any], data, splits, utterance: str | None) -> list[ViewPair]:
     options = {k: located(v) if isinstance(v, str) else v for k, v in record["recipe"]["perturbations"].items()}
     perturbation = build_perturbation(options.pop("name"), options)
     limits = {k: v for k, v in record["recipe"]["data"].items() if k in ("min_seconds", "max_seconds", "crop_seconds")}
-    about = record["data"]
-    how = {
-        "transform": PairTransform(perturbation, record["seed"] or 0, **limits),
-        "count": min(about.get("held_out_utterances") or MAX_PAIRS, MAX_PAIRS),
-        "utterance": utterance,
-    }
+    about, transform = record["data"], PairTransform(perturbation, record["seed"] or 0, **limits)
+    count = min(about.get("held_out_utterances") or MAX_PAIRS, MAX_PAIRS)
+    how = {"transform": transform, "count": count, "utterance": utterance}
     if data is not None:
         return load_pairs(data, splits=splits, **how)
     names = ("held_out", "held_out_split", "held_out_name") if about.get("held_out") else ("source", "split", "name")
@@ -193,30 +171,28 @@ def _find_pairs(record: Mapping[str, Any], data, splits, utterance: str | None) 
 
 
 def _find_words(record: Mapping[str, Any], data, alignments, splits) -> WordSpeech:
-    if data is not None:
-        return load_words(data, alignments, splits)
     held_out = located(record["data"].get("held_out") or "")
-    if alignments is None:
+    if data is None and alignments is None:
         return or_shipped(load_words, held_out if held_out and Path(held_out).is_dir() else "")
-    if not held_out:
+    if data is None and not held_out:
         raise LaserError("the run has no held-out speech; give --data beside --alignments")
-    return load_words(held_out, alignments, splits)
+    return load_words(held_out if data is None else data, alignments, splits)
 
 
-def _middle(features: EncoderFeatures) -> float:
-    """Of the first frame, seconds."""
-    return features.shortest / 2 / SAMPLE_RATE
+def _times(features: EncoderFeatures) -> tuple[float, float]:
+    """Seconds of a frame, and of the centre of the first one."""
+    return features.frame_seconds, features.shortest / 2 / SAMPLE_RATE
 
 
-def _frames(features: EncoderFeatures, pair: ViewPair) -> list[torch.Tensor]:
-    return features([pair.clean, pair.perturbed], [features.layers - 1])[0]
+def _frames(features: EncoderFeatures, *waveforms: torch.Tensor) -> list[torch.Tensor]:
+    """Of the last layer, `(frames, dim)` each."""
+    return features(list(waveforms), [features.layers - 1])[0]
 
 
 def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) -> dict[str, torch.Tensor]:
     """Mean of the last-layer frames of each word, `(tokens, dim)`, for each encoder."""
     vectors = {}
     for name, features in encoders.items():
-        (frames,) = encode(features, words.waveforms, [features.layers - 1])
-        parts = token_frames(frames, words.tokens, 1 / features.frame_seconds, _middle(features))
-        vectors[name] = torch.cat(mean_pooled(parts))
+        (frames,), (seconds, middle) = encode(features, words.waveforms, [features.layers - 1]), _times(features)
+        vectors[name] = torch.cat(mean_pooled(token_frames(frames, words.tokens, 1 / seconds, middle)))
     return vectors

@@ -38,10 +38,7 @@ def source_name(source: str | Path) -> str:
 
 
 def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> _Speech:
-    """`load(source, ...)`; the same from the shipped speech if there is no source, or with a warning if that fails.
-
-    `load` is `load_pairs` or `load_words`; `splits` and `name` are used for `source` alone.
-    """
+    """`load(source, ...)`; the same from the shipped speech without a source or, with a warning, if that fails."""
     if source:
         try:
             return load(source, **how)
@@ -74,13 +71,9 @@ def load_pairs(
 ) -> list[ViewPair]:
     """The pairs of `count` utterances of each split, spread over it as training's held-out ones are.
 
-    Args:
-        source, splits, name: as `load_speech` takes them; a dataset of the Hub is streamed, from its start.
-        utterance: the id of one more, or the last part of it. Its pair comes first, by default the one whose views
-            differ most in duration.
-
-    Raises:
-        LaserError: nothing usable at `source`, no such utterance, or it cannot be used.
+    `source`, `splits` and `name` are as `load_speech` takes them; a dataset of the Hub is streamed, from its start.
+    `utterance` is the id of one more, or the last part of it. Its pair comes first, by default the one whose views
+    differ most in duration. `LaserError` if nothing is usable, or not this utterance.
     """
 
     def is_named(identity: str) -> bool:
@@ -128,10 +121,7 @@ def load_words(
     """The same words by several speakers, and the utterances that hold them, whose files have the utterances' names.
 
     `alignments` are word times as `read_alignments` takes them, by default what `find_word_times` finds; `splits` are
-    sub-folders of `data`.
-
-    Raises:
-        LaserError: no such folder or file, no word times, or no word of two speakers in this speech.
+    sub-folders of `data`. `LaserError` without such files, word times, or a word of two speakers.
     """
     folders = [Path(data) / split for split in splits or [""]]
     for folder in folders:
@@ -181,14 +171,11 @@ def choose_words(
     pool = [token for token in pool if token.speaker in kept]
     shared = set(_shared_words(pool))  # a word may have lost its second speaker
     pool = [token for token in pool if token.label in shared]
-    # Few utterances, because each is encoded as a whole.
-    rich = Counter(token.utterance for token in pool)
-    taken, result = Counter(), []
+    rich = Counter(token.utterance for token in pool)  # few utterances, because each is encoded as a whole
+    taken: dict[tuple[str, str], list[Token]] = {}
     for token in sorted(pool, key=lambda token: (-rich[token.utterance], token)):
-        taken[token.label, token.speaker] += 1
-        if taken[token.label, token.speaker] <= per_speaker:
-            result.append(token)
-    return sorted(result)
+        taken.setdefault((token.label, token.speaker), []).append(token)
+    return sorted(token for found in taken.values() for token in found[:per_speaker])
 
 
 def _shared_words(tokens: Sequence[Token]) -> list[str]:

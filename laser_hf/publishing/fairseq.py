@@ -39,11 +39,7 @@ _RENAMED = [
 
 
 def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict, dict]:
-    """Layout, weights without their prefix, and the checkpoint's own configs of model and task.
-
-    Raises:
-        LaserError: no fairseq-style encoder, or weights beside it; the message has the file's `name`.
-    """
+    """Layout, weights without prefix, and configs of model and task; `LaserError` if `name` is no such encoder."""
     if {"Downstream", "Optimizer"} & content.keys() and "Upstream" not in content:
         raise LaserError(f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was not trained (no -f)")
     key = next((key for key in _LAYOUTS if isinstance(content.get(key), Mapping)), None)
@@ -53,9 +49,8 @@ def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict
     if anchor is None:
         entries = ", ".join(map(str, list(state)[:8])) or "none"
         raise LaserError(f"{name} has no weights of a fairseq-style HuBERT or WavLM ({_FIRST}); its entries: {entries}")
-    prefix = anchor.removesuffix(_FIRST)
-    stray = [k for k in tensors if not k.startswith(prefix)]
-    refuse_names(stray, f"{name} has weights beside the encoder ({prefix}…)")
+    prefix, beside = anchor.removesuffix(_FIRST), f"{name} has weights beside the encoder"
+    refuse_names([k for k in tensors if not k.startswith(prefix)], f"{beside} ({prefix}…)")
     cfg = content.get("cfg") if isinstance(content.get("cfg"), Mapping) else {}
     if isinstance(content.get("args"), argparse.Namespace):  # fairseq before 2021
         cfg = vars(content["args"])
@@ -66,37 +61,25 @@ def find_weights(content: Mapping[str, Any], name: str) -> tuple[str, dict, dict
 
 
 def rename(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights under transformers' names, and the names of the heads that are left out.
-
-    Names that follow no rule stay as they are, so that they show up as unexpected.
-    """
-    converted, dropped = {}, []
-    for name, tensor in weights.items():
-        if _DROPPED.fullmatch(name):
-            dropped.append(name)
-            continue
+    """Weights under transformers' names, those that follow no rule as they are, and names of heads left out."""
+    converted, dropped = {}, sorted(name for name in weights if _DROPPED.fullmatch(name))
+    for name in (name for name in weights if name not in dropped):
         new = name
         for pattern, replacement in _RENAMED:
             new = re.sub(pattern, replacement, new)
         if new in converted:
             raise LaserError(f"two weights would both be {new}")
-        converted[new] = tensor
-    return converted, sorted(dropped)
+        converted[new] = weights[name]
+    return converted, dropped
 
 
 def infer_config(
     weights: Mapping[str, torch.Tensor], model_type: str, model_cfg: Mapping[str, Any], heads: int | None, notes: list
 ) -> PretrainedConfig:
-    """Config of converted weights: sizes from their shapes, the rest from the checkpoint's own config.
+    """Config of converted weights: sizes from their shapes (`LaserError` without), the rest from fairseq's `model_cfg`.
 
-    Dropouts, LayerDrop and masking that the checkpoint does not state are those that HuBERT base and WavLM base were
-    pre-trained with.
-
-    `weights` have transformers' names. `model_cfg` is fairseq's config of the model, possibly empty. `heads` is the
-    number of attention heads where it cannot be found. Assumptions are appended to `notes`.
-
-    Raises:
-        LaserError: weights that lack what the sizes are read from.
+    Dropouts, LayerDrop and masking that it does not state are those that HuBERT base and WavLM base were pre-trained
+    with. `heads` is the number of attention heads where it cannot be found. Assumptions are appended to `notes`.
     """
     try:
         count = sum(bool(re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.conv\.weight", name)) for name in weights)
@@ -115,10 +98,8 @@ def infer_config(
     extra = {}
     if relative is not None:
         if not isinstance(distance := model_cfg.get("max_distance"), int):
-            where = "the checkpoint does not state WavLM's max_distance, which decides its features"
-            raise LaserError(
-                f"{where}; give --base, a model of the same kind whose config.json has max_bucket_distance"
-            )
+            unknown = "the checkpoint does not state WavLM's max_distance, which decides its features"
+            raise LaserError(f"{unknown}; give --base, a model of its kind whose config.json has max_bucket_distance")
         heads = relative.shape[1]
         extra = {"num_buckets": relative.shape[0], "max_bucket_distance": distance}
     heads = heads or model_cfg.get("encoder_attention_heads")
@@ -151,8 +132,6 @@ def infer_config(
             feat_proj_dropout=model_cfg.get("dropout_input", 0.1),
             layerdrop=model_cfg.get("encoder_layerdrop", 0.05),
             final_dropout=0.0,
-            mask_time_prob=0.05,
-            apply_spec_augment=True,
             **extra,
         )
     except (ValueError, TypeError) as error:

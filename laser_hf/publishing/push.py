@@ -20,7 +20,6 @@ from . import upload
 from .export import RECORDS, Load, load_in_fresh_process
 from .facts import find_facts
 from .repository import Bundle, prepare
-from .space import publish_space, space_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,14 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) -> None:
-    """Check a run, show what would be uploaded and, with `--yes`, upload it. `load` reloads the encoder to check it.
-
-    Raises:
-        LaserError: with the first reason not to publish.
-    """
-    request, target = build_parser().parse_args(argv), None
-    request.branch = request.revision or constants.DEFAULT_REVISION
-    _check(request)
+    """Check a run, show what would be uploaded and, with `--yes`, upload it; `load` reloads the encoder to check it."""
+    request, target = _read_request(argv), None
     api = HfApi(token=request.token)
     with tempfile.TemporaryDirectory(prefix="laser-push-") as folder:
         staging = Path(folder, "staging")
@@ -86,7 +79,7 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
         else:
             upload.check_target(request, target, bundle.record["base_model"]["name"])
         _show(request, bundle, target)
-        space = space_files(request.repo_id, bundle.record) if request.space else {}
+        space = upload.space_files(request.repo_id, bundle.record) if request.space else {}
         if space:
             size = sum(map(len, space.values())) / 1e6
             print(f"\nSpace: {request.repo_id}, {len(space)} files of {size:.1f} MB: the page and laser_hf itself")
@@ -101,33 +94,28 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
         where = upload.add_to_collection(api, request.repo_id, request.collection, request.private)
         print(f"\nThe collection: {where}")
     if space:
-        print(f"\nThe page: {publish_space(api, request.repo_id, space, request.private)}")
+        print(f"\nThe page: {upload.publish_space(api, request.repo_id, space, request.private)}")
         if request.private:
             print("The model is private: give the Space a token that may read it, as its secret HF_TOKEN.")
 
 
 def check_beforehand(argv: Sequence[str], record: Mapping[str, Any]) -> None:
-    """Find out before a training whether its end could be published: licence, token, and repository.
-
-    `argv` is that of the push that will follow, `record` what is known of the run, as `find_facts` takes it.
-    `LaserError` says what would stop the push, and how to mend it.
-    """
-    request = build_parser().parse_args(argv)
-    request.branch = request.revision or constants.DEFAULT_REVISION
-    _check(request)
+    """`LaserError` if a reason not to push a run is known beforehand, from its `record` as `find_facts` takes it."""
+    request = _read_request(argv)
     find_facts(record, read_json(request.facts, dict) if request.facts else None)
     api = HfApi(token=request.token)
     with upload.explained(api.endpoint):
-        role = (api.whoami().get("auth") or {}).get("accessToken", {}).get("role")
-        if role == "read":
+        if (api.whoami().get("auth") or {}).get("accessToken", {}).get("role") == "read":
             raise LaserError("the Hub token may only read; log in with `hf auth login` and a token with write access")
     target = upload.inspect_target(api, request.repo_id, request.branch)
     upload.check_target(request, target, record["base_model"]["name"])
 
 
-def _check(request: argparse.Namespace) -> None:
-    """Raise `LaserError` for names and combinations that no Hub would take."""
-    request.published = request.run_dir is None
+def _read_request(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; `LaserError` for names and combinations that no Hub would take."""
+    request = build_parser().parse_args(argv)
+    request.branch, request.published = request.revision or constants.DEFAULT_REVISION, request.run_dir is None
+    on_main = request.branch == constants.DEFAULT_REVISION
     if request.published and (not request.results or request.seeds or request.space):
         raise LaserError("give the RUN_DIR to publish, or --results FILE to add to a published model, without --space")
     try:
@@ -136,12 +124,13 @@ def _check(request: argparse.Namespace) -> None:
         raise LaserError(f"--repo_id {request.repo_id}: {error}") from error
     if request.tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", request.tag):
         raise LaserError(f"--tag {request.tag!r} is no tag name; something like v1.0")
-    if request.create_pr and request.branch != constants.DEFAULT_REVISION:
+    if request.create_pr and not on_main:
         raise LaserError("--create_pr opens a pull request against the main branch; leave --revision out")
-    if request.space and (request.create_pr or request.branch != constants.DEFAULT_REVISION):
+    if request.space and (request.create_pr or not on_main):
         raise LaserError("--space shows the model of the main branch; leave --revision and --create_pr out")
     if request.create_pr and request.tag:
         raise LaserError("--tag marks what is published, and a pull request is not yet; tag it after merging")
+    return request
 
 
 def _show(request: argparse.Namespace, bundle: Bundle, target: upload.Target | None) -> None:
@@ -150,8 +139,7 @@ def _show(request: argparse.Namespace, bundle: Bundle, target: upload.Target | N
     print(f"Repository: {request.repo_id} ({state}), {where}\n")
     lines = {name: f"{path.stat().st_size / 1e6:.3f} MB" for name, path in bundle.files.items()}
     lines |= dict.fromkeys(upload.stale_files(target, bundle.files) if target else (), "removed")
-    width = max(map(len, lines))
     for name, text in lines.items():
-        print(f"  {name:<{width}}  {text:>11}")
+        print(f"  {name:<{max(map(len, lines))}}  {text:>11}")
     for note in bundle.notes:
         print(f"\nNote: {note}")

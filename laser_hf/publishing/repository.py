@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +15,7 @@ import yaml
 from huggingface_hub import constants, eval_result_entries_to_yaml
 
 from ..errors import LaserError
-from ..records import TRAINING_RECORD, located, read_json, read_record, tensors_digest, write_json
+from ..records import TRAINING_RECORD, each, located, read_json, read_record, tensors_digest, write_json
 from ..runs import differences
 from .card import placeholders, render_card
 from .export import EXPORTED, RECORDS, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
@@ -41,11 +39,7 @@ class Bundle:
 
 
 def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
-    """Collect in `staging`, an empty folder, and check what `request` (of `push`) asks to publish; nothing is sent.
-
-    Raises:
-        LaserError: with the first reason not to publish.
-    """
+    """Collect in `staging` and check what `request` (of `push`) asks to publish; `LaserError` says why not to."""
     sources = collect(request)
     name = next(name for name in RECORDS if name in sources)
     record, config = read_record(request.run_dir / name), read_json(request.run_dir / "config.json", dict)
@@ -62,8 +56,7 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     base_digest = (record["recipe"].get("content") or {}).get("model_name_or_path")
     # What was published once was compared then, and its digest still holds.
     if record["task"] == "training" and not (request.published and record.get("weights_sha256")):
-        base = _load_base(request, record, notes)
-        check_weights(exported, base, record.get("trained_parameters"))
+        base = check_weights(request, record, exported, notes)
         base_digest = tensors_digest({name: base[name] for name in exported if name in base}) if base else base_digest
     records = {name: path for name, path in sources.items() if any(fnmatch(name, pattern) for pattern in _RESULTS)}
     names = (str(request.run_dir), request.repo_id)
@@ -73,11 +66,10 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
         notes.append('the language of the speech is not known; --facts with {"speech": {"languages": [...]}} says it')
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
         models = ", ".join(sorted({result.model for result in results}))
-        raise LaserError(
-            f"no downstream result of this model in {request.run_dir}/results/, and none given with --results"
-            f"{f' (there are some of {models})' if models else ''}. Evaluate it first, or publish it as it is with "
-            "--allow_unevaluated; its card will say so"
-        )
+        none = f"no downstream result of this model in {request.run_dir}/results/, and none given with --results"
+        others = f" (there are some of {models})" if models else ""
+        mend = "Evaluate it first, or publish it as it is with --allow_unevaluated; its card will say so"
+        raise LaserError(f"{none}{others}. {mend}")
     files = stage(sources, staging, [request.token] if request.token else [])
     folder = f"{constants.ENDPOINT}/{request.repo_id}/tree/{request.branch}/results"
     if entries := hub_entries(results, folder):
@@ -99,39 +91,30 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
     return Bundle(files, record, message, card, notes)
 
 
-def _load_base(request: argparse.Namespace, record: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any] | None:
-    """Weights of the base model; `None`, with a note, if they cannot be had and that is allowed."""
+def check_weights(
+    request: argparse.Namespace, record: Mapping[str, Any], weights: Mapping[str, torch.Tensor], notes: list[str]
+) -> Mapping[str, torch.Tensor] | None:
+    """The base model's weights, after a comparison: all that was trained may differ, and something must.
+
+    `None`, with a note, if they cannot be had and `request` allows that. `LaserError` for an exported weight that is
+    not finite, missing, unknown to the base model or changed although frozen.
+    """
     from ..encoders import load_pretrained  # with transformers, for which --help need not wait
 
+    if not (trained := record.get("trained_parameters")):
+        raise LaserError("the record of the run does not say which parameters were trained")
+    refuse_infinite(weights, "the export has weights that are not finite")
+    refuse_names(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
     base = record["base_model"]
     name = located(record["recipe"]["model"]["model_name_or_path"]) if base["local"] else base["name"]
     try:
-        return load_pretrained(name, base["revision"], request.token)[0].state_dict()
+        base = load_pretrained(name, base["revision"], request.token)[0].state_dict()
     except LaserError as error:
         if request.skip_base_check:
             notes.append(f"that only the trained layers changed was not checked: {error}")
             return None
         unchecked = f"whether only the trained layers changed cannot be checked: {error}"
         raise LaserError(f"{unchecked}. Give access to it, or leave the check out with --skip_base_check") from error
-
-
-def check_weights(
-    weights: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None, trained: Sequence[str] | None
-) -> None:
-    """Compare the exported weights with the base model's: all that was trained may differ, and something must.
-
-    `base` is `None` if it cannot be had: then nothing is compared. `trained` are the names of trained parameters.
-
-    Raises:
-        LaserError: a weight that is not finite, missing, unknown to the base model or changed although frozen; or
-            nothing has changed.
-    """
-    if not trained:
-        raise LaserError("the record of the run does not say which parameters were trained")
-    refuse_infinite(weights, "the export has weights that are not finite")
-    refuse_names(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
-    if base is None:
-        return
     refuse_names(sorted({*weights} - {*base}), "the exported encoder has weights that the base model lacks")
     changed = {name for name in weights if name in base and not torch.equal(weights[name], base[name])}
     frozen = sorted(changed - {*trained, "masked_spec_embed"})  # it is random where the base model's file lacks it
@@ -139,22 +122,17 @@ def check_weights(
     refuse_names(frozen, f"{len(frozen)} frozen weights differ from the base model's ({what})")
     if not changed:
         raise LaserError("the trained weights are still those of the base model: there is nothing to publish")
+    return base
 
 
 def collect(request: argparse.Namespace) -> dict[str, Path]:
-    """Files to publish by their path in the repository; everything else in `request.run_dir` stays.
-
-    Raises:
-        LaserError: no finished run or conversion, an incomplete export, another recipe, or two files of one name.
-    """
+    """Files to publish by their path in the repository; `LaserError` if `request.run_dir` is not fit for it."""
     run_dir = request.run_dir
     if not run_dir.is_dir():
         raise LaserError(f"{run_dir} is no folder; give the --output_dir of a finished run")
     if not any((run_dir / name).is_file() for name in RECORDS):
-        raise LaserError(
-            f"{run_dir} has neither {' nor '.join(RECORDS)}: it is no output of laser-hf train or convert, or of a run "
-            "that has not finished"
-        )
+        other = "it is no output of laser-hf train or convert, or of a run that has not finished"
+        raise LaserError(f"{run_dir} has neither {' nor '.join(RECORDS)}: {other}")
     if missing := [name for name in EXPORTED if not (run_dir / name).is_file()]:
         raise LaserError(f"{run_dir} lacks {', '.join(missing)}; the exported encoder is not complete")
     files = {}
@@ -165,12 +143,10 @@ def collect(request: argparse.Namespace) -> dict[str, Path]:
         files[_FACTS] = request.facts
     for folder in request.seeds:
         recipes = [read_record(one / TRAINING_RECORD)["recipe"] for one in (run_dir, folder)]
-        changed = [one for one in differences(*recipes) if not re.match("--(data_)?seed ", one)]
+        changed = "; ".join(one for one in differences(*recipes) if not re.match("--(data_)?seed ", one))
         seed = recipes[1]["training"]["seed"]
         if changed or seed == recipes[0]["training"]["seed"]:
-            raise LaserError(
-                f"--seeds {folder} is not this recipe with another seed: {'; '.join(changed) or 'its seed'}"
-            )
+            raise LaserError(f"--seeds {folder} is not this recipe with another seed: {changed or 'its seed'}")
         files |= {f"results/seed-{seed}/{path.name}": path for path in sorted(folder.glob("results/*.json"))}
     for path in request.results:
         if not path.is_file():
@@ -184,11 +160,7 @@ def collect(request: argparse.Namespace) -> dict[str, Path]:
 
 
 def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = ()) -> dict[str, Path]:
-    """The files as they are published, below `staging`: JSON without machine paths and tokens, the rest as it is.
-
-    Raises:
-        LaserError: a file is not what its name says, such as a pickle that is called `.png`.
-    """
+    """Put files below `staging` as they are published: JSON without machine paths and tokens, the rest as it is."""
     staged = {name: staging / name for name in sources}
     for name, path in sources.items():
         staged[name].parent.mkdir(parents=True, exist_ok=True)
@@ -199,10 +171,7 @@ def stage(sources: Mapping[str, Path], staging: Path, secrets: Sequence[str] = (
         if cleaned != content:
             write_json(staged[name], cleaned)
         else:
-            try:
-                os.symlink(path.resolve(), staged[name])
-            except OSError:  # a file system without links
-                shutil.copyfile(path, staged[name])
+            staged[name].symlink_to(path.resolve())
     return staged
 
 
@@ -215,13 +184,13 @@ _TOKEN_OPTION = re.compile(r"(--(?:hub_|push_to_hub_)?token[ =])\S+")
 
 def without_private(value: Any, secrets: Sequence[str] = ()) -> Any:
     """A copy of a JSON value with absolute paths cut to their last part and Hub tokens replaced by `***`."""
-    if isinstance(value, dict):
-        return {without_private(k, secrets): without_private(v, secrets) for k, v in value.items()}
-    if isinstance(value, list):
-        return [without_private(entry, secrets) for entry in value]
-    if not isinstance(value, str):
-        return value
-    for secret in secrets:
-        value = value.replace(secret, "***")
-    value = _TOKEN_OPTION.sub(r"\1***", _TOKEN.sub("***", value))
-    return _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1] or match.group(), value)
+
+    def clean(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        text = _TOKEN_OPTION.sub(r"\1***", _TOKEN.sub("***", text))
+        return _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1] or match.group(), text)
+
+    return each(value, clean)

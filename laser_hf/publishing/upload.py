@@ -1,7 +1,7 @@
-"""Send a repository to the Hub: one commit, whole or not at all, and a tag that marks it.
+"""Send a repository to the Hub: one commit, whole or not at all, and a tag that marks it; a Space beside it.
 
-huggingface_hub repeats the transfers of files by itself. Any other request that fails ends the push. The same command
-then goes on: files that have arrived are not sent again, and a commit that was made is recognised.
+Only transfers of files are repeated, by huggingface_hub; any other failure ends the push. The same command then goes
+on: files that have arrived are not sent again, and a commit that was made is recognised.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub import errors as hub
@@ -22,6 +23,7 @@ from huggingface_hub.utils.sha import git_hash
 from ..errors import LaserError
 from ..records import read_json
 from .export import RECORDS
+from .facts import card_file
 
 if TYPE_CHECKING:
     from .repository import Bundle
@@ -30,6 +32,12 @@ EVALUATION_SCRIPTS = ("eval_ctc.py", "eval_requirements.txt")
 """Published with every model, for people who do not have laser_hf."""
 REPLACED = ("plots/*.png", "results/*.json", "results*.json", ".eval_results/*.yaml", *RECORDS, *EVALUATION_SCRIPTS)
 """Files of an earlier push that the next one replaces or removes."""
+GRADIO = "6.31.0"
+"""The version that the Space runs."""
+MARK = "laser_hf/app/page.py"
+"""A Space with this file is one of ours, which the next push may replace."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SHIPPED = "{laser_hf}/demo/encoder"
 _VERSION = re.compile(r"v(\d+)\.(\d+)")
 
 
@@ -84,7 +92,7 @@ def _explain(error: BaseException, endpoint: str) -> str:
         return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"
     if isinstance(error, hub.LocalTokenNotFoundError):
         return _TOKEN
-    if status := _status(error):
+    if status := getattr(getattr(error, "response", None), "status_code", None):
         said = f"the Hub refused the request: {getattr(error, 'server_message', None) or error}"
         return f"{_BROKEN if status >= 500 else _REASONS.get(status, said)} (HTTP {status})"
     if isinstance(error, hub.HTTPError | ConnectionError | TimeoutError):
@@ -93,47 +101,28 @@ def _explain(error: BaseException, endpoint: str) -> str:
     return f"{endpoint} gave an unexpected answer, or a file went away: {error}"
 
 
-def _status(error: BaseException) -> int | None:
-    """HTTP status of the Hub's answer, `None` if there was none."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def inspect_target(api: HfApi, repo_id: str, revision: str) -> Target:
-    """The repository at a branch or commit.
-
-    Raises:
-        LaserError: the Hub does not answer.
-    """
+    """The repository at a branch or commit; `LaserError` if the Hub does not answer."""
     with explained(api.endpoint):
         try:
             info, branch_exists = api.model_info(repo_id, revision=revision), True
         except hub.RevisionNotFoundError:
             info, branch_exists = api.model_info(repo_id), False
         except hub.RepositoryNotFoundError as error:
-            # The Hub says 401 of a missing repository to those without a valid token.
-            if _status(error) == 401:
+            if error.response.status_code == 401:  # which the Hub says to those without a valid token
                 raise
             return Target(exists=False)
         files, base = tuple(sibling.rfilename for sibling in info.siblings or ()), None
         if record := next((name for name in RECORDS if name in files), None):
-            path = api.hf_hub_download(repo_id, record, revision=info.sha)
-            try:
+            path, base = api.hf_hub_download(repo_id, record, revision=info.sha), "something unreadable"
+            with suppress(LaserError, KeyError, TypeError):
                 base = read_json(path)["base_model"]["name"]
-            except (LaserError, KeyError, TypeError):
-                base = "something unreadable"
-        return Target(True, branch_exists, info.private, info.sha, files, _tags(api, repo_id), base)
-
-
-def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+        return Target(True, branch_exists, info.private, info.sha, files, tags, base)
 
 
 def check_target(request: argparse.Namespace, target: Target, base_model: str | None) -> None:
-    """Refuse to overwrite what is not this project's, or a request that the repository does not fit.
-
-    Raises:
-        LaserError: with the reason.
-    """
+    """`LaserError` if the push would overwrite what is not this project's, or the repository does not fit it."""
     repo_id, other = request.repo_id, "choose another --repo_id"
     foreign = ", ".join([name for name in target.files if name not in (".gitattributes", "README.md")][:5])
     marked = target.tags.get(request.tag or "", target.commit)
@@ -153,9 +142,7 @@ def fetch(api: HfApi, repo_id: str, revision: str, folder: Path) -> Path:
     """Download a published model to `folder`; `LaserError` if there is none, or the Hub does not answer."""
     with explained(api.endpoint):
         if not inspect_target(api, repo_id, revision).branch_exists:
-            raise LaserError(
-                f"there is no {repo_id} at {revision} to add results to; give the RUN_DIR to publish first"
-            )
+            raise LaserError(f"there is no {repo_id} at {revision} to add results to; publish a RUN_DIR first")
         return Path(api.snapshot_download(repo_id, revision=revision, local_dir=folder))
 
 
@@ -174,10 +161,7 @@ def stale_files(target: Target, files: Mapping[str, object]) -> list[str]:
 
 
 def choose_tag(request: argparse.Namespace, tags: Mapping[str, str], commit: str) -> str | None:
-    """The tag asked for, or the next version `v1.0`, `v1.1`, ...; a version that marks `commit` already stays.
-
-    `None` for pull requests, and for other branches than main unless one was asked for.
-    """
+    """The tag asked for, or the next version (v1.0, v1.1, ...) of the main branch; one that marks `commit` stays."""
     if request.tag or request.create_pr or request.branch != constants.DEFAULT_REVISION:
         return request.tag
     versions = {tuple(map(int, m.groups())): name for name in tags if (m := _VERSION.fullmatch(name))}
@@ -199,13 +183,10 @@ def _find_pull_request(api: HfApi, repo_id: str, added: Sequence[CommitOperation
 
 
 def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Target) -> Published:
-    """Commit the bundle's files, remove stale ones, tag the commit.
+    """Commit the bundle's files, remove stale ones, tag the commit; `LaserError` if the Hub refuses it.
 
     The large files go first and stay invisible until the one commit that names them all. The commit is refused if the
     branch is no longer at `target.commit`, so it neither overwrites another one nor is made twice.
-
-    Raises:
-        LaserError: the Hub refuses it; the message says why and what to do.
     """
     repo_id, branch = request.repo_id, request.branch
     with explained(api.endpoint):
@@ -220,19 +201,15 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
         added = [CommitOperationAdd(name, path) for name, path in bundle.files.items()]
         if request.create_pr and (found := _find_pull_request(api, repo_id, added)):
             return found
-        commit = api.create_commit(
-            repo_id,
-            [*added, *(CommitOperationDelete(name) for name in stale_files(target, bundle.files))],
-            commit_message=request.commit_message or bundle.message,
-            revision=None if request.create_pr else branch,
-            create_pr=request.create_pr,
-            parent_commit=target.commit,
-        )
+        removed = [CommitOperationDelete(name) for name in stale_files(target, bundle.files)]
+        how = {"create_pr": True} if request.create_pr else {"revision": branch}
+        how |= {"commit_message": request.commit_message or bundle.message, "parent_commit": target.commit}
+        commit = api.create_commit(repo_id, [*added, *removed], **how)
     if commit.pr_url:
         return Published(commit.oid, commit.pr_url)
     try:
         with explained(api.endpoint):
-            tags = _tags(api, repo_id)
+            tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
             tag = choose_tag(request, tags, commit.oid)
             if tags.get(tag, commit.oid) != commit.oid:
                 raise LaserError(f"the tag {tag} marks commit {tags[tag]} already; choose another --tag")
@@ -241,3 +218,45 @@ def publish(api: HfApi, request: argparse.Namespace, bundle: Bundle, target: Tar
     except LaserError as error:
         raise LaserError(f"published as commit {commit.oid}, but not tagged: {error}") from error
     return Published(commit.oid, f"{api.endpoint}/{repo_id}/tree/{branch}", tag, commit.oid != target.commit)
+
+
+def space_files(repo_id: str, record: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of the Space of the model `repo_id` by path.
+
+    `record` is that of its training; a base model that is a folder of the trainer's machine is left out. Where laser_hf
+    is not installed, so that its requirements are not known, it is a `LaserError`.
+    """
+    base, shipped = record["base_model"], record["recipe"]["model"]["model_name_or_path"] == _SHIPPED
+    models = [*([_SHIPPED] if shipped else [] if base["local"] else [base["name"]]), repo_id]
+    try:
+        needed = [one for one in requires("laser-hf") or () if "extra ==" not in one]
+    except PackageNotFoundError as error:
+        raise LaserError("--space needs an installed laser_hf: pip install -e . in the checkout") from error
+    on_hub = "\n".join(f"- {name}" for name in models if name != _SHIPPED)
+    how = {"name": repo_id.split("/")[1], "gradio": GRADIO, "models": on_hub, "repo_id": repo_id}
+    files = {
+        "README.md": card_file("space_readme.txt").format(**how).encode(),
+        "app.py": card_file("space_app.txt").format(repo_id=repo_id, models=models).encode(),
+        "requirements.txt": "\n".join([*needed, f"gradio=={GRADIO}", ""]).encode(),
+    }
+    for path in sorted(_PACKAGE.rglob("*")):
+        name = path.relative_to(_PACKAGE.parent).as_posix()
+        # The page searches in the held-out voices alone.
+        if path.is_file() and "__pycache__" not in name and not name.startswith("laser_hf/demo/speech/train/"):
+            files[name] = path.read_bytes()
+    return files
+
+
+def publish_space(api: HfApi, repo_id: str, files: Mapping[str, bytes], private: bool = False) -> str:
+    """Create or replace the Space of the model's name, unless it holds something else; returns its address."""
+    space: dict[str, Any] = {"repo_id": repo_id, "repo_type": "space"}
+    with explained(api.endpoint):
+        api.create_repo(**space, space_sdk="gradio", private=private or None, exist_ok=True)
+        there = set(api.list_repo_files(**space))
+        foreign = sorted(there - {".gitattributes", "README.md"})
+        if foreign and MARK not in there:
+            raise LaserError(f"the Space {repo_id} holds something else ({', '.join(foreign[:5])}); it stays as it is")
+        stale = [CommitOperationDelete(name) for name in foreign if name.startswith("laser_hf/") and name not in files]
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(**space, operations=[*added, *stale], commit_message=f"The page of {repo_id}")
+    return f"{api.endpoint}/spaces/{repo_id}"

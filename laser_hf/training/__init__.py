@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..plugins import lazy_names
-from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
-from .fields import load_preset, preset_names
+from .arguments import DataArguments, LaserTrainingArguments, ModelArguments, load_preset, preset_names
 from .options import Choice, Options, parse_options
 
 if TYPE_CHECKING:

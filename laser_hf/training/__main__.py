@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import cli
+from .options import parse_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, and say at the end what came out."""
-    from .options import parse_options
-
     options = parse_options(argv)
-    # After --help and wrong options, which need not wait for it.
-    from .closing import closing
+    from .closing import closing  # --help and wrong options need not wait for these
     from .run import run_training
 
     run_training(options)

@@ -1,19 +1,119 @@
 # ruff: noqa: RUF009  (`option` makes a field)
-"""Options of `laser-hf train`, by default the paper's HuBERT recipe; objectives and perturbations have their own."""
+"""Options of `laser-hf train`, by default the paper's HuBERT recipe, and the presets that set them."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from .fields import DDP, PRECISIONS, REFUSED, check_values, option, setting
+from ..errors import LaserError
+from ..plugins import Option
+from ..records import located
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+"""Number format of the forward pass by `TrainingArguments.mixed_precision`."""
+_BOUNDS = ("low", "high", "above")
+OWN_METADATA = ("recipe", *_BOUNDS)
+"""Metadata of a field that argparse does not know."""
+_PRESETS = Path(located("{laser_hf}/presets"))
+
+DDP = (
+    "the trained layers are small and gain nothing from sharding. Several GPUs share an update by DDP: accelerate "
+    "launch --multi_gpu --num_processes N -m laser_hf train"
+)
+_REASONS = {
+    "num_train_epochs": "the length of a run is given in updates: --max_steps",
+    "gradient_accumulation_steps": "it follows from --pairs_per_update and --per_device_train_batch_size: set those",
+    "ignore_data_skip": "a resumed run goes on behind the pairs that it has seen",
+    "enable_jit_checkpoint": "SIGTERM ends a run with a checkpoint as it is",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
+    "fsdp fsdp_config deepspeed parallelism_config": DDP,
+    "auto_find_batch_size train_sampling_strategy length_column_name dataloader_drop_last dataloader_in_order "
+    "remove_unused_columns accelerator_config include_num_input_tokens_seen": "--seed decides the order of the pairs",
+    "do_eval do_predict bf16_full_eval fp16_full_eval prediction_loss_only eval_do_concat_batches "
+    "eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics": "an evaluation measures "
+    "loss terms of held-out pairs, --per_device_eval_batch_size at once",
+    "label_smoothing_factor label_names average_tokens_across_devices neftune_noise_alpha use_liger_kernel "
+    "liger_kernel_config use_cache": "the loss is that of the --objective",
+    "hub_strategy hub_always_push hub_revision": "the finished run is published, not its checkpoints",
+}
+REFUSED = {name: why for names, why in _REASONS.items() for name in names.split()}
+"""Options of `TrainingArguments` that would have no effect here, and why."""
+
+
+def option(default: Any, text: str, recipe: bool = True, **metadata: Any) -> Any:
+    """A dataclass field that is an option with a help `text` and, with `recipe`, decides the result of a run.
+
+    `metadata` are `low`, `high` and `above` as of `plugins.Option`, and `choices`, `aliases`, `metavar` as of argparse.
+    """
+    return dataclasses.field(default=default, metadata={**metadata, "help": text, "recipe": recipe})
+
+
+def setting(default: Any, text: str, **metadata: Any) -> Any:
+    """An `option` that does not decide the result: paths, logging, evaluation, hardware."""
+    return option(default, text, recipe=False, **metadata)
+
+
+def ranged_options(kind: type) -> dict[str, Option]:
+    """The options of a dataclass that have one type, by name: what is allowed, for checks and for `--help`."""
+    found, hints = {}, get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        kinds = set(get_args(hints[field.name]) or (hints[field.name],))
+        default = None if type(None) in kinds else ""
+        kinds.discard(type(None))
+        if "recipe" in field.metadata and len(kinds) == 1 and kinds <= {bool, int, float, str}:
+            bounds = {name: field.metadata.get(name) for name in _BOUNDS}
+            found[field.name] = Option(f"--{field.name}", default, "", kind=kinds.pop(), **bounds)
+    return found
+
+
+def check_values(options: Any) -> None:
+    """`LaserError` on a type or range: argparse sees no value of a preset, and knows no range."""
+    for name, option in ranged_options(type(options)).items():
+        value = getattr(options, name)
+        checked = option.check(value)
+        if option.kind is int or isinstance(value, str):
+            setattr(options, name, checked)
+
+
+def recipe_of(options: Any) -> dict[str, Any]:
+    """The values of a dataclass of options that decide the result, by name."""
+    values = {one.name: getattr(options, one.name) for one in dataclasses.fields(options) if one.metadata.get("recipe")}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(path.stem for path in _PRESETS.glob("*.json"))
+
+
+def load_preset(name: str, known: set[str]) -> dict[str, Any]:
+    """Values of a shipped preset, or of a JSON file of one's own, by the names of options.
+
+    `{laser_hf}` in a value stands for the folder of the installed package. `LaserError` on an unknown name, an
+    unreadable file, or a key outside `known`.
+    """
+    path = Path(name) if name.endswith(".json") else _PRESETS / f"{name}.json"
+    if not path.is_file():
+        raise LaserError(f"unknown preset {name!r}; give a .json file or one of {', '.join(preset_names())}")
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:  # also of text in another encoding
+        raise LaserError(f"preset {name!r} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise LaserError(f"preset {name!r} must be a JSON object of options and values, got {type(values).__name__}")
+    if unknown := sorted(set(values) - known - {"description", "source"}):
+        raise LaserError(f"preset {name!r} has unknown keys: {', '.join(unknown)}. See laser-hf train --help_all.")
+    return {key: located(value) if isinstance(value, str) else value for key, value in values.items() if key in known}
 
 
 @dataclass
@@ -46,18 +146,14 @@ class DataArguments:
     """Speech for training and for evaluation."""
 
     train_data: str = option(
-        "openslr/librispeech_asr",
-        "Hub id, folder of audio (a LibriSpeech tree), manifest, or saved data set",
-        aliases=["--data"],
+        "openslr/librispeech_asr", "Hub id, folder (a LibriSpeech tree), manifest or saved data set", aliases=["--data"]
     )
     train_name: str | None = option(None, "configuration of a Hub data set")
     train_split: str | None = option(None, "split, or sub-folder of a LibriSpeech tree", aliases=["--split"])
     eval_data: str | None = setting(None, "held-out speech for loss terms and the collapse monitor")
     eval_name: str | None = setting(None, "configuration of the held-out data set")
     eval_split: str | None = setting(None, "its split or sub-folder")
-    eval_alignments: str | None = setting(
-        None, "times of words (and phones), or demo: evaluations also measure discrimination", metavar="FILE"
-    )
+    eval_alignments: str | None = setting(None, "word times, or demo: also measure discrimination", metavar="FILE")
     eval_alignments_data: str | None = setting(None, "folder of that speech; default: --eval_data")
     eval_alignments_splits: list[str] | None = setting(None, "its sub-folders to use")
     audio_column: str = option("audio", "audio column of a data set")
@@ -69,13 +165,9 @@ class DataArguments:
     crop_seconds: float | None = option(None, "of longer utterances a random piece is taken (Spin: 17)", above=0)
     max_seconds: float | None = option(None, "longer utterances are left out", above=0)
     perturb_on: str = setting(
-        "auto",
-        "what makes perturbed views: worker processes, or the model's device; auto: a GPU where all of them can",
-        choices=["auto", "worker", "device"],
+        "auto", "what makes perturbed views; auto: a GPU where all of them can", choices=["auto", "worker", "device"]
     )
-    cache_decoded: str | None = setting(
-        None, "keep decoded utterances (to 230 MB an hour) there; true: in the cache of datasets", metavar="DIR"
-    )
+    cache_decoded: str | None = setting(None, "keep decoded speech there; true: in datasets' cache", metavar="DIR")
 
     __post_init__ = check_values
 
@@ -118,9 +210,7 @@ class LaserTrainingArguments(TrainingArguments):
     save_steps: float = setting(200, "updates between two checkpoints", above=0)
     save_total_limit: int | None = setting(2, "checkpoints kept", low=1)
     report_to: str | None = setting("tensorboard", "where to log: tensorboard, wandb, none", metavar="NAME")
-    dataloader_num_workers: int | None = setting(
-        None, "processes that decode and perturb, for each GPU (default: its share of the cores, at most 8)", low=0
-    )
+    dataloader_num_workers: int | None = setting(None, "data workers for each GPU; default: its cores, up to 8", low=0)
     collapse_cosine_fraction: float = setting(0.5, "alarm: share of the mean cosine's way to 1", low=0, high=1)
     collapse_rank_fraction: float = setting(0.5, "alarm: effective rank below this share of its start", low=0, high=1)
     plots: bool = setting(True, "draw curves, alignments and words at the end")
@@ -140,17 +230,14 @@ class LaserTrainingArguments(TrainingArguments):
         for field in dataclasses.fields(TrainingArguments):
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if field.name in REFUSED and getattr(self, field.name) != default:
-                raise ValueError(f"--{field.name} is not taken: {REFUSED[field.name]}")
+                raise ValueError(f"--{field.name}: it is not taken: {REFUSED[field.name]}")
         for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
             if os.environ.get(name, "").lower() in ("true", "1"):
                 raise ValueError(f"{name} is set: FSDP and DeepSpeed are not taken, because {DDP}")
         check_values(self)
         if self.dataloader_num_workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self.dataloader_num_workers = min(8, max(1, cores // local))
-        if self.output_dir == "":
-            raise ValueError("--output_dir is empty; give the folder for this run's files")
+            self.dataloader_num_workers = min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         if self.eval_strategy not in ("steps", "no"):
             raise ValueError(f"--eval_strategy must be steps or no, got {self.eval_strategy}")
         if self.ddp_backend and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -170,10 +257,6 @@ class LaserTrainingArguments(TrainingArguments):
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 needs a GPU; on a CPU train in fp32, or with --bf16")
-        if self.torch_compile:
-            # With these accelerate would compile the model as a whole.
-            os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)
-            os.environ.pop("ACCELERATE_DYNAMO_MODE", None)
         if self.per_device_train_seconds and not self.seconds_per_update:
             raise ValueError("--per_device_train_seconds goes with --seconds_per_update")
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:

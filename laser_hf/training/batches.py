@@ -1,8 +1,6 @@
 """The pairs of an update on one process: moved to the device, completed there, and cut into padded micro-batches.
 
-The loader yields them in the order of their draw. The trainer sorts them by length, so that a micro-batch needs little
-padding. The loss of an update is a mean over its pairs and padding changes no frame, so the cut changes an update
-through dropout alone. (Spin is the exception: it assigns codes to the frames of a micro-batch together.)
+Padding changes no frame, so the cut changes an update through dropout alone (but for Spin, whose frames share codes).
 """
 
 from __future__ import annotations
@@ -25,63 +23,44 @@ from ..objectives import Objective
 from ..transfer import to_device
 
 Batch = dict[str, Any]
-Pair = Mapping[str, Any]
-Update = Mapping[str, Any]
+Pair = Update = Mapping[str, Any]
 VIEWS = ("clean", "perturbed")
 
 
 def pack(pairs: Sequence[Pair | None]) -> Update:
-    """The pairs of an update as a data worker hands them over: all waveforms end to end in one tensor.
+    """The pairs of an update as a data worker hands them over, lengths in place of waveforms, and these in one tensor.
 
-    They take one block of shared memory (each needs an open file) and one copy to the device. Nothing is padded. `None`
-    is left out: a resumed stream gives it for what it skips. `pairs` have lengths in place of waveforms.
+    One block of shared memory needs one open file. A resumed stream gives `None` for what it skips.
     """
     pairs = [pair for pair in pairs if pair is not None]
     waveforms = [pair[view] for pair in pairs for view in VIEWS if pair[view] is not None]
-    return {
-        "samples": torch.cat(waveforms) if waveforms else torch.zeros(0),
-        "pairs": [
-            {**pair, **{view: None if pair[view] is None else len(pair[view]) for view in VIEWS}} for pair in pairs
-        ],
-    }
+    packed = [pair | {view: None if pair[view] is None else len(pair[view]) for view in VIEWS} for pair in pairs]
+    return {"samples": torch.cat(waveforms) if waveforms else torch.zeros(0), "pairs": packed}
 
 
 def unpack(update: Update, device: torch.device | str) -> list[Pair]:
     """The pairs, skipped ones included, with waveforms on `device`; the copy from pinned memory does not block."""
-    samples, used, pairs = to_device(update["samples"], torch.device(device)), 0, []
-    for packed in update["pairs"]:
-        pair = dict(packed)
-        for view in VIEWS:
-            if pair[view] is not None:
-                pair[view], used = samples[used : used + pair[view]], used + pair[view]
-        pairs.append(pair)
-    return pairs
+    lengths = [pair[view] for pair in update["pairs"] for view in VIEWS if pair[view] is not None]
+    views = iter(to_device(update["samples"], torch.device(device)).split(lengths))
+    return [pair | {view: None if pair[view] is None else next(views) for view in VIEWS} for pair in update["pairs"]]
 
 
 @torch.no_grad()
 def add_perturbed_views(
     pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400
 ) -> Callable[[], list[Pair]]:
-    """Begin to make the perturbed views that usable pairs lack, see `begin_pairs`; some may be skipped after all.
-
-    The function returned gives the pairs. Raises `LaserError` where there is no perturbation to make the views.
-    """
-    if all(pair["perturbed"] is not None for pair in pairs):
-        return lambda: list(pairs)
-    if perturbation is None:
+    """`begin_pairs` for the pairs of an update; `LaserError` where there is no perturbation to make the views."""
+    if perturbation is None and any(pair["perturbed"] is None for pair in pairs):
         raise LaserError(
-            "the pairs come without their perturbed view (PairTransform with perturb=False), and the training set has "
-            "no attribute `perturbation` to make it with; PairDataset has one"
+            "the pairs lack their perturbed view (PairTransform with perturb=False), and the training set has no "
+            "attribute `perturbation` to make it with; PairDataset has one"
         )
     with record_function("perturb"):
         return begin_pairs(pairs, perturbation, min_samples)
 
 
 def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
-    """`count` padded micro-batches of nearly equal numbers of pairs, the longest pairs first.
-
-    Pairs of equal length keep their order. With fewer pairs than micro-batches some of these are empty.
-    """
+    """`count` padded micro-batches of nearly equal numbers of pairs, perhaps none, the longest first (stable)."""
     by_length = sorted(pairs, key=lambda pair: max(len(pair["clean"]), len(pair["perturbed"])), reverse=True)
     cuts = [part * len(pairs) // count for part in range(count + 1)]
     return [pad_pairs(by_length[first:last]) for first, last in itertools.pairwise(cuts)]
@@ -91,14 +70,11 @@ def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
 def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -> Iterator[None]:
     """Compute with a micro-batch; the `LaserError` that it does not fit into memory names its longest utterance.
 
-    The system may kill a process that takes too much, so that a batch whose first layer alone is too large (its input
-    and output, in 16 bits) is refused beforehand.
+    A batch whose first layer alone is too large (input and output, in 16 bits) is refused before the system kills us.
     """
-    lengths = [0, *torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist()]
-    longest = max(lengths)
-    where = f"utterance {batch['ids'][lengths.index(longest) - 1]}" if longest else "an empty batch"
-    count = len(batch["ids"])
-    what = f"{where} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count},"
+    lengths, count = torch.maximum(batch["clean_lengths"], batch["perturbed_lengths"]).tolist(), len(batch["ids"])
+    longest, name = max(zip(lengths, batch["ids"], strict=True), default=(0, "none"))
+    what = f"utterance {name} of {longest / SAMPLE_RATE:.0f} s, in a micro-batch of {count},"
     mend = "give --max_seconds or --crop_seconds, or a smaller --per_device_train_batch_size"
     if longest > 60 * SAMPLE_RATE:
         needed = 2 * 2 * 2 * count * longest // config.conv_stride[0] * config.conv_dim[0]
@@ -106,34 +82,30 @@ def memory_named(batch: Batch, config: PretrainedConfig, device: torch.device) -
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if needed > free:
-            found = f"{needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free"
-            raise LaserError(f"{what} does not fit into memory: {found}; {mend}")
+            sizes = f"{needed / 1e9:.1f} GB or more are needed, {free / 1e9:.1f} GB are free"
+            raise LaserError(f"{what} does not fit into memory: {sizes}; {mend}")
     with in_memory(what, mend):
         yield
 
 
 def drawn_sides(seed: int, step: int, ids: Sequence[str]) -> torch.Tensor:
-    """Whether the trained encoder hears the perturbed view: one bool a pair, drawn as SCORE's released code does.
-
-    Seed, update and utterance alone decide: neither resuming nor the cut into micro-batches changes it.
-    """
+    """Whether the trained encoder hears the perturbed view, a bool a pair; seed, update and utterance alone decide."""
     return torch.tensor([draw_generator(seed, step, f"{name}\nside").random() < 0.5 for name in ids])
 
 
 def stack_views(batch: Mapping[str, Any], swap: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of both views in one, because DDP wants one call.
+    """Waveforms `(2 * pairs, samples)` and lengths `(2 * pairs,)` of a batch of `pad_pairs`: DDP wants one call.
 
-    The clean ones come first, except where `swap`, bool `(pairs,)` on the CPU, is set. `batch` is as of `pad_pairs`.
+    The clean ones come first, except where `swap`, bool `(pairs,)` on the CPU, is set.
     """
-    clean, perturbed = batch["clean"], batch["perturbed"]
-    longest = max(clean.shape[1], perturbed.shape[1])
-    clean, perturbed = (torch.nn.functional.pad(view, (0, longest - view.shape[1])) for view in (clean, perturbed))
-    waveforms, lengths = (clean, perturbed), (batch["clean_lengths"], batch["perturbed_lengths"])
+    longest = max(batch[view].shape[1] for view in VIEWS)
+    pad = torch.nn.functional.pad
+    waveforms = torch.stack([pad(batch[view], (0, longest - batch[view].shape[1])) for view in VIEWS])
+    lengths = torch.stack([batch[f"{view}_lengths"] for view in VIEWS])
     if swap is not None:
-        on_device = to_device(swap, clean.device).unsqueeze(1)
-        waveforms = torch.where(on_device, perturbed, clean), torch.where(on_device, clean, perturbed)
-        lengths = torch.where(swap, lengths[1], lengths[0]), torch.where(swap, lengths[0], lengths[1])
-    return torch.cat(waveforms), torch.cat(lengths)
+        waveforms = torch.where(to_device(swap, waveforms.device).unsqueeze(1), waveforms.flip(0), waveforms)
+        lengths = torch.where(swap, lengths.flip(0), lengths)
+    return waveforms.flatten(0, 1), lengths.flatten()
 
 
 def check_views(dataset, objective: Objective) -> None:

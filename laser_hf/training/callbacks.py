@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,8 @@ TRACE_NAME = "profile_trace.json.gz"
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 WARM_UP = 2
 """Updates of a process that are not profiled: caches, compilation and the workers' first pairs."""
-PARTS = {
-    "wait": "enumerate(DataLoader)",
-    "perturb": "perturb",
-    "encode": "encode",
-    "loss": "loss",
-    "backward": "micro_batch",
-    "optimizer": "Optimizer.step",
-}
+PARTS = {"wait": "enumerate(DataLoader)", "perturb": "perturb", "encode": "encode", "loss": "loss"}
+PARTS |= {"backward": "micro_batch", "optimizer": "Optimizer.step"}
 """Parts of an update, and how the profiler's names of their ranges begin; torch marks loader and optimiser itself."""
 
 
@@ -40,18 +35,12 @@ class CollapseMonitor(TrainerCallback):
     Soft-DTW without its regulariser collapses so (LASER, Table 3). Limits are relative, because encoders differ in how
     alike their frames are to begin with. A line that is judged gets a `collapse` of 0 or 1.
 
-    Args:
-        cosine_fraction: alarm when the mean pairwise cosine has covered this share of the way from its start to 1.
-        rank_fraction: alarm when the effective rank is below this share of its start.
-        prefix: of the statistics to look at: "eval_" for held-out frames, empty for training frames.
-        remedy: option to raise against collapse, such as "--alpha".
-
-    `start` is the first measurement of the run, kept through a resume; `fired_at` the step of the first alarm.
+    The alarm comes when the mean pairwise cosine has covered `cosine_fraction` of the way from its start to 1, or the
+    effective rank is below `rank_fraction` of its start; `remedy` is an option to raise, such as "--alpha". `prefix` is
+    "eval_" for held-out frames. `start` is the run's first measurement, `fired_at` the step of the first alarm.
     """
 
-    def __init__(
-        self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""
-    ) -> None:
+    def __init__(self, cosine_fraction: float = 0.5, rank_fraction: float = 0.5, prefix: str = "", remedy: str = ""):
         self.cosine_fraction, self.rank_fraction = cosine_fraction, rank_fraction
         self.prefix, self.remedy = prefix, remedy
         self.start: dict[str, float] | None = None
@@ -62,8 +51,7 @@ class CollapseMonitor(TrainerCallback):
         """Note one measurement; `True` if the frames are becoming alike."""
         if self.start is None:
             self.start = {"step": step, "frame_cosine": cosine, "effective_rank": rank}
-        reasons = []
-        start = self.start["frame_cosine"]
+        start, reasons = self.start["frame_cosine"], []
         limit = start + self.cosine_fraction * (1.0 - start)
         if cosine > limit:
             reasons.append(f"mean pairwise cosine {cosine:.3f} (started at {start:.3f}, limit {limit:.3f})")
@@ -83,17 +71,16 @@ class CollapseMonitor(TrainerCallback):
         for line in (logs, state.log_history[-1]):
             line[f"{self.prefix}collapse"] = int(collapsing)
         if collapsing and state.is_world_process_zero:
-            remedy = f"raise {self.remedy} or " if self.remedy else ""
-            text = "Collapse: %s at step %d. The frames are becoming alike; %slower --learning_rate."
-            logger.warning(text, self.reason, state.global_step, remedy)
+            mend = f"raise {self.remedy} or lower --learning_rate" if self.remedy else "lower --learning_rate"
+            logger.warning(
+                "Collapse: %s at step %d. The frames become alike; %s.", self.reason, state.global_step, mend
+            )
 
 
 class StopSignals(TrainerCallback):
     """Ends training with a checkpoint after the update in which SIGUSR1 or SIGTERM comes to any process.
 
-    Attributes:
-        asked: name of the signal that came to this process; empty without one.
-        agreed: whether one came to any process in time for the update that ends; `find_non_finite` tells all of them.
+    `asked` is the signal that came to this process; `agreed`, whether one came to any, which each update tells all.
     """
 
     asked, agreed = "", False
@@ -101,9 +88,8 @@ class StopSignals(TrainerCallback):
     @contextlib.contextmanager
     def noticed(self) -> Iterator[None]:
         """Take the signals meanwhile; only the main thread can."""
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        taken = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in taken}
         try:
             yield
         finally:
@@ -145,21 +131,17 @@ class UpdateProfiler(TrainerCallback):
     """
 
     def __init__(self, updates: int) -> None:
-        self.updates = updates
+        self.updates, self._seen = updates, 0
         self._profiler: torch.profiler.profile | None = None
-        self._seen = 0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Start the profiler, on the first process."""
-        if not state.is_world_process_zero:
-            return
-        self._seen = 0
-        self._profiler = torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1),
-            on_trace_ready=lambda profiler: self._write(Path(args.output_dir), profiler),
-            acc_events=True,
-        )
-        self._profiler.start()
+        if state.is_world_process_zero:
+            when = torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1)
+            write = partial(self._write, Path(args.output_dir))
+            self._seen = 0
+            self._profiler = torch.profiler.profile(schedule=when, on_trace_ready=write, acc_events=True)
+            self._profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """An update ends."""
@@ -169,24 +151,24 @@ class UpdateProfiler(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Stop; a run that ends before the last update to be profiled is profiled as far as it goes."""
-        if self._profiler is None:
-            return
-        self._profiler.stop()
-        self._profiler = None
-        if self._seen <= WARM_UP:
-            logger.warning("nothing is profiled: the run ended before update %d, after the warm-up", WARM_UP + 1)
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+            if self._seen <= WARM_UP:
+                logger.warning("nothing is profiled: the run ended within the %d updates of the warm-up", WARM_UP)
 
     def _write(self, folder: Path, profiler: torch.profiler.profile) -> None:
         updates = min(self._seen - WARM_UP, self.updates)
         if updates < 1:
             return
-        seconds, device_seconds, whole = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0), 0.0
-        for event in profiler.key_averages():
-            if event.key.startswith("ProfilerStep"):
-                whole = event.cpu_time_total / 1e6 / updates
-            for part in [part for part, start in PARTS.items() if event.key.startswith(start)]:
-                seconds[part] += event.cpu_time_total / 1e6 / updates
-                device_seconds[part] += event.device_time_total / 1e6 / updates
+        events = profiler.key_averages()
+
+        def spent(kind: str, begin: str) -> float:
+            return sum(getattr(event, kind) for event in events if event.key.startswith(begin)) / 1e6 / updates
+
+        whole = spent("cpu_time_total", "ProfilerStep")
+        seconds = {part: spent("cpu_time_total", begin) for part, begin in PARTS.items()}
+        device_seconds = {part: spent("device_time_total", begin) for part, begin in PARTS.items()}
         for times in (seconds, device_seconds):
             times["backward"] -= times["encode"] + times["loss"]  # the rest of a micro-batch
         record = {"updates": updates, "warm_up": WARM_UP, "seconds_per_update": whole, "seconds": seconds}

@@ -20,12 +20,10 @@ def closing(output_dir: str | Path) -> str:
     folder, speech = Path(output_dir), Path(located(DEMO_SPEECH))
     speech = speech.relative_to(Path.cwd()) if Path.cwd() in speech.parents else speech
     results = folder / "results" / "discrimination"
-    name = (
-        re.sub(r"[^\w-]+", "-", folder.resolve().name, flags=re.ASCII).strip("-_").removesuffix("-laser") or "encoder"
-    )
+    name = re.sub(r"[^\w-]+", "-", folder.resolve().name, flags=re.ASCII).strip("-_").removesuffix("-laser")
     measure = ["superb", "discrimination", "--model", folder, "--data", speech, "--split", "heldout", "--alignments"]
     measure += [speech / "words.tsv", "--min_letters", 4, "--min_seconds", 0, "--output_dir", results]
-    publish = ["push", folder, "--repo_id", f"your-name/{name}-laser", "--results", results / RESULTS]
+    publish = ["push", folder, "--repo_id", f"your-name/{name or 'encoder'}-laser", "--results", results / RESULTS]
     plots = f", pictures {folder / 'plots'}" if (folder / "plots").is_dir() else ""
     return (
         f"\nEncoder {folder} (AutoModel.from_pretrained loads it), record {folder / TRAINING_RECORD}{plots}\n"
@@ -72,8 +70,7 @@ def _collapse(record: Mapping[str, Any], prefix: str, remedy: str) -> str:
     if start is None:
         return "Whether the frames became alike was not measured."
     names = {"mean cosine of frames": "frame_cosine", "effective rank": "effective_rank"}
-    moved = [_change(label, start[name], last[prefix + name]["value"]) for label, name in names.items()]
-    said = ", ".join(moved)
+    said = ", ".join(_change(label, start[name], last[prefix + name]["value"]) for label, name in names.items())
     if fired is None:
         return f"No collapse alarm: {said}."
     still = "still on at the end" if last[f"{prefix}collapse"]["value"] else "off again at the end"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
@@ -20,7 +21,7 @@ FRAMES_PER_PAIR = 64
 """Frames of one pair among which these are drawn."""
 
 
-def sum_over_processes(value: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+def sum_over_processes(value: Tensor, device: torch.device | None = None) -> Tensor:
     """The sum of `value` over all processes, each of which has to call it; `device` is where they communicate."""
     if several_processes():
         value = value.to(device, copy=True)
@@ -30,10 +31,10 @@ def sum_over_processes(value: torch.Tensor, device: torch.device | None = None) 
 
 def from_all_processes(value: Any) -> list[Any]:
     """`value` of every process, each of which has to call it."""
-    if not several_processes():
-        return [value]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    gathered = [value]
+    if several_processes():
+        gathered *= dist.get_world_size()
+        dist.all_gather_object(gathered, value)
     return gathered
 
 
@@ -51,7 +52,7 @@ def from_first_process(choose: Callable[[], Any]) -> Any:
     return found
 
 
-def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
+def spread(frames: Tensor, count: int) -> Tensor:
     """At most `count` of the rows of `frames`, evenly spaced; no random number is drawn."""
     if len(frames) <= count:
         return frames
@@ -69,14 +70,11 @@ class Means:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names, self.device = tuple(names), device
         self.count: int | None = None
-        self._sums: torch.Tensor | None = None
-        self._units = 0
-        self._added: list[torch.Tensor] = []
-        self._drawn: torch.Tensor | None = None
+        self._sums: Tensor | None = None
+        self._drawn: Tensor | None = None
+        self._units, self._added = 0, []
 
-    def add(
-        self, terms: Mapping[str, torch.Tensor], units: int, projected: torch.Tensor, lengths: Sequence[int]
-    ) -> None:
+    def add(self, terms: Mapping[str, Tensor], units: int, projected: Tensor, lengths: Sequence[int]) -> None:
         """Count a micro-batch without a host sync: terms `(pairs,)`, means over so many `units` (pairs or frames).
 
         Of the projected frames of the clean views, `(pairs, frames, dim)` with `lengths` in use, a few are kept.
@@ -91,8 +89,7 @@ class Means:
         """Draw from the frames added since the last draw: at the end of an update, or of a held-out pass."""
         if not self._added:
             return
-        found = torch.cat(self._added).float()
-        self._added = []
+        found, self._added = torch.cat(self._added).float(), []
         if self.count is None:
             self.count = min(len(found), MAX_FRAMES)
         if len(found) < self.count and self._drawn is not None:
@@ -104,10 +101,8 @@ class Means:
         sums = [0.0] * len(self.names) if self._sums is None else self._sums.tolist()
         sums = torch.tensor([*sums, self._units], dtype=torch.float64)
         *sums, units = sum_over_processes(sums, self.device).tolist()
-        if not units:
-            return {}
         names = ["loss" if name == "total" else name for name in self.names]
-        return {name: total / units for name, total in zip(names, sums, strict=True)}
+        return {name: total / units for name, total in zip(names, sums, strict=True)} if units else {}
 
     def statistics(self) -> dict[str, float]:
         """`frame_cosine` and `effective_rank` of the last draw; empty if it is incomplete. Every process calls it."""
@@ -129,41 +124,29 @@ class TrainingWindow(Means):
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new window."""
+        """Begin a new window, with no frame of both views and no sample of the clean ones."""
         self._sums = None
-        self._units = self._frames = self._samples = 0
-        self._began = time.perf_counter()
-
-    def count_speech(self, frames: int, samples: int) -> None:
-        """Add frames of both views and samples of the clean views."""
-        self._frames += frames
-        self._samples += samples
-
-    def leave_out(self, seconds: float) -> None:
-        """Take off time that was no training time, such as an evaluation."""
-        self._began += seconds
+        self._units = self.frames = self.samples = 0
+        self.began = time.perf_counter()
 
     def close(self) -> dict[str, float]:
         """Values for a line of the log; begins the next window. Every process has to call it.
 
-        They are the terms, `processed_hours` (source speech since training began, the unit of LASER's Table 1),
-        `frames_per_second` (of both views) and the collapse statistics.
+        They are terms, `processed_hours` (of source speech so far), `frames_per_second` and the collapse statistics.
         """
-        logs = self.terms()
-        elapsed = time.perf_counter() - self._began
-        frames = float(sum_over_processes(torch.tensor(self._frames), self.device))
-        state = self.state()
-        self._processed_seconds, self._trained_seconds = state["processed_seconds"], state["trained_seconds"]
+        logs, elapsed = self.terms(), time.perf_counter() - self.began
+        frames = float(sum_over_processes(torch.tensor(self.frames), self.device))
+        self.load_state(self.state())
         self.restart()
         speed = {"processed_hours": self._processed_seconds / 3600, "frames_per_second": frames / max(elapsed, 1e-9)}
         return {**logs, **speed, **self.statistics()}
 
     def state(self) -> dict[str, Any]:
         """Speech processed and time trained so far, over all resumes and processes, each of which has to call it."""
-        samples = int(sum_over_processes(torch.tensor(self._samples), self.device))
+        samples = int(sum_over_processes(torch.tensor(self.samples), self.device))
         return {
             "processed_seconds": (round(self._processed_seconds * SAMPLE_RATE) + samples) / SAMPLE_RATE,
-            "trained_seconds": self._trained_seconds + time.perf_counter() - self._began,
+            "trained_seconds": self._trained_seconds + time.perf_counter() - self.began,
             "collapse_frames": self.count,
         }
 
@@ -180,6 +163,5 @@ class TrainingWindow(Means):
         """Begin the window with what `partial` gave."""
         self.restart()
         self._units, self.count = partial["units"], partial["count"]
-        self._sums, self._drawn = (
-            None if partial[name] is None else partial[name].to(self.device) for name in ("sums", "drawn")
-        )
+        kept = (partial["sums"], partial["drawn"])
+        self._sums, self._drawn = (one if one is None else one.to(self.device) for one in kept)

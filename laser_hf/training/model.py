@@ -18,7 +18,7 @@ from .batches import Batch, stack_views
 class AlignmentModel(nn.Module):
     """Encoder and projection head; both views of all pairs go through one forward call.
 
-    The Trainer sets `objective`, the loss.
+    The Trainer sets `objective`, the loss. `twin` is the frozen encoder of the second views, if there is one.
     """
 
     objective: Objective
@@ -27,23 +27,15 @@ class AlignmentModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = ProjectionHead(encoder.hidden_size, projection_dim, projection_layers)
-        # A tuple hides it from nn.Module: no parameters, no state_dict entries.
-        self._twin: tuple[SpeechEncoder, ...] = ()
+        self.twin: SpeechEncoder | None = None
         self._twin_dropout = True
 
     def add_twin(self, dropout: bool = True) -> None:
-        """Encode second views by a frozen copy of the encoder as it is now (SCORE).
-
-        With `dropout` the copy has dropout while the encoder trains, as in SCORE's released code.
-        """
-        self._twin = (copy.deepcopy(self.encoder).requires_grad_(False),)
+        """Encode second views by a frozen copy of the encoder as it is now (SCORE), in training with `dropout`."""
+        # Hidden from nn.Module: no parameters, no state_dict entries.
+        self.__dict__["twin"] = copy.deepcopy(self.encoder).requires_grad_(False)
         self._twin_dropout = dropout
         self.train(self.training)
-
-    @property
-    def twin(self) -> SpeechEncoder | None:
-        """The frozen encoder of the second views, if there is one."""
-        return self._twin[0] if self._twin else None
 
     def _apply(self, fn, recurse=True):
         if self.twin is not None:
@@ -64,8 +56,7 @@ class AlignmentModel(nn.Module):
         model = self.encoder.model
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(**how)
 
-    gradient_checkpointing_enable = activation_checkpointing_enable
-    """Its name in transformers before 5.24."""
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name in transformers before 5.24
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> dict[str, torch.Tensor]:
         """Encode and project zero-padded waveforms `(batch, samples)`; a twin encodes the second half of the batch.
@@ -95,9 +86,8 @@ class AlignmentModel(nn.Module):
     def compile_layers(self, backend: str, mode: str | None = None) -> None:
         """`torch.compile` each Transformer layer in place, for batches and frames of any size.
 
-        The layers share their code, which is compiled a few times (trained or frozen, with and without padding), not
-        once per layer or length. What depends on each utterance's length (the convolutions and their exact
-        normalisation) is not compiled. Names of parameters do not change. On the CPU "inductor" needs a C++ compiler.
+        The layers share their code, which is compiled a few times (trained or frozen, with and without padding). The
+        convolutions are not compiled. Names of parameters do not change. On the CPU "inductor" needs a C++ compiler.
         """
         for layer in self.encoder.model.encoder.layers:
             layer.compile(backend=backend, mode=mode, dynamic=True)
@@ -106,40 +96,27 @@ class AlignmentModel(nn.Module):
 def pair_terms(
     model: nn.Module, core: AlignmentModel, batch: Batch, swap: torch.Tensor | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
-    """The objective's terms of a micro-batch.
+    """The objective's terms of a micro-batch of `pad_pairs`, which may hold no pair; its lengths are on the CPU.
 
-    Args:
-        model: `core`, or what wraps it to exchange gradients.
-        core: holds encoder and objective.
-        batch: as `pad_pairs` makes it, waveforms on the device and lengths on the CPU; it may hold no pair.
-        swap: see `stack_views`.
-
-    Returns:
-        Terms, each `(pairs,)`; projected frames of the first views, `(pairs, frames, dim)`; and the frames in use of
-        all first and then of all second views.
+    `model` is `core`, which holds encoder and objective, or what wraps it to exchange gradients; for `swap` see
+    `stack_views`. Returns terms, each `(pairs,)`; projected frames of the first views, `(pairs, frames, dim)`; and the
+    frames in use of all first and then of all second views.
     """
-    count = len(batch["ids"])
-    if count == 0:
-        return *_terms_of_nothing(model, core), []
-    waveforms, lengths = stack_views(batch, swap)
+    if count := len(batch["ids"]):
+        waveforms, lengths = stack_views(batch, swap)
+    else:  # others wait for this process's gradients, and for its part of a loss that all compute together
+        lengths = torch.full((2,), SAMPLE_RATE // 10)
+        waveforms = torch.zeros(2, SAMPLE_RATE // 10, device=next(core.parameters()).device)
     about = "" if torch.is_grad_enabled() else "held-out "
     with record_function(f"{about}encode"):
         # As plain numbers: DDP would move a tensor to the device, where reading it is a host sync.
-        output = model(waveforms, lengths.tolist())
+        projected = model(waveforms, lengths.tolist())["projected"]
     frames = core.frames_of(lengths)
-    (x, y), (m, n) = output["projected"].split(count), frames.split(count)  # the loss checks lengths on the CPU
-    longest_x, longest_y = int(m.max()), int(n.max())
+    (x, y), (m, n) = projected.chunk(2), frames.chunk(2)  # the loss checks lengths on the CPU
+    views = x[:count, : int(m.max())], m[:count], y[:count, : int(n.max())], n[:count]
     with record_function(f"{about}loss"):
-        terms = core.objective(x[:, :longest_x], m, y[:, :longest_y], n)
-    return terms, x, frames.tolist()
-
-
-def _terms_of_nothing(model: nn.Module, core: AlignmentModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Terms of no pairs: others wait for this process's gradients, and its part of a loss that all compute together."""
-    silence = torch.zeros(2, SAMPLE_RATE // 10, device=next(core.parameters()).device)
-    output = model(silence, [silence.shape[1]] * 2)
-    x, y = output["projected"].split(1)
-    none = output["lengths"][:0]
-    terms = core.objective(x[:0], none, y[:0], none)
-    anchor = 0.0 * output["projected"].sum() + sum(0.0 * p.sum() for p in core.objective.parameters())
-    return {name: value + anchor for name, value in terms.items()}, x[:0]
+        terms = core.objective(*views)
+    if not count:
+        anchor = 0.0 * projected.sum() + sum(0.0 * p.sum() for p in core.objective.parameters())
+        terms = {name: value + anchor for name, value in terms.items()}
+    return terms, x[:count], frames.tolist()

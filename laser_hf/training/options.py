@@ -20,8 +20,17 @@ from ..errors import LaserError
 from ..objectives import OBJECTIVES, find_objective
 from ..plugins import Option, Plugin, parse_assignments
 from ..records import portable
-from .arguments import DataArguments, LaserTrainingArguments, ModelArguments
-from .fields import OWN_METADATA, REFUSED, load_preset, preset_names, ranged_options, recipe_of
+from .arguments import (
+    OWN_METADATA,
+    REFUSED,
+    DataArguments,
+    LaserTrainingArguments,
+    ModelArguments,
+    load_preset,
+    preset_names,
+    ranged_options,
+    recipe_of,
+)  # fmt: skip
 
 DEFAULT_PRESET = "hubert-base"
 
@@ -57,6 +66,7 @@ _HELP = {
 """What `--help` shows, in groups; `--help_all` shows the rest too."""
 
 _GROUPS = (ModelArguments, DataArguments, LaserTrainingArguments)
+_PLUGINS = ("objective", "perturbations", "objective_options", "perturbation_options")
 _BELONGING = {
     ("train_data", "data"): ("train_name", "train_split"),
     ("eval_data",): ("eval_name", "eval_split"),
@@ -90,15 +100,14 @@ class Options:
     def recipe(self) -> dict[str, Any]:
         """What decides the result, in groups: the options besides paths of results, logging and hardware."""
         values = {dest: value for choice in self.perturbations for dest, value in choice.values.items()}
-        return portable(
-            {
-                "model": recipe_of(self.model),
-                "objective": {"name": self.objective.name, **self.objective.values},
-                "perturbations": {"name": [choice.name for choice in self.perturbations], **values},
-                "data": recipe_of(self.data),
-                "training": recipe_of(self.training),
-            }
-        )
+        recipe = {
+            "model": recipe_of(self.model),
+            "objective": {"name": self.objective.name, **self.objective.values},
+            "perturbations": {"name": [choice.name for choice in self.perturbations], **values},
+            "data": recipe_of(self.data),
+            "training": recipe_of(self.training),
+        }
+        return portable(recipe)
 
     def value(self, name: str) -> Any:
         """The value of an option by its name, as text of an enumeration; `KeyError` if none in use has that name."""
@@ -111,7 +120,7 @@ class Options:
 
 
 def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]:
-    """Options of shipped classes: by destination, then by the name of the class."""
+    """Options of shipped classes, by destination and the name of the class."""
     found: dict[str, dict[str, Option]] = {}
     for name, plugin in shipped.items():
         for option in plugin.options:
@@ -122,8 +131,7 @@ def _owners(shipped: Mapping[str, type[Plugin]]) -> dict[str, dict[str, Option]]
 def option_names() -> set[str]:
     """Names that a preset may set."""
     fields = {field.name for group in _GROUPS for field in dataclasses.fields(group) if field.init}
-    plugins = {"objective", "perturbations", "objective_options", "perturbation_options"}
-    return {*fields, *plugins, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
+    return {*fields, *_PLUGINS, *_owners(OBJECTIVES), *_owners(PERTURBATIONS)} - set(REFUSED)
 
 
 class _Parser(HfArgumentParser):
@@ -156,29 +164,20 @@ def build_parser(show_all: bool = False, preset: Mapping[str, Any] | None = None
     presets = f"recipe: {', '.join(preset_names())}, or a .json file of your own"
     add("--preset", default=DEFAULT_PRESET, help=presets, metavar="NAME")
     add("--help_all", action="store_true", help="show every option and exit")
-    devices = {"choices": ["auto", "cpu", "cuda"], "default": argparse.SUPPRESS}
-    add("--device", action=_Device, help="cpu is --use_cpu", **devices)
+    add("--device", action=_Device, choices=["auto", "cpu", "cuda"], default=argparse.SUPPRESS, help="cpu is --use_cpu")
     add("--objective", default="laser", help=_titles(OBJECTIVES), metavar="NAME")
     _add_plugin_options(add, "--objective_options", OBJECTIVES, preset or {})
     about = f"one after the other: {_titles(PERTURBATIONS)}"
     add("--perturbations", nargs="+", default=["speed_pitch"], help=about, metavar="NAME")
     _add_plugin_options(add, "--perturbation_options", PERTURBATIONS, preset or {})
     ranges = {name: option.range for group in _GROUPS for name, option in ranged_options(group).items()}
+    rest: dict[str, list[argparse.Action]] = {}
     for action in parser._actions:
         action.range = ranges.get(action.dest, "")
         if action.option_strings[0].startswith("--no_") and action.nargs == 0:
             action.help = f"turns --{action.dest} off"
-        if action.dest in REFUSED:  # an empty text goes through `type`, too
-            action.help, action.const = argparse.SUPPRESS, ""
-            action.type = _refuse(action.default, REFUSED[action.dest])
-    _group(parser, show_all)
-    return parser
-
-
-def _group(parser: argparse.ArgumentParser, show_all: bool) -> None:
-    """Sort the options into the groups of `_HELP`; they stand there in its order."""
-    rest: dict[str, list[argparse.Action]] = {}
-    for action in parser._actions:
+        if action.dest in REFUSED:
+            action.help, action.type = argparse.SUPPRESS, str  # compared with the default as given
         rest.setdefault(action.dest, []).append(action)
     parser._action_groups.clear()
     owners = {"objectives": " ".join(_owners(OBJECTIVES)), "perturbations": " ".join(_owners(PERTURBATIONS))}
@@ -188,31 +187,22 @@ def _group(parser: argparse.ArgumentParser, show_all: bool) -> None:
             group._group_actions += rest.pop(name)
     if show_all:
         parser.add_argument_group("all others")._group_actions += [one for actions in rest.values() for one in actions]
+    return parser
 
 
 def _titles(shipped: Mapping[str, type[Plugin]]) -> str:
     return f"{', '.join(f'{name} ({one.title})' for name, one in shipped.items())}, or your own as package.module:Class"
 
 
-def _refuse(default: Any, why: str) -> Callable[[str], Any]:
-    def refuse(value: str) -> Any:
-        if value == default:
-            return value
-        raise argparse.ArgumentTypeError(f"it is not taken: {why}")
-
-    return refuse
-
-
 def _add_plugin_options(
     add: Callable[..., Any], assignments: str, shipped: Mapping[str, type[Plugin]], preset: Mapping[str, Any]
 ) -> None:
-    """A flag for each option of the shipped classes, and one for assignments to any class."""
+    """Flags for the options of the shipped classes, and one for assignments to any class."""
     for dest, owners in _owners(shipped).items():
         texts: dict[str, list[str]] = {}
         for name, option in owners.items():
-            limits = "" if option.choices else option.range
-            text = option.help.replace("%", "%%")
-            texts.setdefault(cli.with_notes(text, limits, preset.get(dest, option.default)), []).append(name)
+            notes = "" if option.choices else option.range, preset.get(dest, option.default)
+            texts.setdefault(cli.with_notes(option.help.replace("%", "%%"), *notes), []).append(name)
         option = next(iter(owners.values()))
         how: dict[str, Any] = {"type": option.type, "choices": option.choices or None}
         if option.type is bool:
@@ -227,25 +217,20 @@ def _add_plugin_options(
 def _choose(
     names: Sequence[str], find: Callable[[str], type[Plugin]], flags: Mapping[str, Any], assignments: Sequence[str]
 ) -> list[Choice]:
-    """The classes of these names with their options; `LaserError` on what is unknown, not taken or out of range."""
+    """Classes with their options; `LaserError` on what is unknown, not taken or out of range."""
     found = [find(name) for name in names]
-    assigned = parse_assignments(assignments)
-    known = [{option.dest for option in plugin.options} for plugin in found]
-    for dest in assigned.keys() - set().union(*known):
+    assigned, choices = parse_assignments(assignments), []
+    for dest in assigned.keys() - {option.dest for plugin in found for option in plugin.options}:
         found[0].checked({dest: assigned[dest]})  # its error says which options there are
-    choices = []
-    for name, plugin, dests in zip(names, found, known, strict=True):
-        values = {dest: value for dest, value in {**flags, **assigned}.items() if dest in dests}
-        checked = plugin.checked(values)
-        choices.append(Choice(name, plugin, {option.dest: checked[option.name] for option in plugin.options}))
+    given = {**flags, **assigned}
+    for name, plugin in zip(names, found, strict=True):
+        values = plugin.checked({option.dest: given[option.dest] for option in plugin.options if option.dest in given})
+        choices.append(Choice(name, plugin, {option.dest: values[option.name] for option in plugin.options}))
     return choices
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Parse `argv` (default: the command line).
-
-    Exits with a message, as argparse does, on unknown options, presets or preset keys and on values out of range.
-    """
+    """Parse `argv` (default: the command line); exits as argparse does on what is unknown or out of range."""
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", default=DEFAULT_PRESET)
@@ -276,7 +261,6 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     except (ValueError, TypeError, AttributeError) as error:  # LaserError; and values of presets with another type
         parser.error(str(error))
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value != usual.get(name)}
-    plugins = ("objective", "perturbations", "objective_options", "perturbation_options")
-    decides = {*plugins, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
+    decides = {*_PLUGINS, *flags, *(name for group in (model, data, training) for name in recipe_of(group))}
     changed = sorted(given.keys() & decides - {"preset", "seed", "data_seed", "bf16", "fp16"})
     return Options(model, objective, perturbations, data, training, found.preset, changed)

@@ -7,10 +7,9 @@ five whole updates with tensors that this code made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from ..encoders import receptive_field
 from ..transfer import to_device
@@ -20,9 +19,8 @@ from .model import AlignmentModel
 class ReleasedModel(AlignmentModel):
     """Encodes the two views of a pair as one padded batch, as S3PRL does.
 
-    The first GroupNorm takes its statistics over the padding too. Attention leaves out frames that lie in the padding
-    as a whole. An utterance keeps `round(samples / 320)` frames (halves to the even number), so that the shorter view
-    often has one frame more than it has alone, made partly of padding.
+    The first GroupNorm takes its statistics over the padding too. Attention leaves out frames that are all padding. An
+    utterance keeps `round(samples / 320)` frames (halves to the even number): the shorter view often has one more.
     """
 
     def frames_of(self, lengths: torch.Tensor) -> torch.Tensor:
@@ -64,9 +62,7 @@ class ReleasedAdamW(torch.optim.Optimizer):
     The arguments are as for `torch.optim.AdamW`.
     """
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-7
-    ) -> None:
+    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-7) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
@@ -74,22 +70,16 @@ class ReleasedAdamW(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
+            for parameter in [parameter for parameter in group["params"] if parameter.grad is not None]:
+                gradient, state = parameter.grad, self.state[parameter]
                 if not state:
-                    state["step"] = 0
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                    state |= {
+                        "step": 0,
+                        "exp_avg": torch.zeros_like(gradient),
+                        "exp_avg_sq": torch.zeros_like(gradient),
+                    }
                 state["step"] += 1
                 state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
                 state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
                 size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
                 parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
-
-
-def running_updates(passes: Sequence[Sequence[int]], pairs_per_update: int, updates: int) -> list[list[int]]:
-    """The first `updates` updates of several passes over the data, one running on into the next."""
-    order = [index for one in passes for index in one]
-    return [order[pairs_per_update * i : pairs_per_update * (i + 1)] for i in range(updates)]

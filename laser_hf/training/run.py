@@ -20,8 +20,8 @@ from ..publishing import export_encoder, sample_features
 from ..records import TRAINING_RECORD, new_record, plain, portable, read_json, tensors_digest, write_json
 from ..runs import CONTENT, RECIPE_NAME, SEAL_NAME, RunFolder, differences, find_fault
 from . import callbacks
+from .arguments import PRECISIONS
 from .closing import verdict
-from .fields import PRECISIONS
 from .means import from_all_processes, from_first_process
 from .model import AlignmentModel
 from .options import Options
@@ -37,55 +37,47 @@ _OWNED = (
     "runs", "plots", "results", HISTORY_NAME, NON_FINITE_NAME, callbacks.PROFILE_NAME, callbacks.TRACE_NAME,
     "config.json", "model.safetensors", "preprocessor_config.json",
 )  # fmt: skip
-_CONTINUED = {"learning_rate", "bf16", "fp16"}
+_CONTINUED = ("--bf16", "--fp16", "--learning_rate")
 """What may change where a run goes on from the checkpoint of another one."""
 
 
 def run_training(options: Options) -> dict[str, Any]:
     """Train as `options` say and leave encoder, record and plots in `output_dir`; return the record.
 
-    Raises:
-        LaserError: options, data or a folder that cannot be used; nothing that could be trained on; or a loss that is
-            not finite (`NonFiniteLossError`), after the last finite state is saved.
+    `LaserError` on options, data or a folder that cannot be used, on nothing to train on, and on a loss that is not
+    finite (`NonFiniteLossError`), after the last finite state is saved.
     """
     hide_bars()
     args, output_dir = options.training, Path(options.training.output_dir)
-    folder = RunFolder(output_dir, TRAINING_RECORD, owned=_OWNED)
+    folder = RunFolder(args.output_dir, TRAINING_RECORD, owned=_OWNED)
     from_first_process(lambda: check_folder(folder, options))
     set_seed(args.seed)
     if args.device.type == "cpu":
         keep_freed_memory()
-    encoder = load_encoder(
-        options.model.model_name_or_path,
-        revision=options.model.model_revision,
-        token=args.hub_token,
-        training_config={**TRAINING_CONFIG, **options.model.dropouts()},
-        do_normalize=options.model.do_normalize,
-    )
+    chosen, config = options.model, {**TRAINING_CONFIG, **options.model.dropouts()}
+    which = {"revision": chosen.model_revision, "token": args.hub_token, "do_normalize": chosen.do_normalize}
+    encoder = load_encoder(chosen.model_name_or_path, training_config=config, **which)
+    weights = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
     if args.publish:
-        from_first_process(lambda: _check_publishing(options, encoder))
-    trainable = encoder.freeze_except(options.model.trainable_layers, options.model.train_encoder_layer_norm)
-    objective = options.objective.plugin.build(options.model.projection_dim, **options.objective.values)
+        from_first_process(lambda: _check_publishing(options, encoder, weights))
+    trainable = encoder.freeze_except(chosen.trainable_layers, chosen.train_encoder_layer_norm)
+    objective = options.objective.plugin.build(chosen.projection_dim, **options.objective.values)
     # One process of each machine reads lengths and decodes; the others find the results in the cache.
     with args.main_process_first(desc="reading speech"):
         train, held_out = load_pairs(options)
     kind = ReleasedModel if args.released else AlignmentModel
-    model = kind(encoder, options.model.projection_dim, options.model.projection_layers)
+    model = kind(encoder, chosen.projection_dim, chosen.projection_layers)
     trainer = LaserTrainer(model, args, train, held_out, objective, load_evaluator(options.data))
-    speech = same_speech(options, train)
-    recipe, start = from_first_process(lambda: find_start(folder, options, content_of(encoder, speech)))
+    content = same_speech(options, train)
+    content[CONTENT] = weights | content[CONTENT]
+    recipe, start = from_first_process(lambda: find_start(folder, options, content))
     checkpoint = start and str(output_dir / start)
+    everything = short(sum(p.numel() for p in encoder.parameters()))
+    trained = short(sum(p.numel() for p in encoder.parameters() if p.requires_grad))
+    size = f"{args.seconds_per_update:g} s" if args.seconds_per_update else f"{args.pairs_per_update} pairs"
     logger.info(
-        "%s on %s: %s of %s parameters trained, %d updates of %s on %d process(es)",
-        objective.title or options.objective.name,
-        options.model.model_name_or_path,
-        *(
-            short(sum(p.numel() for p in encoder.parameters() if p.requires_grad or not trained))
-            for trained in (True, False)
-        ),
-        args.max_steps,
-        f"{args.seconds_per_update:g} s" if args.seconds_per_update else f"{args.pairs_per_update} pairs",
-        args.world_size,
+        f"{objective.title or options.objective.name} on {chosen.model_name_or_path}: {trained} of {everything} "
+        f"parameters trained, {args.max_steps} updates of {size} on {args.world_size} process(es)"
     )
     if checkpoint:
         if not all(have := from_all_processes((Path(checkpoint) / SEAL_NAME).is_file())):
@@ -100,7 +92,7 @@ def run_training(options: Options) -> dict[str, Any]:
     trainer.check_end()
     record = _make_record(options, recipe, trainer, encoder, trainable)
     if trainer.is_world_process_zero():
-        export_encoder(encoder.model, encoder.base_config, output_dir, options.model.do_normalize)
+        export_encoder(encoder.model, encoder.base_config, output_dir, chosen.do_normalize)
         write_json(output_dir / HISTORY_NAME, {"log": trainer.state.log_history})
         if args.plots:
             # Imported here: matplotlib takes a second that failing runs need not wait for.
@@ -116,7 +108,7 @@ def run_training(options: Options) -> dict[str, Any]:
 
 
 def check_folder(folder: RunFolder, options: Options) -> None:
-    """Refuse a folder that cannot be used before anything is read, see `RunFolder.protect` and `RunFolder.check`."""
+    """Refuse a folder that cannot be used before anything is read."""
     args, data = options.training, options.data
     noise = next((c.values["noise_dir"] for c in options.perturbations if "noise_dir" in c.values), None)
     inputs = {"--model": options.model.model_name_or_path, "--train_data": data.train_data, "--noise_dir": noise}
@@ -127,32 +119,26 @@ def check_folder(folder: RunFolder, options: Options) -> None:
     folder.check(reopen=args.overwrite_output_dir)
 
 
-def content_of(encoder: SpeechEncoder, speech: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`same_speech` and, in its group `content`, the digest of the base model's weights."""
-    weights = {"model_name_or_path": tensors_digest(encoder.model.state_dict())}
-    return {**speech, CONTENT: weights | speech.get(CONTENT, {})}
-
-
 def find_start(
     folder: RunFolder, options: Options, content: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], str | None]:
     """The run's recipe, for which the folder is prepared; and the checkpoint to resume from, `None` to begin.
 
-    `content` are groups of the recipe that its options do not know, see `content_of`.
-    Of a checkpoint in the output folder it is the name: every process has its own folder, perhaps on its own machine.
-    `LaserError` if one of the two cannot be used, see `RunFolder.prepare`.
+    `content` are groups of the recipe that its options do not know. Of a checkpoint in the output folder it is the
+    name, because every process has its own folder. `LaserError` if one of the two cannot be used (`RunFolder.prepare`).
     """
     args, recipe = options.training, plain({**options.recipe(), **content})
     asked = args.resume_from_checkpoint
     named = Path(asked) if asked and str(asked).lower() != "true" else None
     elsewhere = named is not None and named.resolve().parent != folder.path.resolve()
-    begun = elsewhere and folder.unfinished and not args.overwrite_output_dir
     if elsewhere:
         recipe["continued_from"] = portable(str(named))
-    if named and not begun:
+    if elsewhere and folder.unfinished and not args.overwrite_output_dir:
+        named = None  # the run has gone on from it already
+    if named:
         _check_checkpoint(named, recipe)
     folder.prepare(recipe, args.overwrite_output_dir)
-    found = named if named and not begun else folder.last_checkpoint()
+    found = named or folder.last_checkpoint()
     if args.save_only_model:
         logger.warning("--save_only_model: nothing to resume is kept; an interrupted run starts over")
     if found and not (found / "optimizer.pt").is_file():
@@ -160,7 +146,7 @@ def find_start(
         found = None
     if asked and found is None:
         raise LaserError(f"nothing to resume: there is no complete checkpoint in {folder.path}")
-    return recipe, None if found is None else str(found.resolve()) if elsewhere and not begun else found.name
+    return recipe, found and (str(found.resolve()) if named and elsewhere else found.name)
 
 
 def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:
@@ -171,12 +157,11 @@ def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:
     if not (named / RECIPE_NAME).is_file():
         raise LaserError(f"{about} does not say which run it is of: it has no {RECIPE_NAME}")
     before = read_json(named / RECIPE_NAME)
-    recipe = {**recipe, "continued_from": before.get("continued_from")}
-    changed = [one for one in differences(before, recipe) if one.split()[0].removeprefix("--") not in _CONTINUED]
-    if changed:
+    found = differences(before, {**recipe, "continued_from": before.get("continued_from")})
+    if changed := [one for one in found if one.split()[0] not in _CONTINUED]:
         raise LaserError(
             f"{about} is of a run with another recipe ({'; '.join(changed)}); going on from it, only "
-            f"{', '.join(f'--{name}' for name in sorted(_CONTINUED))} may change"
+            f"{', '.join(_CONTINUED)} may change"
         )
 
 
@@ -184,24 +169,24 @@ def _make_record(
     options: Options, recipe: dict[str, Any], trainer: LaserTrainer, encoder: SpeechEncoder, trainable: list[str]
 ) -> dict[str, Any]:
     """The record of the finished run; it sums over the processes, so every one of them has to call it."""
-    args, model, data = options.training, options.model, options.data
+    args, data = options.training, options.data
     own_state, history, train = trainer.own_state(), trainer.state.log_history, trainer.train_dataset
     return new_record(
         "training",
         recipe={name: group for name, group in recipe.items() if name != "continued_from"},
         data={
-            "source": portable(data.train_data),
+            "source": data.train_data,
             "local": Path(data.train_data).exists(),
             "name": data.train_name,
             "split": data.train_split,
             "utterances": len(train) if hasattr(train, "__len__") else None,
             "left_out": getattr(train, "left_out", {}),
-            "skipped": trainer.skipped_summary(),
-            "held_out": portable(data.eval_data),
+            "skipped": trainer.skipped(trainer.skip_log).summary(),
+            "held_out": data.eval_data,
             "held_out_name": data.eval_name,
             "held_out_split": data.eval_split,
             "held_out_utterances": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
-            "held_out_skipped": trainer.skipped_summary(held_out=True),
+            "held_out_skipped": trainer.skipped(trainer.eval_skip_log).summary(),
         },
         seed=args.seed,
         wall_seconds=own_state["trained_seconds"],
@@ -219,28 +204,24 @@ def _make_record(
         collapse={"fired_at": trainer.monitor.fired_at, "start": trainer.monitor.start},
         first=_summary(reversed(history)),
         last=_summary(history),
-        sample_features=sample_features(encoder.model, model.do_normalize),
+        sample_features=sample_features(encoder.model, options.model.do_normalize),
         weights_sha256=tensors_digest(encoder.model.state_dict()),
     )
 
 
 def _summary(history) -> dict[str, Any]:
     """The last value of every logged quantity in the order of `history`, with its step."""
-    return {
-        key: {"step": entry["step"], "value": value}
-        for entry in history
-        for key, value in entry.items()
-        if key not in ("step", "epoch", "total_flos") and not key.startswith("train_")
-    }
+    logged = ((key, value, entry["step"]) for entry in history for key, value in entry.items())
+    left_out = ("step", "epoch", "total_flos", "train_")
+    return {key: {"step": step, "value": value} for key, value, step in logged if not key.startswith(left_out)}
 
 
 def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
     """The base model as records name it."""
-    name = options.model.model_name_or_path
-    local = Path(name).exists()
+    path = Path(options.model.model_name_or_path)
     return {
-        "name": Path(name).name if local else name,
-        "local": local,
+        "name": path.name if path.exists() else options.model.model_name_or_path,
+        "local": path.exists(),
         "revision": encoder.revision,
         "model_type": encoder.config.model_type,
         "parameters": sum(p.numel() for p in encoder.parameters()),
@@ -250,12 +231,12 @@ def _base_model(options: Options, encoder: SpeechEncoder) -> dict[str, Any]:
 def _push_command(options: Options) -> list[str]:
     """What publishes the run, without the token."""
     args = options.training
-    private = ["--private"] if args.hub_private_repo else []
-    facts = ["--facts", args.hub_facts] if args.hub_facts else []
-    return [args.output_dir, "--repo_id", args.hub_model_id, *private, *facts, "--allow_unevaluated", "--yes"]
+    more = ["--private"] if args.hub_private_repo else []
+    more += ["--facts", args.hub_facts] if args.hub_facts else []
+    return [args.output_dir, "--repo_id", args.hub_model_id, *more, "--allow_unevaluated", "--yes"]
 
 
-def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:
+def _check_publishing(options: Options, encoder: SpeechEncoder, weights: Mapping[str, str]) -> None:
     """Before anything is trained: whether the run could be published at its end; `LaserError` says what is missing."""
     from ..publishing.push import check_beforehand
 
@@ -264,7 +245,7 @@ def _check_publishing(options: Options, encoder: SpeechEncoder) -> None:
         "method": options.objective.name,
         "base_model": _base_model(options, encoder),
         "data": {"source": portable(options.data.train_data)},
-        "recipe": {**options.recipe(), **content_of(encoder, {})},
+        "recipe": {**options.recipe(), CONTENT: weights},
     }
     try:
         check_beforehand([*_push_command(options), *token], record)
@@ -280,8 +261,7 @@ def _publish(options: Options, output_dir: Path) -> None:
     try:
         push([*command, "--token", args.hub_token] if args.hub_token else command)
     except (LaserError, OSError, KeyboardInterrupt) as error:
-        reason = str(error) or "interrupted"
         raise LaserError(
-            f"the run is complete in {output_dir}, but it was not published: {reason}. To publish it later: "
-            f"{program()} {shlex.join(['push', *command])}"
+            f"the run is complete in {output_dir}, but it was not published: {str(error) or 'interrupted'}. To publish "
+            f"it later: {program()} {shlex.join(['push', *command])}"
         ) from error

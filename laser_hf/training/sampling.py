@@ -14,16 +14,14 @@ from ..errors import LaserError
 from .arguments import LaserTrainingArguments
 from .batches import pack
 from .callbacks import outlive_signals
-from .released import running_updates
 
 Plan = Callable[[np.random.Generator], list[list[int]]]
 
 
 class UpdateSampler(torch.utils.data.Sampler[list[int]]):
-    """For each update of an epoch the indices that one process takes: every `world_size`-th pair.
+    """For each update of an epoch the indices that one process takes: every `world_size`-th pair, perhaps none.
 
-    `plan` makes the updates of an epoch, over all processes, from random numbers that (seed, epoch) decide. They do not
-    depend on the number of processes. A process may have no pair in a short update.
+    `plan` makes the updates of an epoch, over all processes, from random numbers that (seed, epoch) decide.
     """
 
     def __init__(self, plan: Plan, world_size: int = 1, rank: int = 0, seed: int = 0):
@@ -57,20 +55,20 @@ def updates_of_seconds(seconds: Sequence[float], limit: float) -> list[list[int]
     `limit` seconds over all processes (at least one utterance); what is left at the end makes no update. `LaserError`
     if all the speech is not enough for one.
     """
-    updates: list[list[int]] = []
-    current, total = [], 0.0
+    updates: list[list[int]] = [[]]
+    total = 0.0
     for index in sorted(range(len(seconds)), key=lambda i: seconds[i], reverse=True):
-        if current and total + seconds[index] > limit:
-            updates.append(current)
-            current, total = [], 0.0
-        current.append(index)
+        if updates[-1] and total + seconds[index] > limit:
+            updates.append([])
+            total = 0.0
+        updates[-1].append(index)
         total += seconds[index]
-    if not updates:
+    if len(updates) == 1:
         raise LaserError(
             f"{sum(seconds):.0f} seconds of speech in {len(seconds)} utterances do not fill one update of {limit:g}; "
             "lower --seconds_per_update or give more speech"
         )
-    return updates
+    return updates[:-1]
 
 
 def micro_batches(args: LaserTrainingArguments) -> int:
@@ -89,16 +87,13 @@ def micro_batches(args: LaserTrainingArguments) -> int:
 def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[DataLoader, UpdateSampler | None]:
     """A loader whose item holds this process's pairs of one update (`pack`), and its sampler (a stream has none).
 
-    After a resume the items of a stream for the `done` updates are empty, so that they cost no decoding. `LaserError`
-    if `seconds_per_update` meets a data set without `seconds`, the length of each utterance.
+    The items of a stream for the `done` updates are empty. `LaserError` if `seconds_per_update` meets a data set
+    without `seconds`, the length of each utterance.
     """
     world, rank = args.world_size, args.process_index
     if isinstance(dataset, IterableDataset):
         if args.seconds_per_update is not None:
-            raise LaserError(
-                "--seconds_per_update needs lengths, which a stream does not know beforehand. Give --streaming false "
-                "to download the data first, or leave it out"
-            )
+            raise LaserError("--seconds_per_update needs lengths, which a stream does not know: give --streaming false")
         share = args.pairs_per_update // world + (rank < args.pairs_per_update % world)
         if done and hasattr(dataset, "skip"):
             dataset = dataset.skip(done * share, share)
@@ -112,11 +107,10 @@ def train_loader(dataset, args: LaserTrainingArguments, done: int = 0) -> tuple[
     def plan(generator: np.random.Generator) -> list[list[int]]:
         if filled:
             return [filled[index] for index in generator.permutation(len(filled))]
+        # As released, updates run on over the end of a pass.
         passes = math.ceil(args.max_steps * args.pairs_per_update / len(dataset)) if args.released else 1
-        orders = [generator.permutation(len(dataset)).tolist() for _ in range(passes)]
-        if args.released:
-            return running_updates(orders, args.pairs_per_update, args.max_steps)
-        return updates_of_pairs(orders[0], args.pairs_per_update)
+        order = [index for _ in range(passes) for index in generator.permutation(len(dataset)).tolist()]
+        return updates_of_pairs(order, args.pairs_per_update)[: args.max_steps if args.released else None]
 
     sampler = UpdateSampler(plan, world, rank, args.seed if args.data_seed is None else args.data_seed)
     return _loader(dataset, args, batch_sampler=sampler), sampler
@@ -129,8 +123,8 @@ def eval_loader(dataset, args: LaserTrainingArguments, together: bool = False) -
     """
     world = args.world_size
     batches = updates_of_pairs(range(len(dataset)), args.per_device_eval_batch_size * (1 if together else world))
-    sampler = UpdateSampler(lambda generator: batches, world, args.process_index)
-    # Without a generator of its own, the loader would draw from torch's, and evaluation would change later dropout.
+    sampler = UpdateSampler(lambda _: batches, world, args.process_index)
+    # With torch's own generator, evaluation would change later dropout.
     return _loader(dataset, args, batch_sampler=sampler, generator=torch.Generator().manual_seed(args.seed))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,8 @@ from .sampling import data_workers
 
 DEMO = "demo"
 DEMO_SPEECH = "{laser_hf}/demo/speech"
-SETTINGS = DiscriminationSettings(
-    max_utterances=40,
-    min_letters=4,
-    min_seconds=0.0,
-    max_words=200,
-    max_pairs=20_000,
-    phones_per_speaker=2,
-    max_speakers=6,
-)
+_SIZES = {"max_utterances": 40, "max_words": 200, "max_pairs": 20_000, "phones_per_speaker": 2, "max_speakers": 6}
+SETTINGS = DiscriminationSettings(min_letters=4, min_seconds=0.0, **_SIZES)
 """Of `--eval_alignments`: seconds per evaluation. Words as in the demo's table: few utterances hold few long words."""
 LOGGED = ("word_ap_across", "abx_across", "abx_within")
 
@@ -40,30 +34,20 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
     data, args = options.data, options.training
     streaming = data.streaming if data.streaming is not None else not Path(data.train_data).exists()
     if data.cache_decoded and streaming:
-        raise LaserError(
-            "--cache_decoded keeps what is read again and again; a stream is not. Leave it out, or give "
-            "--streaming false to download the data first"
-        )
+        raise LaserError("--cache_decoded keeps what is read again and again; a stream is not: give --streaming false")
     values = {dest: value for choice in options.perturbations for dest, value in choice.values.items()}
     perturbation = build_perturbation([choice.name for choice in options.perturbations], values)
-
     if data.perturb_on == "auto":  # what runs is recorded
         data.perturb_on = "device" if perturbation.batched and args.device.type == "cuda" else "worker"
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
-
-    def transform() -> PairTransform:
-        return PairTransform(perturbation, args.seed, perturb=data.perturb_on == "worker", **limits)
-
+    transform = partial(PairTransform, perturbation, args.seed, perturb=data.perturb_on == "worker", **limits)
     how = {"audio_column": data.audio_column, "token": args.hub_token}
     speech = load_speech(data.train_data, data.train_split, name=data.train_name, streaming=streaming, **how)
-    train: PairDataset | PairStream
+    if data.max_train_samples is not None:
+        speech = speech.take(data.max_train_samples)
     if streaming:
-        if data.max_train_samples is not None:
-            speech = speech.take(data.max_train_samples)
         train = PairStream(speech, transform(), args.seed, data.shuffle_buffer, args.process_index, args.world_size)
     else:
-        if data.max_train_samples is not None:
-            speech = speech.select(range(min(data.max_train_samples, len(speech))))
         # Utterances skipped while training would leave updates of different sizes.
         by_length = args.seconds_per_update is not None or data.max_seconds is not None
         train = PairDataset(_kept(speech, data), transform(), check_lengths=by_length)
@@ -87,9 +71,8 @@ def load_pairs(options: Options) -> tuple[PairDataset | PairStream, PairDataset 
 def same_speech(options: Options, train: PairDataset | PairStream) -> dict[str, dict[str, Any]]:
     """What a recipe says of the training data that were found; every process has to call it.
 
-    In the group `content` the digests of the speech and of the files of perturbations, by the options that name them;
-    of a stream also what decides its order: the data workers of a process and the number of processes. `LaserError`
-    if a machine has other files than the first one.
+    The group `content` has digests of the speech and of the files of perturbations, by option; of a stream, `stream`
+    has what decides its order. `LaserError` if a machine has other files than the first one.
     """
     args, data = options.training, options.data
     stream = {}
@@ -109,24 +92,21 @@ def same_speech(options: Options, train: PairDataset | PairStream) -> dict[str, 
             raise one
         if other := [name for name, digest in one.items() if digest != first[name]]:
             raise LaserError(
-                f"--{other[0]} holds other files for process {process} than for the first one (names, lengths or "
-                "contents differ); give every machine the same"
+                f"--{other[0]} holds other files for process {process} than for the first one; give both the same"
             )
     return {**stream, CONTENT: first}
 
 
 def _kept(speech: datasets.Dataset, data: DataArguments) -> datasets.Dataset:
     """`speech`, decoded once if the options ask for it."""
-    if not data.cache_decoded:
-        return speech
-    return keep_decoded(speech, data.cache_decoded if data.cache_decoded.lower() != "true" else None)
+    folder = data.cache_decoded
+    return keep_decoded(speech, None if folder.lower() == "true" else folder) if folder else speech
 
 
 class DiscriminationEvaluator:
     """Word discrimination and phone error of an encoder's last layer on speech with times (`load_aligned_speech`).
 
-    The loss cannot tell a better representation from a collapsing one, and its terms change scale with sigma, alpha and
-    margin; these numbers can be compared between runs. A run makes the same weights without it.
+    Unlike the loss, these numbers can be compared between runs. A run makes the same weights without it.
     """
 
     def __init__(self, speech: AlignedSpeech, settings: DiscriminationSettings = SETTINGS):

@@ -27,7 +27,7 @@ from .batches import check_views, memory_named
 from .callbacks import CollapseMonitor, StopSignals, UpdateProfiler
 from .means import Means, TrainingWindow, from_all_processes
 from .model import AlignmentModel
-from .sampling import micro_batches
+from .sampling import eval_loader, micro_batches
 from .updates import UpdateTrainer
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class LaserTrainer(UpdateTrainer):
         if objective.needs_twin and model.twin is None:
             model.add_twin(getattr(objective, "twin_dropout", True))
         # Part of the model: its parameters go to the device, the optimiser, the checkpoints and DDP.
-        model.objective = objective
+        self.objective = model.objective = objective
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks)
         if args.torch_compile:
             model.compile_layers(args.torch_compile_backend, args.torch_compile_mode)
@@ -99,6 +99,9 @@ class LaserTrainer(UpdateTrainer):
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
         self.window = TrainingWindow(objective.term_names, args.device)
         self.losses = []
+        self._window_name = (
+            f"window-{args.process_index}-of-{args.world_size}.pt"  # of this process's part of a checkpoint
+        )
 
     def _inner_training_loop(self, *args, **kwargs):
         checkpoint = kwargs.get("resume_from_checkpoint")
@@ -111,43 +114,29 @@ class LaserTrainer(UpdateTrainer):
             raise Stopped(f"stopped after update {self.state.global_step} by {self.stop.asked or 'another process'}")
         return output
 
-    def _run_epoch(self, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # killed after the last update, before the record
-            self.control.should_training_stop = True
-            return
-        before = self.state.global_step
-        super()._run_epoch(**kwargs)
-        if self.state.global_step == before:  # on one process perhaps, so that nothing is asked of the others
-            raise LaserError(
-                f"the training data ended after {before} of --max_steps {self.args.max_steps}: a stream must not end "
-                "(`PairStream` begins again), and every process and worker needs utterances of its own"
-            )
-        self._check_used()
-
     def check_end(self) -> None:
         """`LaserError` on no usable utterance, too few updates or weights not finite; every process has to call it."""
         self._check_used()
-        if self.state.global_step < self.args.max_steps:
-            made = f"training ended after {self.state.global_step} of --max_steps {self.args.max_steps}"
-            raise LaserError(f"{made}; give the same command again to go on from its last checkpoint")
+        if (made := self.state.global_step) < self.args.max_steps:
+            raise LaserError(
+                f"training ended after {made} of --max_steps {self.args.max_steps}; start it again to go on"
+            )
         self._check_weights()
 
     def _check_used(self) -> None:
         if not self.own_state()["processed_seconds"]:
-            found = self.skipped_summary()
+            found = self.skipped(self.skip_log).summary()
             raise LaserError(
                 f"nothing is trained: none of the {found['utterances']} utterances that came up in "
                 f"{self.state.global_step} updates can be used ({found['by_kind']}); the log has the reasons"
             )
-
-    # ---- what is logged ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`. In lines with a training loss, the loss and its terms are means over the same pairs."""
         if "loss" in logs:
             # The Trainer's own loss is a mean over updates.
             logs = {name: value for name, value in logs.items() if name != "loss"} | self.window.close()
-            if skipped := self.skipped_summary()["utterances"]:
+            if skipped := len(self.skipped(self.skip_log)):
                 logs["skipped"] = skipped
         super().log(logs, start_time)
 
@@ -155,17 +144,26 @@ class LaserTrainer(UpdateTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss terms and collapse statistics of held-out pairs (`LaserError` if none is usable); the evaluator's."""
         began = time.perf_counter()
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        # Evaluation is too little for compilation.
+        with torch.compiler.set_stance("force_eager") if self.args.torch_compile else contextlib.nullcontext():
+            values = self._measure(self.eval_dataset if eval_dataset is None else eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.window.began += time.perf_counter() - began  # it was no training time
+        return metrics
+
+    def _measure(self, dataset) -> dict[str, float]:
         was_training = self.model.training
         self.model.eval()
         means = Means(self.objective.term_names, self.args.device)
-        for item in self.get_eval_dataloader(dataset):
+        for item in eval_loader(dataset, self.args, together=self.objective.unit == "frames"):
             (batch,) = self._cut(item, dataset, 1, self.eval_skip_log)
             count = len(batch["ids"])
             if count == 0 and self.args.world_size == 1:
                 continue  # several processes may compute a loss together
             named = memory_named(batch, self.model.encoder.config, self.args.device)
-            with self.compute_loss_context_manager(), self.accelerator.autocast(), self._eager(), named:
+            with self.compute_loss_context_manager(), self.accelerator.autocast(), named:
                 terms, projected, frames = self._pair_terms(self.model, batch)
             if count:
                 means.add(terms, self._units(batch), projected, frames[:count])
@@ -174,29 +172,11 @@ class LaserTrainer(UpdateTrainer):
         values = means.terms() | means.statistics()
         if "loss" not in values:
             raise LaserError("none of the held-out utterances could be used; the log has the reasons")
-        if self.evaluator is not None:
-            with self._eager():
-                measured = self.evaluator(self.model.encoder) if self.is_world_process_zero() else {}
-            values |= from_all_processes(measured)[0]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        # Evaluation is no training time, and no frame of it counts for the speed.
-        self.window.leave_out(time.perf_counter() - began)
-        return metrics
+        evaluates = self.evaluator is not None and self.is_world_process_zero()
+        return values | from_all_processes(self.evaluator(self.model.encoder) if evaluates else {})[0]
 
-    def _eager(self):
-        """Without compilation, for which evaluation is too little."""
-        compiled = self.args.torch_compile
-        return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-
-    # ---- state ----
-
-    def skipped_summary(self, held_out: bool = False) -> dict[str, Any]:
-        """Utterances left out of training (or of evaluation) so far, over all processes, each of which calls it."""
-        return self._together(self.eval_skip_log if held_out else self.skip_log).summary()
-
-    def _together(self, log: SkipLog) -> SkipLog:
+    def skipped(self, log: SkipLog) -> SkipLog:
+        """`skip_log` or `eval_skip_log` over all processes, each of which has to call it."""
         together = SkipLog()
         for state in from_all_processes(log.state_dict()):
             together.load_state_dict(state)
@@ -204,29 +184,22 @@ class LaserTrainer(UpdateTrainer):
 
     def own_state(self) -> dict[str, Any]:
         """What a resumed run must know besides the Trainer's own state; every process has to call it."""
-        return {
-            **self.window.state(),
-            "skipped": self._together(self.skip_log).state_dict(),
-            "held_out_skipped": self._together(self.eval_skip_log).state_dict(),
-            "collapse_start": self.monitor.start,
-            "collapse_fired_at": self.monitor.fired_at,
-        }
+        logs = {"skipped": self.skip_log, "held_out_skipped": self.eval_skip_log}
+        collapse = {"collapse_start": self.monitor.start, "collapse_fired_at": self.monitor.fired_at}
+        return self.window.state() | {name: self.skipped(log).state_dict() for name, log in logs.items()} | collapse
 
     def _save_checkpoint(self, model, trial):
         self._check_weights()
         final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        aside = final.parent / WRITING / final.name
-        # Written aside; older ones go only once it is complete. The token is nobody else's.
-        hidden = {"output_dir": str(aside.parent), "save_total_limit": None, "hub_token": None}
-        kept = {name: getattr(self.args, name) for name in hidden}
-        vars(self.args).update(hidden)
+        aside = final.parent / WRITING / final.name  # older ones go only once it is complete
+        output_dir, self.args.output_dir = self.args.output_dir, str(aside.parent)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            vars(self.args).update(kept)
+            self.args.output_dir = output_dir
         state = self.own_state()
         if not self.args.save_only_model:
-            torch.save(self.window.partial(), aside / self._window_name())
+            torch.save(self.window.partial(), aside / self._window_name)
         self.accelerator.wait_for_everyone()  # every process has written its random states
         if not self.args.should_save:
             return
@@ -239,13 +212,7 @@ class LaserTrainer(UpdateTrainer):
             shutil.copy(final.parent / RECIPE_NAME, aside)
         seal_checkpoint(aside, final)
         aside.parent.rmdir()
-        rotate_checkpoints(
-            str(final.parent), kept["save_total_limit"], self.state.best_model_checkpoint, use_mtime=True
-        )
-
-    def _window_name(self) -> str:
-        """Of this process's file in a checkpoint; another number of processes has other ones."""
-        return f"window-{self.args.process_index}-of-{self.args.world_size}.pt"
+        rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -255,7 +222,7 @@ class LaserTrainer(UpdateTrainer):
             return
         state = read_json(path)
         self.window.load_state(state)
-        if (partial := path.with_name(self._window_name())).is_file():
+        if (partial := path.with_name(self._window_name)).is_file():
             self.window.load_partial(torch.load(partial, "cpu", weights_only=True))
         if self.args.process_index == 0:  # they are of all processes
             self.skip_log.load_state_dict(state["skipped"])

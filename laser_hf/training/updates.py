@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,39 +19,27 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from ..data import SkipLog
 from ..encoders import receptive_field
 from ..errors import LaserError
-from ..objectives import Objective
 from ..records import write_json
 from .batches import Batch, Pair, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
-from .callbacks import StopSignals
-from .means import TrainingWindow, from_all_processes, sum_over_processes
-from .model import AlignmentModel, pair_terms
+from .means import from_all_processes, sum_over_processes
+from .model import pair_terms
 from .released import ReleasedAdamW
-from .sampling import UpdateSampler, eval_loader, train_loader
+from .sampling import UpdateSampler, train_loader
 
 NON_FINITE_NAME = "non_finite.json"
-Losses = Sequence[tuple[list[str], torch.Tensor]]
-"""Utterances and losses `(pairs,)` of micro-batches."""
 
 
 class UpdateTrainer(Trainer):
-    """The part of `LaserTrainer` that makes updates; that class sets the attributes."""
+    """The part of `LaserTrainer` that makes updates; that class sets the attributes.
 
-    model: AlignmentModel
-    window: TrainingWindow
-    skip_log: SkipLog
-    micro_batches: int  # of a full update, on each process
-    losses: list[tuple[list[str], torch.Tensor]]  # of the update that is made
-    units: int  # pairs (or frames) of it, on this process
+    A full update has `micro_batches` on each process. `losses`, ids and a tensor `(pairs,)` of each micro-batch, and
+    `units`, pairs (or frames), are of the update that is made.
+    """
+
     resumed_at: int = 0  # updates made before this start
-    stop: StopSignals
     _sampler: UpdateSampler | None = None
     _items: Iterator[Update] = iter(())  # updates to come, of this epoch
     _ahead: dict[str, Any] | None = None  # the next one, begun
-
-    @property
-    def objective(self) -> Objective:
-        """The loss."""
-        return self.model.objective
 
     def _build_accelerator_args(self, **kwargs):
         # Compiled as a whole, the model would be compiled anew for every set of lengths; see compile_layers.
@@ -60,32 +48,37 @@ class UpdateTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`; `coupled_weight_decay`: Adam with L2 (Spin); `released`: S3PRL's AdamW."""
         args = self.args
-        if self.optimizer is None and (args.coupled_weight_decay or args.released):
-            trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
-            how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            if args.released:
-                self.optimizer = ReleasedAdamW(trained, **how)
-            else:
-                self.optimizer = torch.optim.Adam(trained, **how, weight_decay=args.weight_decay)
+        how = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        if self.optimizer is None and args.released:
+            self.optimizer = ReleasedAdamW(self._trained(), **how)
+        elif self.optimizer is None and args.coupled_weight_decay:
+            self.optimizer = torch.optim.Adam(self._trained(), **how, weight_decay=args.weight_decay)
         return super().create_optimizer(model)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def get_train_dataloader(self) -> DataLoader:
         """Updates: an item holds the pairs of this process, see `pack`."""
         loader, self._sampler = train_loader(self.train_dataset, self.args, self.resumed_at)
         return loader
 
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Held-out pairs in the order of the data set, shared among the processes."""
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return eval_loader(dataset, self.args, together=self.objective.unit == "frames")
-
     def _run_epoch(self, **kwargs):
-        self._ahead = None
+        before, self._ahead = self.state.global_step, None
+        if before >= self.state.max_steps:  # killed after the last update, before the record
+            self.control.should_training_stop = True
+            return
         if self._sampler is not None:  # a stream counts its epochs itself
             self._sampler.set_epoch(kwargs["epoch"])
             if hasattr(self.train_dataset, "set_epoch"):
                 self.train_dataset.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(**kwargs)
+        super()._run_epoch(**kwargs)
+        if self.state.global_step == before:  # on one process perhaps, so that nothing is asked of the others
+            raise LaserError(
+                f"the training data ended after {before} of --max_steps {self.args.max_steps}: a stream must not end "
+                "(`PairStream` begins again), and every process and worker needs utterances of its own"
+            )
+        self._check_used()
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs  # already on the device, with lengths on the CPU
@@ -150,7 +143,8 @@ class UpdateTrainer(Trainer):
         self.losses.append((inputs["ids"], total.detach()))
         if count:
             self.window.add(terms, units, projected, frames[:count])
-            self.window.count_speech(sum(frames), int(inputs["clean_lengths"].sum()))
+            self.window.frames += sum(frames)
+            self.window.samples += int(inputs["clean_lengths"].sum())
         share = torch.as_tensor(units if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         # DDP averages the gradients over the processes, hence the factor.
         loss = total.sum() / share * self.args.world_size
@@ -169,30 +163,34 @@ class UpdateTrainer(Trainer):
             self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _check_finite(self, gradient_norm: torch.Tensor | float) -> int:
-        """Stop before the optimiser steps, once the state before this update is saved; one host sync per update.
+    def _check_finite(self, norm: torch.Tensor | float) -> int:
+        """The units of the update over all processes, which stop together; one host sync if all is well."""
+        found = [torch.isfinite(total).all() for _, total in self.losses]
+        if not self.args.fp16:  # its gradient scaler skips steps whose gradient is not finite
+            found.append(torch.isfinite(torch.as_tensor(norm, device=self.args.device)))
+        said = [torch.full((), number, device=found[0].device) for number in (self.units, int(bool(self.stop.asked)))]
+        own = torch.stack(((~torch.stack(found).all()).to(torch.int64), *said))
+        wrong, units, asked = sum_over_processes(own, self.args.device).tolist()
+        self.stop.agreed = asked > 0
+        if wrong:
+            own = [pair for ids, total in self.losses for pair in zip(ids, total.tolist(), strict=True)]
+            losses = dict(pair for process in from_all_processes(own) for pair in process)
+            bad = {name: repr(loss) for name, loss in losses.items() if not math.isfinite(loss)}
+            self._stop_before_step("loss" if bad else "gradient", list(bad or losses), bad)
+        return units
 
-        Returns the pairs (or frames) of the update, over all processes.
-        """
-        # With fp16 the gradient scaler skips steps whose gradient is not finite.
-        norm = None if self.args.fp16 else torch.as_tensor(gradient_norm, device=self.args.device)
-        asked = bool(self.stop.asked)
-        found, units, self.stop.agreed = find_non_finite(self.losses, norm, self.args.device, self.units, asked)
-        if found is None:
-            return units
+    def _stop_before_step(self, what: str, ids: list[str], losses: dict[str, str]) -> NoReturn:
+        """End the run once the state before this update is saved."""
         self._check_weights()
-        what, ids, losses = found
         step = self.state.global_step
         if step > 0 and not (Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}").exists():
             self._save_checkpoint(self.model, trial=None)
-        bad = {name: repr(value) for name, value in losses.items()}
         text = f"non-finite {what} at step {step + 1} on the utterances {', '.join(ids)} (look at these files)"
         format = f", without --{self.args.mixed_precision}" if self.args.bf16 or self.args.fp16 else ""
-        self._stop(text, {"step": step + 1, "what": what, "utterances": ids, "losses": bad}, format)
+        self._stop(text, {"step": step + 1, "what": what, "utterances": ids, "losses": losses}, format)
 
     def _check_weights(self) -> None:
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not torch.stack([torch.isfinite(parameter).all() for parameter in trained]).all():
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in self._trained()]).all():
             step = self.state.global_step
             self._stop(f"the weights are not finite after update {step}", {"step": step, "what": "weights"})
 
@@ -201,40 +199,15 @@ class UpdateTrainer(Trainer):
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             write_json(output_dir / NON_FINITE_NAME, report)
-        rate = f"--learning_rate {self.args.learning_rate / 10:g}"
-        advice = f"no update had been saved before it. Try {rate}{format}"
-        if saved := sort_checkpoints(str(output_dir)):
-            options = ["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"]
-            advice = (
-                f"the last finite state is {saved[-1]}. To go on from it with another rate, give the same command with "
-                f"{shlex.join(options)} {rate}{format}"
-            )
-        raise NonFiniteLossError(f"{what}; {advice}")
+        change = f"--learning_rate {self.args.learning_rate / 10:g}{format}"
+        if not (saved := sort_checkpoints(str(output_dir))):
+            raise NonFiniteLossError(f"{what}; no update had been saved before it. Try {change}")
+        options = shlex.join(["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"])
+        raise NonFiniteLossError(
+            f"{what}; the last finite state is {saved[-1]}. To go on from it with another rate, give the same command "
+            f"with {options} {change}"
+        )
 
 
 class NonFiniteLossError(LaserError):
     """Loss or gradient became NaN or infinite; the message names the utterances and the saved state."""
-
-
-def find_non_finite(
-    losses: Losses, gradient_norm: torch.Tensor | None, device: torch.device, units: int = 1, mark: bool = False
-) -> tuple[tuple[str, list[str], dict[str, float]] | None, int, bool]:
-    """What is not finite in an update on any process, each of which calls it; one host sync if all is well.
-
-    `units` are the pairs (or frames) of this process, `mark` is something else that a process wants to tell the others.
-    Returns `None`, or "loss" or "gradient", the utterances to name (all of them where every loss is fine), and the
-    losses that are not finite by utterance; the sum of `units` over the processes; and whether any process has the
-    mark. A `gradient_norm` of `None` does not matter.
-    """
-    found = [torch.isfinite(total).all() for _, total in losses]
-    if gradient_norm is not None:
-        found.append(torch.isfinite(gradient_norm))
-    said = [torch.full((), number, device=found[0].device) for number in (units, int(mark))]
-    own = torch.stack(((~torch.stack(found).all()).to(torch.int64), *said))
-    wrong, units, marked = sum_over_processes(own, device).tolist()
-    if not wrong:
-        return None, units, marked > 0
-    everywhere = from_all_processes([pair for ids, total in losses for pair in zip(ids, total.tolist(), strict=True)])
-    values = dict(pair for process in everywhere for pair in process)
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    return ("loss" if bad else "gradient", list(bad or values), bad), units, marked > 0

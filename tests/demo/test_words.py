@@ -1,27 +1,11 @@
-"""The demo's choice of words and its table."""
+"""The demo's table."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from laser_hf.demo.__main__ import format_before_after, read_words
-from laser_hf.superb.discrimination import Token, WordReport
-
-HEADER = "utterance\tsplit\tspeaker\tword\tstart_seconds\tduration_seconds\n"
-
-
-def test_words_of_four_letters_of_a_split(tmp_path):
-    path = tmp_path / "words.tsv"
-    path.write_text(
-        HEADER + "v02-s1-0001\theldout\tv02\tRiver\t0.5\t0.25\n"
-        "v01-s1-0001\ttrain\tv01\tgarden\t0.25\t0.5\n"
-        "v01-s1-0001\ttrain\tv01\tthe\t0.125\t0.125\n"
-    )
-    assert read_words(path) == [
-        Token("v01-s1-0001", 0.25, 0.5, "garden", "v01"),
-        Token("v02-s1-0001", 0.5, 0.25, "river", "v02"),
-    ]
-    assert [word.label for word in read_words(path, split="heldout")] == ["river"]
+from laser_hf.demo.__main__ import format_before_after
+from laser_hf.superb.discrimination import WordReport
 
 
 def report() -> WordReport:

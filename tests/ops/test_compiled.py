@@ -101,7 +101,8 @@ def test_operators_keep_the_rules():
     x, y = (t.requires_grad_() for t in (frames(2, 5, 3), frames(2, 4, 3, seed=1)))
     lengths = torch.tensor([5, 2]), torch.tensor([4, 1])
     torch.library.opcheck(operators.soft_dtw, (cost, torch.tensor([3, 2]), torch.tensor([4, 1]), 0.1, "cpu", True))
-    torch.library.opcheck(operators.pair_terms, (x, y, *lengths, 0.1, 0.4, True, 1, 1.1, False, "cpu", True))
+    weights = torch.rand(2, 2, dtype=torch.float64)
+    torch.library.opcheck(operators.pair_terms, (x, y, *lengths, weights, 0.4, 0.1, 1, 1.1, False, "cpu"))
 
 
 def test_threads_change_nothing():

@@ -116,20 +116,15 @@ def test_a_speed_that_does_not_explain_the_views_is_refused():
         shares_beyond([(torch.randn(50, 3), torch.randn(40, 3), 1.0)], 0.1, 0.02)
 
 
-def test_the_figure_draws_shares_and_the_warp():
+def test_the_figure_draws_shares():
     generator = torch.Generator().manual_seed(0)
     pair = torch.randn(125, 6, generator=generator), torch.randn(100, 6, generator=generator), 1.25
     shares = {name: shares_beyond([pair], gamma, 0.02, 0.0125) for name, gamma in (("before", 9.0), ("after", 0.1))}
-    example, *axes = (axis for axis in alignment_figure(shares, pair, 0.1, 0.02, 0.0125).axes if axis.get_title())
-    assert "after" in example.get_title()
+    axes = alignment_figure(shares, 0.02).axes
+    assert len(axes) == 2
     for number, axis in enumerate(axes):
         for line, name in zip(axis.lines, shares, strict=False):
             np.testing.assert_allclose(line.get_xdata(), np.arange(201))
             np.testing.assert_allclose(line.get_ydata(), 100 * shares[name][number])
             assert line.get_label() == f"{name}: {100 * shares[name][number][20]:.1f} %"
         assert axis.get_legend().get_title().get_text() == "further than 20 ms"
-    (warp,) = example.lines
-    for x, y in warp.get_xydata():  # picture coordinates: the centre of frame k is at (k + 0.5) frames
-        assert y - 0.01 + 0.0125 == pytest.approx(1.25 * (x - 0.01 + 0.0125))
-    (image,) = example.images
-    assert image.get_extent()[3] == pytest.approx(1.5)

@@ -10,7 +10,7 @@ import yaml
 
 import laser_hf
 from laser_hf.errors import LaserError
-from laser_hf.publishing.space import space_files
+from laser_hf.publishing.upload import space_files
 
 REPO, SPACE = "org/hubert-laser", "spaces/org/hubert-laser"
 

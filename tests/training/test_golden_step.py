@@ -18,7 +18,8 @@ import transformers
 from laser_hf import LaserLoss
 from laser_hf.encoders import SpeechEncoder
 from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
-from laser_hf.training.released import ReleasedAdamW, ReleasedModel, running_updates
+from laser_hf.training.released import ReleasedAdamW, ReleasedModel
+from laser_hf.training.sampling import train_loader
 
 GOLDEN = np.load(Path(__file__).with_name("laser_step_golden.npz"))
 META = json.loads(bytes(GOLDEN["meta"]))
@@ -174,5 +175,13 @@ def test_what_docs_say_of_padding():
     assert (more.sum(2) == 1).sum(1).tolist() == [4] * 5
 
 
-def test_updates_run_on_over_the_end_of_an_epoch():
-    assert running_updates([[0, 1, 2], [2, 0, 1], [1, 2, 0]], 2, 4) == [[0, 1], [2, 2], [0, 1], [1, 2]]
+def test_updates_run_on_over_the_end_of_an_epoch(tmp_path):
+    """Four updates of 6 pairs over 8 utterances: three passes, each of which has all of them."""
+    how = {"released": True, "max_steps": 4, "pairs_per_update": 6, "use_cpu": True, "dataloader_num_workers": 0}
+    _, sampler = train_loader(Pairs(), LaserTrainingArguments(str(tmp_path), report_to="none", **how))
+    updates = sampler.updates()
+    assert [len(update) for update in updates] == [6] * 4
+    order = [index for update in updates for index in update]
+    passes = [order[first : first + 8] for first in (0, 8, 16)]
+    assert all(sorted(one) == list(range(8)) for one in passes)
+    assert passes[0] != passes[1]

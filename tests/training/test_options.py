@@ -20,7 +20,7 @@ from laser_hf.training import (
     parse_options,
     preset_names,
 )
-from laser_hf.training.fields import REFUSED, ranged_options
+from laser_hf.training.arguments import REFUSED, ranged_options
 from laser_hf.training.options import build_parser, option_names
 
 

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...plugins import Option
 from ...transfer import to_device
 from . import IDM, operators
 from .reference import ReferenceSoftDTW
@@ -24,6 +25,7 @@ class SoftDTWBackendError(ValueError):
 
 BACKENDS = ("reference", "cpu", "triton")
 """What `backend=` accepts besides "auto"."""
+_GAMMA = Option("gamma", 0.1, "smoothing of soft-DTW", above=0)
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on CPU tensors; the tests use it where there is no GPU.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,28 +48,28 @@ def pick_backend(name: str, tensor: Tensor) -> str:
     if name == "auto":
         if kind == "cpu":
             return "cpu"
-        if kind == "cuda" and _TRITON_INSTALLED and tensor.dtype == torch.float32:
-            return "triton"
-        if kind == "cuda" and not _TRITON_INSTALLED:
-            _announce("Triton is not installed; pip install triton")
-        elif kind == "cuda":
-            _announce(f"the Triton backend computes in float32, the tensors are {tensor.dtype}")
-        else:
+        if kind != "cuda":
             _announce(f"no compiled backend for tensors on {tensor.device}")
+        elif not _TRITON_INSTALLED:
+            _announce("Triton is not installed; pip install triton")
+        elif tensor.dtype == torch.float32:
+            return "triton"
+        else:
+            _announce(f"the Triton backend computes in float32, the tensors are {tensor.dtype}")
         return "reference"
     if name not in BACKENDS:
         raise SoftDTWBackendError(f"unknown soft-DTW backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
+    fault = ""
     if name == "cpu" and kind != "cpu":
-        raise SoftDTWBackendError(f"backend 'cpu' cannot take tensors on {tensor.device}; use 'auto' or 'reference'")
-    if name == "triton":
-        if not _TRITON_INSTALLED:
-            raise SoftDTWBackendError("backend 'triton' needs Triton (pip install triton); use 'auto' or 'reference'")
-        if kind != "cuda" and not _INTERPRETED:
-            raise SoftDTWBackendError(
-                f"backend 'triton' cannot take tensors on {tensor.device}, only on CUDA; use 'auto' or 'reference'"
-            )
-        if tensor.dtype != torch.float32:
-            raise SoftDTWBackendError(f"backend 'triton' takes float32, got {tensor.dtype}; use 'auto' or 'reference'")
+        fault = f"cannot take tensors on {tensor.device}"
+    elif name == "triton" and not _TRITON_INSTALLED:
+        fault = "needs Triton (pip install triton)"
+    elif name == "triton" and kind != "cuda" and not _INTERPRETED:
+        fault = f"cannot take tensors on {tensor.device}, only on CUDA"
+    elif name == "triton" and tensor.dtype != torch.float32:
+        fault = f"takes float32, got {tensor.dtype}"
+    if fault:
+        raise SoftDTWBackendError(f"backend {name!r} {fault}; use 'auto' or 'reference'")
     return name
 
 
@@ -101,12 +103,6 @@ def frames_in_use(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def _check_gamma(gamma: float) -> float:
-    if not 0.0 < gamma < float("inf"):
-        raise ValueError(f"gamma must be a positive finite number, got {gamma}")
-    return float(gamma)
-
-
 def soft_dtw(
     cost: Tensor, lengths_x: Counts = None, lengths_y: Counts = None, gamma: float = 0.1, backend: str = "auto"
 ) -> Tensor:
@@ -130,7 +126,7 @@ def soft_dtw(
     batch, m, n = cost.shape
     if m == 0 or n == 0:
         raise ValueError(f"cost must have at least one row and one column, got {tuple(cost.shape)}")
-    gamma = _check_gamma(gamma)
+    gamma = _GAMMA.check(gamma)
     lengths_x = check_lengths(lengths_x, batch, m, cost.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, batch, n, cost.device, "lengths_y")
     backend = pick_backend(backend, cost)
@@ -177,8 +173,7 @@ def soft_dtw_divergence(
         gamma, backend: as in `soft_dtw`; so are the result and the errors.
     """
     check_frames(x, y)
-    batch, m, _ = x.shape
-    n = y.shape[1]
+    (batch, m, _), n = x.shape, y.shape[1]
     if batch and pick_backend(backend, x) != "reference":
         return pair_terms(x, y, lengths_x, lengths_y, gamma, backend=backend)[0]
     lengths_x = check_lengths(lengths_x, batch, m, x.device, "lengths_x")
@@ -190,14 +185,9 @@ def soft_dtw_divergence(
     size = max(m, n)
     x = torch.nn.functional.pad(x, (0, 0, 0, size - m))
     y = torch.nn.functional.pad(y, (0, 0, 0, size - n))
-    values = soft_dtw(
-        squared_euclidean(torch.cat((x, x, y)), torch.cat((y, x, y))),
-        torch.cat((lengths_x, lengths_x, lengths_y)),
-        torch.cat((lengths_y, lengths_x, lengths_y)),
-        gamma,
-        backend,
-    )
-    xy, xx, yy = values.reshape(3, batch).unbind(0)
+    cost = squared_euclidean(torch.cat((x, x, y)), torch.cat((y, x, y)))
+    lengths = torch.cat((lengths_x, lengths_x, lengths_y)), torch.cat((lengths_y, lengths_x, lengths_y))
+    xy, xx, yy = soft_dtw(cost, *lengths, gamma, backend).reshape(3, batch).unbind(0)
     return xy - 0.5 * (xx + yy)
 
 
@@ -227,11 +217,9 @@ def pair_terms(
         raise SoftDTWBackendError("pair_terms needs a compiled backend: 'cpu' or 'triton'")
     lengths_x = check_lengths(lengths_x, len(x), x.shape[1], x.device, "lengths_x")
     lengths_y = check_lengths(lengths_y, len(y), y.shape[1], y.device, "lengths_y")
-    with_idm, parameters = (False, IDM(1, 1.0, False)) if idm is None else (True, idm)
-    return operators.pair_terms(
-        x, y, lengths_x, lengths_y, _check_gamma(gamma), float(alpha), with_idm, *parameters, backend,
-        _wants_gradient(x, y),
-    )[:3]  # fmt: skip
+    weights = torch.stack((x.new_ones(len(x)), x.new_full((len(x),), alpha))) if _wants_gradient(x, y) else None
+    settings = (_GAMMA.check(gamma), *(idm or operators.NO_IDM), backend)
+    return operators.pair_terms(x, y, lengths_x, lengths_y, weights, float(alpha), *settings)[:3]
 
 
 def soft_dtw_alignment(

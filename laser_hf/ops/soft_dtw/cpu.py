@@ -1,8 +1,6 @@
-"""The CPU backend: each pair is three problems, and each thread solves one problem at a time.
+"""The CPU backend: each pair is three problems, and each thread solves one problem at a time in its scratch memory.
 
-A problem goes from frames to gradients within its thread and the thread's scratch memory, so that no distances outlive
-their problem: products of `cpu_products`, the recursion of `cpu_kernels` in place. The IDM term needs the same
-distances as soft-DTW of the frames with themselves: one more pass over them and no further product.
+The IDM term needs the same distances as soft-DTW of the frames with themselves: one more pass and no further product.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import IDM, PairTerms
 from . import cpu_kernels as kernels
@@ -112,7 +111,7 @@ def solve(problems: Sequence[Problem], dim: int, dtype: np.dtype, gamma: float, 
         running.result()
 
 
-def _sizes(lengths_x: torch.Tensor, lengths_y: torch.Tensor, longest_x: int, longest_y: int) -> list[tuple[int, int]]:
+def _sizes(lengths_x: Tensor, lengths_y: Tensor, longest_x: int, longest_y: int) -> list[tuple[int, int]]:
     """Lengths as numbers, checked: a compiled graph has not checked them, and a kernel would leave its matrix."""
     sizes = list(zip(lengths_x.tolist(), lengths_y.tolist(), strict=True))
     for rows, columns in sizes:
@@ -122,8 +121,8 @@ def _sizes(lengths_x: torch.Tensor, lengths_y: torch.Tensor, longest_x: int, lon
 
 
 def soft_dtw(
-    cost: torch.Tensor, lengths_x: torch.Tensor, lengths_y: torch.Tensor, gamma: float, with_gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    cost: Tensor, lengths_x: Tensor, lengths_y: Tensor, gamma: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
     """Values `(batch,)`, and expected alignments `(batch, m, n)` with `with_gradient`."""
     _, m, n = cost.shape
     matrix = cost.detach().clone(memory_format=torch.contiguous_format)
@@ -142,21 +141,15 @@ def soft_dtw(
 
 
 def pair_terms(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    lengths_x: torch.Tensor,
-    lengths_y: torch.Tensor,
-    gamma: float,
-    idm: IDM | None,
-    weights: tuple[torch.Tensor, torch.Tensor] | None,
+    x: Tensor, y: Tensor, lengths_x: Tensor, lengths_y: Tensor, gamma: float, idm: IDM | None, weights: Tensor | None
 ) -> PairTerms:
     """Normalised soft-DTW and, with `idm`, `f(X) / m^2 + f(Y) / n^2` of a padded batch of pairs.
 
-    `weights` are those of the two terms in each pair's gradient, two tensors `(batch,)`; `None` for values alone.
+    `weights` are those of the two terms in each pair's gradient, `(2, batch)`; `None` for values alone.
     """
     views = [view.detach().contiguous() for view in (x, y)]
     gradients = [torch.zeros_like(view) for view in views]
-    of_terms = [[0.0] * len(x)] * 2 if weights is None else [weight.tolist() for weight in weights]
+    of_terms = [[0.0] * len(x)] * 2 if weights is None else weights.tolist()
     dim, triples = x.shape[2], []
     sizes = _sizes(lengths_x, lengths_y, x.shape[1], y.shape[1])
     for index, (lengths, of_dtw, of_idm) in enumerate(zip(sizes, *of_terms, strict=True)):
@@ -169,7 +162,7 @@ def pair_terms(
             triple.append(Problem(count, count, own, own, into_own, **how))
         triples.append(triple)
     solve([p for triple in triples for p in triple], dim, views[0].numpy().dtype, gamma, weights is not None)
-    soft_dtw = torch.tensor([xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples], dtype=torch.float64)
-    sums = [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples]
-    regulariser = torch.tensor(sums, dtype=torch.float64)
-    return PairTerms(soft_dtw, regulariser, *(gradients if weights is not None else ()))
+    soft_dtw = [xy.value - 0.5 * (xx.value + yy.value) for xy, xx, yy in triples]
+    regulariser = [sum(own.idm_value / own.rows**2 for own in triple[1:]) for triple in triples]
+    terms = (torch.tensor(values, dtype=torch.float64) for values in (soft_dtw, regulariser))
+    return PairTerms(*terms, *(gradients if weights is not None else ()))

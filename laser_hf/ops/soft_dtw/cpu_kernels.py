@@ -5,16 +5,16 @@ With P = exp(-R / gamma) the recursion of soft-DTW is linear,
     P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
 
 so a cell costs one exponential (of a cost, outside the serial chain) and no logarithm. P leaves the range of any float
-after a few dozen frames; every cell therefore has its own mantissa and binary exponent, both in float64. The backward
-sweep is the transposed recursion of the shares of two of the three predecessors, without exponentials.
+after a few dozen frames; every cell therefore has its own mantissa and binary exponent. The backward sweep is the
+transposed recursion of the shares of two of the three predecessors, without exponentials.
 
-A strip is `LANES` rows. Step k of a strip computes the cells (first row + lane, k - lane), which do not depend on each
-other. LLVM turns the loops over lanes into vector code because of one work array with constant offsets (a second array
-would need a run-time overlap check), no branch in the lane loops (cells outside of the grid are computed and then
-emptied), unsigned offsets, and bit patterns instead of `frexp` and `ldexp`.
+Step k of a strip of `LANES` rows computes the cells (first row + lane, k - lane), which do not depend on each other.
+LLVM turns the loops over lanes into vector code because of one work array with constant offsets (a second one would
+need a run-time overlap check), no branch in them (cells outside of the grid are computed and then emptied), unsigned
+offsets, and bit patterns instead of `frexp` and `ldexp`.
 
 Costs are given as a matrix product G with squared norms u and v, `C[i, j] = u[i] + v[j] + a G[i, j]`; a plain cost
-matrix has a = 1, u = v = 0. Matrices are flat with a row stride, so that the same code serves padded batches.
+matrix has a = 1, u = v = 0. Matrices are flat with a row stride.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ import math
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba.extending import register_jitable
 
 LANES = 32
 _TILE = 16  # columns that are skewed together, so that a cache line serves all lanes
 
-# Offsets into the work array, in float64: mantissas and exponents of the steps k, k - 1, k - 2 (one entry for the row
-# above the strip, then the lanes); and what the lanes of the backward sweep pass on.
+# Offsets into the work array: mantissas and exponents of three steps (an entry for the row above, then the lanes).
 _PITCH = LANES + 8
 _NEW_M, _NEW_E = 0, _PITCH
 _PREVIOUS_M, _PREVIOUS_E = 2 * _PITCH, 3 * _PITCH
@@ -48,26 +45,6 @@ _ROUND = 1.5 * 2.0**52  # adding and subtracting it rounds to the nearest intege
 _BIAS = 2.0**52 + 1023.0  # puts an integer's float64 exponent field into the low bits
 
 
-@intrinsic
-def _bits(typing_context, value):
-    """The bit pattern of a float64 as int64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), generate
-
-
-@intrinsic
-def _float(typing_context, bits):
-    """The float64 with this bit pattern."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 _inlined = numba.njit(inline="always", error_model="numpy", fastmath={"contract", "nsz"})
 
@@ -75,13 +52,13 @@ _inlined = numba.njit(inline="always", error_model="numpy", fastmath={"contract"
 @_inlined
 def _power_of_two(exponent):
     """2^exponent for a whole float64 exponent in -1022 ... 1023."""
-    return _float(_bits(exponent + _BIAS) << 52)
+    return np.int64(np.float64(exponent + _BIAS).view(np.int64) << 52).view(np.float64)
 
 
 @_inlined
 def _exponent_of(value):
     """Floor of log2 of a positive, normal float64, as a float64."""
-    return _float((_bits(value) >> 52) | 0x4330000000000000) - _BIAS
+    return np.int64((np.float64(value).view(np.int64) >> 52) | 0x4330000000000000).view(np.float64) - _BIAS
 
 
 @_inlined
@@ -89,14 +66,13 @@ def _at_least(value, floor):
     return value if value > floor else floor
 
 
-def steps(columns: int, first: int, symmetric: bool) -> int:
-    """Number of steps of the strip whose first row is `first`; a symmetric problem stops at its diagonal."""
-    return (min(columns, first + LANES) if symmetric else columns) + LANES - 1
-
-
+@register_jitable
 def shares_size(rows: int, columns: int, symmetric: bool) -> int:
     """Number of shares, of the diagonal and of the upper predecessor, that one problem keeps."""
-    return 2 * LANES * sum(steps(columns, first, symmetric) for first in range(0, rows, LANES))
+    size = 0
+    for first in range(0, rows, LANES):  # the strips of a symmetric problem stop at its diagonal
+        size += 2 * LANES * ((min(columns, first + LANES) if symmetric else columns) + LANES - 1)
+    return size
 
 
 def strip_size(columns: int) -> int:
@@ -122,10 +98,9 @@ def _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, po
 
 @_compiled
 def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powers, work, border):
-    """Soft-DTW value of one problem; fills `shares`.
+    """Soft-DTW value of one problem; fills `shares`. Of a symmetric problem only cells with column < row are read.
 
-    For a symmetric problem only cells with column < row are read. Scratch: `powers` of `strip_size`, `work` of
-    `WORK`, `border` of 2 (columns + 1) entries.
+    Scratch: `powers` of `strip_size`, `work` of `WORK`, `border` of 2 (columns + 1) entries.
     """
     scale = -1.0 / (gamma * math.log(2.0))
     slope = a * scale
@@ -143,8 +118,7 @@ def forward(gram, stride, rows, columns, u, v, a, symmetric, gamma, shares, powe
             work[_OLD_M + index] = 0.0
             work[_OLD_E + index] = _EMPTY
         if first == 0:
-            work[_OLD_M] = 1.0
-            work[_OLD_E] = 0.0
+            work[_OLD_M], work[_OLD_E] = 1.0, 0.0
         _powers(gram, stride, first, lanes, width, u, v, slope, scale, symmetric, powers)
         cell = np.uint64(0)
         for k in range(width + LANES - 1):
@@ -245,21 +219,12 @@ def backward(shares, rows, columns, symmetric, keep, weight, out, stride, work, 
     Of a symmetric problem only the cells with column <= row are written; E is that of the whole problem. `shares` is
     overwritten: E replaces the shares of the diagonal.
     """
-    for j in range(columns + 1):
-        border[j] = 0.0
-    strips = (rows + LANES - 1) // LANES
-    at = np.uint64(0)
-    for strip in range(strips):
-        first = strip * LANES
-        at += np.uint64(2 * LANES * ((min(columns, first + LANES) if symmetric else columns) + LANES - 1))
-    for strip in range(strips - 1, -1, -1):
-        first = strip * LANES
+    border[: columns + 1] = 0.0
+    at = np.uint64(shares_size(rows, columns, symmetric))
+    for first in range((rows - 1) // LANES * LANES, -1, -LANES):
         lanes = min(LANES, rows - first)
         width = min(columns, first + LANES) if symmetric else columns
-        for index in range(LANES + 1):
-            work[_LEFT + index] = 0.0
-            work[_UP + index] = 0.0
-            work[_DIAGONAL + index] = 0.0
+        work[: _DIAGONAL + _PITCH] = 0.0
         for k in range(width + LANES - 2, -1, -1):
             at -= np.uint64(2 * LANES)
             low = max(0, k - width + 1)
@@ -306,43 +271,28 @@ def idm(gram, stride, rows, u, sigma, margin, squared, weight, sums):
     One pass over `C[i, j] = u[i] + u[j] - 2 gram[i, j]`, which soft-DTW of the frames with themselves needs as well.
     `sums` is scratch of `rows` entries for partial sums by column; they let LLVM vectorise the additions.
     """
-    for j in range(rows):
-        sums[j] = 0.0
+    sums[:rows] = 0.0
     for i in range(rows):
         row = i * stride
         # Columns before `near` are at least `sigma` frames away and repel; from there to the diagonal frames attract.
         near = max(0, i - sigma + 1)
-        if squared:
-            for j in range(near):
-                offset = np.float64(i - j)
-                w = offset * offset + 1.0
-                c = u[i] + u[j] - 2.0 * gram[row + j]
-                reach = margin - _at_least(c, 0.0)
-                sums[j] += w * _at_least(reach, 0.0)
-                gram[row + j] = -weight * w if reach > 0.0 and c >= 0.0 else 0.0
-        else:
-            for j in range(near):
-                offset = np.float64(i - j)
-                w = offset * offset + 1.0
-                c = u[i] + u[j] - 2.0 * gram[row + j]
-                d = math.sqrt(_at_least(c, 0.0))
-                reach = margin - d
-                sums[j] += w * _at_least(reach, 0.0)
-                gram[row + j] = -0.5 * weight * w / d if reach > 0.0 and c > 0.0 else 0.0
+        for j in range(near):
+            offset = np.float64(i - j)
+            w = offset * offset + 1.0
+            c = u[i] + u[j] - 2.0 * gram[row + j]
+            d = _at_least(c, 0.0) if squared else math.sqrt(_at_least(c, 0.0))
+            reach = margin - d
+            sums[j] += w * _at_least(reach, 0.0)
+            slope = -weight * w if squared else -0.5 * weight * w / d
+            # The root's derivative at 0 is infinite; equal frames get the subgradient 0.
+            gram[row + j] = slope if reach > 0.0 and (c > 0.0 or (squared and c == 0.0)) else 0.0
         for j in range(near, i):
             offset = np.float64(i - j)
             w = offset * offset + 1.0
             c = _at_least(u[i] + u[j] - 2.0 * gram[row + j], 0.0)
-            if squared:
-                sums[j] += c / w
-                gram[row + j] = weight / w
-            else:
-                # The root's derivative at 0 is infinite; equal frames get the subgradient 0.
-                d = math.sqrt(c)
-                sums[j] += d / w
-                gram[row + j] = 0.5 * weight / (w * d) if d > 0.0 else 0.0
+            d = c if squared else math.sqrt(c)
+            sums[j] += d / w
+            slope = weight / w if squared else 0.5 * weight / (w * d)
+            gram[row + j] = slope if squared or d > 0.0 else 0.0
         gram[row + i] = 0.0
-    total = 0.0
-    for j in range(rows):
-        total += sums[j]
-    return 2.0 * total
+    return 2.0 * sums[:rows].sum()

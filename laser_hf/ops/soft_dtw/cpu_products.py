@@ -1,8 +1,7 @@
 """Matrix products of the CPU backend, in numba: each thread multiplies on its own and leaves products with zeros out.
 
-A tile of the result, `ROWS` by two vectors, stays in registers while the sum runs; LLVM's vector types say so. Both
-factors are first copied in the order in which the tile reads them. Against a BLAS this saves half of a symmetric
-product, the columns in which the expected alignment is zero, and threads that wait for each other.
+A tile of the result, `ROWS` by two vectors of LLVM, stays in registers while the sum runs. Both factors are first
+copied in the order in which the tile reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ _FEATURES = llvm.get_host_cpu_features()
 _BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16  # of a vector register
 ROWS = 6 if _BYTES == 32 else 12  # accumulators are 2 * ROWS of 16 registers, or of 32 with AVX-512 or on ARM
 _DEPTH = 32  # so many products are summed, and the sums added: less rounding than in one long sum
-
 _BLOCK = 32  # columns that are looked at together for being zero
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -28,10 +26,7 @@ _summing = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"co
 
 @intrinsic
 def _tile(typing_context, a, b, from_a, from_b, depth, out, start, stride, more):
-    """`a b` to rows of `out` from `start`, `stride` apart, or added to them if `more`.
-
-    `a` is packed `(depth, ROWS)` from `from_a`, `b` is packed `(depth, width)` from `from_b`.
-    """
+    """`a b`, packed `(depth, ROWS)` and `(depth, width)`, to rows of `out` `stride` apart; added if `more`."""
     element = ir.DoubleType() if a.dtype == types.float64 else ir.FloatType()
     lanes = _BYTES // (8 if a.dtype == types.float64 else 4)
     vector, integer = ir.VectorType(element, lanes), ir.IntType(64)
@@ -56,10 +51,8 @@ def _tile(typing_context, a, b, from_a, from_b, depth, out, start, stride, more)
         sums = [builder.phi(vector) for _ in range(2 * ROWS)]
         row_a = builder.add(arguments[2], builder.mul(step, integer(ROWS)))
         row_b = builder.add(arguments[3], builder.mul(step, integer(2 * lanes)))
-        halves = [
-            builder.load(vector_at(at_b, builder.add(row_b, integer(half * lanes))), align=_BYTES // lanes)
-            for half in range(2)
-        ]
+        places = [vector_at(at_b, builder.add(row_b, integer(half * lanes))) for half in range(2)]
+        halves = [builder.load(place, align=_BYTES // lanes) for place in places]
         for index, total in enumerate(sums):
             scalar = builder.load(builder.gep(at_a, [builder.add(row_a, integer(index // 2))]))
             spread = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
@@ -184,8 +177,7 @@ def scalar_products(x, y, rows, columns, dim, symmetric, out, stride, u, v, pack
 def pull(matrix, row_step, column_step, rows, columns, x, y, dim, symmetric, out, packed_rows, packed_columns, work):
     """`out_i = 2 sum_j A_ij (x_i - y_j)` for flat frames, the gradient of `sum_ij A_ij |x_i - y_j|^2` by x.
 
-    Only the columns in which some row of a tile differs from zero are multiplied. `out` has room for whole tiles;
-    `work` is scratch of `ROWS` float64.
+    `out` has room for whole tiles; `work` is scratch of `ROWS` float64.
     """
     wide = 2 * _BYTES // out.itemsize
     stride = -(-dim // wide) * wide
@@ -198,8 +190,7 @@ def pull(matrix, row_step, column_step, rows, columns, x, y, dim, symmetric, out
         while low < end and _block_is_zero(matrix, row_step, column_step, first, last, end, symmetric):
             high, end = end, end - _BLOCK
         _pack_rows(matrix, row_step, column_step, first, rows, low, high, symmetric, packed_rows)
-        for r in range(ROWS):
-            work[r] = 0.0
+        work[:ROWS] = 0.0
         for k in range(low, high):
             for r in range(ROWS):
                 work[r] += packed_rows[k * ROWS + r]

@@ -39,16 +39,14 @@ class ReferenceSoftDTW(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cost, lengths_x, lengths_y, gamma):
         batch, m, n = cost.shape
-        diagonals = _to_diagonals(cost.detach().to(torch.float64))
-        count = m + n - 1
-        ctx.geometry = (m, n, gamma)
+        diagonals, count = _to_diagonals(cost.detach().to(torch.float64)), m + n - 1
+        ctx.geometry = m, n
         ctx.set_materialize_grads(False)
-
         # Index 0 of the last axis is the border row i = -1, so that row i sits at i + 1.
         before = diagonals.new_full((batch, m + 1), _OUTSIDE)  # diagonal k - 2
         previous = diagonals.new_full((batch, m + 1), _OUTSIDE)  # diagonal k - 1
         before[:, 0] = 0.0  # R[-1, -1], where every path begins
-        weights = torch.empty((count, 3, batch, m), dtype=cost.dtype, device=cost.device)
+        weights = cost.new_empty((count, 3, batch, m))
         values = diagonals.new_zeros(batch)
         last_diagonal = lengths_x + lengths_y - 2
         last_row = lengths_x.unsqueeze(1)  # position of row lengths_x - 1
@@ -69,14 +67,12 @@ class ReferenceSoftDTW(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         if grad_output is None:
-            return None, None, None, None
+            return (None,) * 4
         weights, lengths_x, lengths_y = ctx.saved_tensors
-        m, n, _ = ctx.geometry
-        count, _, batch, _ = weights.shape
-        occupancy = torch.zeros((count, batch, m), dtype=weights.dtype, device=weights.device)
+        (m, n), (count, _, batch, _) = ctx.geometry, weights.shape
+        occupancy = weights.new_zeros((count, batch, m))
         last_diagonal = lengths_x + lengths_y - 2
-        rows = torch.arange(m, device=weights.device)
-        is_last_row = rows == (lengths_x - 1).unsqueeze(1)
+        is_last_row = torch.arange(m, device=weights.device) == (lengths_x - 1).unsqueeze(1)
         pad = torch.nn.functional.pad
         for k in range(count - 1, -1, -1):
             # The end cell of every utterance starts the recursion; padding never receives anything.

@@ -1,7 +1,6 @@
 """The CUDA backend: allocates, launches `triton_kernels` and multiplies matrices, without any host sync.
 
-TF32 is off whatever the process-wide setting: a distance would be off by up to 1e-3, which at gamma 0.1 changes a
-path's probability by one percent per frame.
+TF32 is off whatever the process-wide setting: a distance would be off by up to 1e-3.
 """
 
 from __future__ import annotations
@@ -93,9 +92,8 @@ def soft_dtw(cost, lengths_x, lengths_y, gamma: float, with_gradient: bool):
 
 
 def pair_terms(x, y, lengths_x, lengths_y, gamma: float, idm: IDM | None, weights):
-    """As `cpu.pair_terms`; `weights` are two tensors `(batch,)` or `None`."""
-    count, m, dim = x.shape
-    n = y.shape[1]
+    """As `cpu.pair_terms`."""
+    (count, m, dim), n = x.shape, y.shape[1]
     size = max(m, n)
     frames = x.new_zeros((2, count, size, dim))
     for view, own, lengths in zip(frames, (x, y), (lengths_x, lengths_y), strict=True):
@@ -113,14 +111,11 @@ def pair_terms(x, y, lengths_x, lengths_y, gamma: float, idm: IDM | None, weight
     terms = xy - 0.5 * (xx + yy)
     if weights is None and idm is None:
         return PairTerms(terms, torch.zeros_like(terms))
-    of_dtw, of_idm = weights if weights is not None else (x.new_zeros(count),) * 2
-    matrices, sums = batch.collect(
-        # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
-        aligned,
-        torch.cat((of_dtw, -of_dtw, -of_dtw)),
-        idm,
-        torch.cat((of_idm, of_idm, of_idm)) * (2.0 / lengths[0].to(x.dtype).square()),
-    )
+    of_dtw, of_idm = x.new_zeros(2, count) if weights is None else weights
+    # A frame occurs in both arguments of the distances within its sequence: twice the gradient, times 1/2.
+    of_dtw = torch.cat((of_dtw, -of_dtw, -of_dtw))
+    of_idm = torch.cat((of_idm, of_idm, of_idm)) * (2.0 / lengths[0].to(x.dtype).square())
+    matrices, sums = batch.collect(aligned, of_dtw, idm, of_idm)
     regulariser = torch.zeros_like(terms)
     if idm is not None:
         regulariser = (sums / lengths[0].double().square()).view(3, count)[1:].sum(0)

@@ -1,27 +1,16 @@
 """The Triton kernels of the CUDA backend: one launch each for a ragged batch of any lengths.
 
-The arithmetic is that of `cpu_kernels`, in float32: with P = exp(-R / gamma) the recursion of soft-DTW is linear,
+The arithmetic is that of `cpu_kernels` with a float32 mantissa in [1, 2) and an int32 binary exponent for each cell.
 
-    P[i, j] = exp(-C[i, j] / gamma) (P[i-1, j-1] + P[i-1, j] + P[i, j-1]),
+Each anti-diagonal depends on the two before: m + n - 1 dependent steps. A program of `sweep` takes a problem in strips
+of `BLOCK` rows, one lane for each row, and goes through the anti-diagonals k = lane + j. The left neighbour of a cell
+is what the lane computed one step before; the upper one is what the lane above computed then (`tl.gather`); the
+diagonal one is the upper one of the step before. Up to 1024 rows are a single strip. With more, a strip passes its last
+row to the next one through `border` in global memory, of which two halves alternate, behind a barrier.
 
-and each cell has a float32 mantissa in [1, 2) and an int32 binary exponent. A step has one `exp2` of a cost, no
-logarithm and no difference of large numbers: a relative error of 2^-24, however large R / gamma is. (In float32, a
-recursion in R loses the digits that R / gamma has before the point.) The backward sweep is the transposed recursion of
-the stored shares of the diagonal and the upper predecessor; it yields E = dR / dC without exponentials.
-
-Order of work. Each anti-diagonal depends on the two before: m + n - 1 dependent steps. `sweep` runs one program for
-each problem. A program takes a strip of `BLOCK` rows, one lane for each row, and goes through its anti-diagonals
-k = lane + j. The left neighbour of a cell is what the lane computed one step before; the upper one is what the lane
-above computed then, fetched with `tl.gather`; the diagonal one is the upper one of the step before. Up to 1024 rows are
-a single strip. With more rows, a strip passes its last row to the next one through `border` in global memory. Two
-halves of `border` alternate, and a barrier separates the strips, so that nothing is overwritten before it is read.
-
-Layout. The sweep reads and writes whole anti-diagonals, which in a row-major matrix touches one cache line for each
-lane. `skew` therefore moves cell (i, j) to [(i + j) mod N, i] of an N x M array, where an anti-diagonal is contiguous.
-`collect` moves the result back. Both are parallel passes over tiles, and both also do the element-wise work: the cost
-from its Gram matrix, and value and gradient of the IDM term.
-
-Sizes change with every micro-batch, so they are not specialised: Triton would compile anew for multiples of 16 and 1.
+The sweep reads and writes whole anti-diagonals, which `skew` makes contiguous: it moves cell (i, j) to
+[(i + j) mod N, i] of an N x M array. `collect` moves the result back. Both do the element-wise work too. Sizes change
+with every micro-batch, so they are not specialised: Triton would compile anew for multiples of 16 and 1.
 
 No GPU has run these kernels yet; `benchmarks.kernel_model` models their time from what the compiler says of them.
 """
