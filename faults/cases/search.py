@@ -165,15 +165,15 @@ FAULTS = [
         says=("error: no point has a score", "--retry_failed"),
     ),
     *(
-        Fault(7, f"search: {' '.join(words)}", _search(*words, over=over), status=1, says=(says,), quick=quick)
-        for words, over, says, quick in (
-            (("--jobs", "0"), OVER, "--jobs 0", True),
-            (("--sampler", "tpe", "--trials", "0"), OVER, "--trials 0", False),
-            (("--sampler", "tpe", "--trials", "-1"), OVER, "--trials -1", False),
-            (("--seeds", "-1"), OVER, "--seeds -1", False),
-            (("--output_dir", ""), OVER, "--output_dir is empty", False),
+        Fault(7, f"search: {' '.join(words)}", _search(*words), status=2, says=(says,), quick=quick)
+        for words, says, quick in (
+            (("--jobs", "0"), "jobs must be at least 1", True),
+            (("--sampler", "tpe", "--trials", "0"), "trials must be at least 1", False),
+            (("--sampler", "tpe", "--trials", "-1"), "trials must be at least 1", False),
+            (("--seeds", "-1"), "seed must be from 0 to", False),
         )
     ),
+    Fault(7, "search: --output_dir ", _search("--output_dir", ""), status=1, says=("--output_dir is empty",)),
     *(
         Fault(7, f"search: --over {over}", _search(over=("--over", over)), status=1, says=(f"--over {over}",))
         for over in (

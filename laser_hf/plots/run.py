@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch.nn.functional import normalize
 
 from ..data import PairTransform, build_perturbation
 from ..encoders import SAMPLE_RATE, load_encoder
 from ..errors import LaserError
 from ..objectives import Objective, find_objective
 from ..records import TRAINING_RECORD, located, read_json, read_record
-from ..superb.discrimination import mean_pooled, token_frames
+from ..superb.discrimination import token_frames
 from ..superb.features import EncoderFeatures, pick_device
 from ..superb.frame_store import encode
 from .alignment import alignment_figure, shares_beyond
@@ -194,5 +195,6 @@ def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) ->
     vectors = {}
     for name, features in encoders.items():
         (frames,), (seconds, middle) = encode(features, words.waveforms, [features.layers - 1]), _times(features)
-        vectors[name] = torch.cat(mean_pooled(token_frames(frames, words.tokens, 1 / seconds, middle)))
+        parts = token_frames(frames, words.tokens, 1 / seconds, middle)
+        vectors[name] = normalize(torch.stack([part.mean(0) for part in parts]), dim=1)
     return vectors

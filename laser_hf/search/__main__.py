@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .. import cli
 from ..errors import LaserError
+from ..plugins import Option
 from ..runs import RunFolder
 from .plan import PICTURE, RECORD, TABLE, Plan, Value, parse_over
 from .report import best_of
@@ -58,10 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", default="outputs/search", help="study, runs and tables")
     add("--overwrite_output_dir", action="store_true", help="delete what an earlier search left there")
     add("--preset", default="demo", help="recipe that all points start from")
-    add("--seeds", nargs="+", type=int, default=[], help="train each point with each seed and score the mean")
+    seed = Option("seed", 0, "", low=0, high=2**32 - 1)
+    add("--seeds", nargs="+", type=seed, default=[], help="train each point with each seed and score the mean")
     add("--sampler", choices=("grid", "tpe"), default="grid", help="all combinations, or draw near good ones")
-    add("--trials", type=int, help="points that --sampler tpe draws")
-    add("--jobs", type=int, default=1, help="points trained side by side on this machine")
+    add("--trials", type=Option("trials", 1, "", low=1), help="points that --sampler tpe draws")
+    jobs = Option("jobs", 1, "", low=1)
+    add("--jobs", type=jobs, default=1, help="points trained side by side on this machine")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("score of a point, always of the last layer").add_argument
     add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task")
@@ -74,15 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
-    """The search that the command line asks for, checked before anything trains; `fixed` are options of laser-hf train.
-
-    Raises:
-        LaserError: options that do not fit; the message says how to mend it.
-    """
+    """The search that the command line asks for, with `fixed` options of laser-hf train; `LaserError` if it is none."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LaserError("start a search as one process; for each GPU one more, with CUDA_VISIBLE_DEVICES")
-    if arguments.jobs < 1:
-        raise LaserError(f"--jobs {arguments.jobs}: expected at least 1")
     given = {word[2:].partition("=")[0].replace("-", "_") for word in fixed if word.startswith("--")}
     for name in given & set(RESERVED):
         raise LaserError(f"--{name} cannot be given to the runs of a search: {RESERVED[name]}")
@@ -90,10 +87,9 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
     options, recipes = _parse(base), {}
     if options.model.do_normalize:
         raise LaserError("the scores take waveforms as they are, and --do_normalize trains with scaled ones")
-
     read = {f"--{name}": getattr(arguments, name) for name in ("data", "alignments", "qbe_data")}
-    read |= {"--model": options.model.model_name_or_path, "--train_data": options.data.train_data}
-    RunFolder(arguments.output_dir, RECORD).protect(read | {"--eval_data": options.data.eval_data})
+    read |= {f"--{name}": getattr(options.data, name) for name in ("train_data", "eval_data")}
+    RunFolder(arguments.output_dir, RECORD).protect(read | {"--model": options.model.model_name_or_path})
 
     def typed(name: str, text: str) -> Value:
         if name in RESERVED:
@@ -102,10 +98,9 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
             raise LaserError(f"--{name} is given as a fixed option too; leave one out")
         options = _parse([*base, f"--{name}={text}"])
         recipes.setdefault(name, []).append(options.recipe())
-        try:
+        value = None
+        with contextlib.suppress(KeyError):  # of an objective or perturbation that is not in use
             value = options.value(name)
-        except KeyError:  # of an objective or perturbation that is not in use
-            return text
         if isinstance(value, list | tuple):
             raise LaserError(f"only options with a single value can be varied, this one has {value}")
         return text if value is None else value
@@ -123,12 +118,10 @@ def build_plan(arguments: argparse.Namespace, fixed: Sequence[str]) -> Plan:
         score = qbe_score(arguments.qbe_data, arguments.metric or "map")
     else:
         raise LaserError("--score qbe needs --qbe_data: QUESST 2014, or a folder with three tables")
-    recipe = options.recipe()
-    for group in recipe.values():
-        for name in (*over, "seed"):
-            group.pop(name, None)
-    how = {"sampler": arguments.sampler, "trials": arguments.trials, "seeds": tuple(arguments.seeds)}
-    return Plan(Path(arguments.output_dir), arguments.preset, tuple(fixed), over, score, recipe, **how)
+    besides = (*over, "seed")
+    recipe = {kind: {k: v for k, v in group.items() if k not in besides} for kind, group in options.recipe().items()}
+    how = arguments.sampler, arguments.trials, tuple(arguments.seeds)
+    return Plan(Path(arguments.output_dir), arguments.preset, tuple(fixed), over, score, recipe, *how)
 
 
 def _parse(argv: Sequence[str]):
@@ -145,11 +138,7 @@ def _parse(argv: Sequence[str]):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a search to its end and print its table.
-
-    Raises:
-        LaserError: options that do not fit, a folder that cannot be used, or no point with a score.
-    """
+    """Run a search to its end and print its table; `LaserError` for wrong options or folders, or without any score."""
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, fixed = build_parser().parse_known_args(argv[:end])

@@ -22,9 +22,7 @@ DATABASE, RECORD, TABLE, PICTURE = "study.db", "search.json", "search.md", "heat
 Value = int | float | str | bool
 Point = dict[str, Value]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-Space = dict[str, Distribution]
-"""What is varied, by the name of the option."""
-
+Space = dict[str, Distribution]  # what is varied, by the name of the option
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(:log)?")
 _OTHER = re.compile(r"[^A-Za-z0-9.+-]+")
@@ -33,40 +31,24 @@ _LONGEST_NAME = 150  # common file systems allow 255 bytes for a file name
 
 @dataclass(frozen=True)
 class Plan:
-    """One search.
+    """One search: `grid` trains all points, `tpe` draws `trials` of them, the later ones near good ones."""
 
-    Attributes:
-        folder: where study, runs and tables go.
-        preset, fixed: arguments of laser-hf train, the same for all points.
-        over: what is varied.
-        score: what a point is worth.
-        recipe: what decides the result of all points alike.
-        sampler, trials: `grid` trains all points, `tpe` draws `trials` of them, the later ones near good ones.
-        seeds: every point is trained with each; empty for the preset's own.
-    """
-
-    folder: Path
-    preset: str
+    folder: Path  # of study, runs and tables
+    preset: str  # with `fixed` what laser-hf train is given for all points
     fixed: tuple[str, ...]
     over: Space
     score: Score
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)  # what decides the result of all points alike
     sampler: str = "grid"
     trials: int | None = None
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()  # every point is trained with each; empty for the preset's own
 
     def __post_init__(self) -> None:
         ranges = [describe(*item) for item in self.over.items() if not isinstance(item[1], CategoricalDistribution)]
         if self.sampler == "grid" and ranges:
-            raise LaserError(
-                f"--over {ranges[0]} is a range: give a list (name=v1,v2,...), or --sampler tpe --trials N"
-            )
+            raise LaserError(f"--over {ranges[0]} is a range: give a list (name=v1,v2), or --sampler tpe --trials N")
         if (self.sampler == "tpe") != (self.trials is not None):
             raise LaserError("--sampler tpe needs --trials N, how many points to train; --sampler grid trains all")
-        if self.trials is not None and self.trials < 1:
-            raise LaserError(f"--trials {self.trials}: expected at least 1")
-        if not all(0 <= seed < 2**32 for seed in self.seeds):
-            raise LaserError(f"--seeds {' '.join(map(str, self.seeds))}: expected 0 to 2**32 - 1")
         if len(set(self.seeds)) < len(self.seeds):
             raise LaserError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice")
 
@@ -75,13 +57,17 @@ class Plan:
         """Points that this search trains; TPE ends early when a finite space is used up."""
         lists = [len(one.choices) for one in self.over.values() if isinstance(one, CategoricalDistribution)]
         whole = [one.high - one.low + 1 for one in self.over.values() if isinstance(one, IntDistribution)]
-        size = math.prod(lists + whole) if len(lists + whole) == len(self.over) else self.trials
+        size = math.prod(lists + whole) if len(lists + whole) == len(self.over) else math.inf
         return min(self.trials or size, size)
 
     def runs(self, point: Point) -> dict[Path, Point]:
         """The point with each seed, by the folder of the run."""
         runs = [{**point, "seed": seed} for seed in self.seeds] or [point]
         return {self.folder / "runs" / name_of(run): run for run in runs}
+
+    def file(self, point: Point, ending: str) -> Path:
+        """A file of a point beside its runs: `log`, `lock` or `worker`."""
+        return self.folder / "runs" / f"{name_of(point)}.{ending}"
 
     def arguments(self, run: Point, folder: Path | str) -> list[str]:
         """Arguments of laser-hf train for a run in `folder`."""
@@ -98,12 +84,8 @@ class Plan:
 def parse_over(texts: Iterable[str], typed: Callable[[str, str], Value]) -> Space:
     """Read `name=v1,v2,...` and `name=low:high[:log]`; a range whose ends are whole numbers holds only such.
 
-    Args:
-        texts: as given to `--over`.
-        typed: (name, text) -> the value that laser-hf train's option takes from the text; raises `LaserError` if none.
-
-    Raises:
-        LaserError: a text of another form, a name given twice, or an empty or impossible range.
+    `typed` gives the value that an option of laser-hf train (name) takes from a text. `LaserError` from it, for a text
+    of another form, a name given twice, or an empty or impossible range.
     """
     space: Space = {}
     for text in texts:
@@ -153,15 +135,12 @@ def describe(name: str, distribution: Distribution) -> str:
 
 def grid(space: Space) -> list[Point]:
     """All combinations of lists of values; the last option varies fastest."""
-    products = itertools.product(*(distribution.choices for distribution in space.values()))
-    return [dict(zip(space, values, strict=True)) for values in products]
+    lists = [distribution.choices for distribution in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*lists)]
 
 
 def name_of(point: Mapping[str, Value]) -> str:
-    """File name of a point, readable and different for different points: `sigma-1_alpha-0.15`.
-
-    If a value has anything but letters, digits and `.+-`, the rest is left out and a digest appended.
-    """
+    """File name of a point, readable and of it alone: `sigma-1_alpha-0.15`; with a digest if that is not enough."""
     texts = {name: text_of(value) for name, value in point.items()}
     readable = "_".join(f"{name}-{_OTHER.sub('-', text)}" for name, text in texts.items())
     if len(readable) <= _LONGEST_NAME and not any(_OTHER.search(text) for text in texts.values()):

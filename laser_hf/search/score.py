@@ -1,7 +1,4 @@
-"""What a point is worth: one number for the last layer of a fine-tuned encoder, from a task of `laser_hf.superb`.
-
-Word discrimination takes seconds; query by example is what the LASER paper chose its values by. Higher is better.
-"""
+"""What a point is worth: one number for the last layer of a fine-tuned encoder, from a task of `laser_hf.superb`."""
 
 from __future__ import annotations
 
@@ -22,32 +19,20 @@ from ..records import TRAINING_RECORD, located, plain, read_json, read_record
 from ..runs import CONTENT, RECIPE_NAME, differences
 from ..superb import find_task
 
-QBE_METRICS = {
-    "map": ("mean_average_precision", "mean average precision"),
-    "mtwv": ("mtwv", "maximum term-weighted value"),
-}
+QBE_METRICS = {"map": "mean_average_precision", "mtwv": "mtwv"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """The measure that a search chooses by.
+    """The measure that a search chooses by."""
 
-    Attributes:
-        task: `discrimination` or `qbe`.
-        options: of the task, as its command line takes them.
-        metric: entries of the metric in the task's record, `metric` (its name) first.
-        title, chosen_on: the metric and the data in words.
-        data: where they are and how much of them is used.
-        digest: SHA-256 over what is compared; another digest is another score.
-    """
-
-    task: str
-    options: list[str]
-    metric: dict[str, str]
-    title: str
-    chosen_on: str
-    data: dict[str, Any]
-    digest: str
+    task: str  # `discrimination` or `qbe`
+    options: list[str]  # of the task, as its command line takes them
+    metric: dict[str, str]  # entries of the metric in the task's record, `metric` (its name) first
+    title: str  # the metric in words
+    chosen_on: str  # the data in words
+    data: dict[str, Any]  # where they are and how much of them is used
+    digest: str  # SHA-256 over what is compared; another digest is another score
 
     def definition(self) -> dict[str, Any]:
         """What decides the value, wherever the data lie."""
@@ -63,10 +48,9 @@ class Score:
         return next(metric["value"] for metric in record["metrics"] if self.metric.items() <= metric.items())
 
     def train_and_measure(self, argv: Sequence[str], folder: Path) -> float:
-        """Train a run, or resume it, or take it as it is if it is finished; score it and delete its checkpoints.
+        """Train or resume a run, if it is not finished; score it and delete its checkpoints.
 
-        Raises:
-            LaserError: from training, a finished run of another recipe, or a score that is not a number.
+        `LaserError` from training, for a finished run of another recipe, or a score that is not a number.
         """
         from ..training import parse_options, run_training
 
@@ -88,17 +72,13 @@ class Score:
 
 def read_or_empty(path: Path) -> dict[str, Any]:
     """The content of a JSON file; nothing if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError):
         return dict(read_json(path))
     return {}
 
 
 def check_content(recipe: Mapping[str, Any], runs: Path) -> None:
-    """Refuse to compare a run with others in `runs` that the same options gave another base model or other speech.
-
-    Raises:
-        LaserError: names the option and the other run.
-    """
+    """`LaserError` if the same options gave another run in `runs` another base model or other speech."""
     for path in sorted(runs.glob(f"*/{RECIPE_NAME}")):
         other = read_or_empty(path)
         ours, theirs = recipe.get(CONTENT, {}), other.get(CONTENT, {})
@@ -113,22 +93,17 @@ def discrimination_score(
 ) -> Score:
     """Word discrimination as `laser-hf train --eval_alignments` measures it, so curves and tables show one quantity.
 
-    Args:
-        data, split: folder of speech and sub-folders to use; by default the held-out voices of the shipped speech.
-        alignments: tab-separated words with their times in that speech.
-
-    Raises:
-        LaserError: speech that cannot be used.
+    By default on the held-out voices of the shipped speech. `LaserError` for speech that cannot be used.
     """
     from ..superb.discrimination import load_aligned_speech
     from ..training.speech import DEMO_SPEECH, SETTINGS
 
     if (data is None) != (alignments is None):
         raise LaserError("--score discrimination takes --alignments and --data together, or neither of them")
+    if data is None and split:
+        raise LaserError("--split names sub-folders of --data, which is not given")
     chosen_on = f"aligned speech in {data}" + (f" ({', '.join(split)})" if split else "")
     if data is None:
-        if split:
-            raise LaserError("--split names sub-folders of --data, which is not given")
         data, alignments, split = DEMO_SPEECH, f"{DEMO_SPEECH}/words.tsv", ["heldout"]
         chosen_on = "the held-out voices of the shipped speech"
     speech = load_aligned_speech(located(data), located(alignments), split, SETTINGS)
@@ -139,29 +114,25 @@ def discrimination_score(
     options = ["--data", data, "--alignments", alignments, *(f"--{name}={value}" for name, value in settings.items())]
     options += ["--split", *split] if split else []
     compared = [(t.utterance, t.label, round(t.start, 3), round(t.duration, 3)) for t in speech.words]
-    title = "average precision of word discrimination across speakers"
-    used = {"source": data, "alignments": alignments, "splits": split, **speech.counts()}
     digest = hashlib.sha256(repr((settings, compared)).encode())
     for name in sorted({token.utterance for token in speech.words}):
         digest.update(np.ascontiguousarray(speech.waveforms[name]))
+    title = "average precision of word discrimination across speakers"
+    used = {"source": data, "alignments": alignments, "splits": split, **speech.counts()}
     return Score("discrimination", options, {"metric": "word_ap_across"}, title, chosen_on, used, digest.hexdigest())
 
 
 def qbe_score(data: str, metric: str = "map") -> Score:
-    """Query by example on the development queries of QUESST 2014, or on a folder with three tables.
-
-    Raises:
-        LaserError: no query-by-example task in `data`.
-    """
+    """Query by example on the development queries of QUESST 2014, or on three tables; `LaserError` for neither."""
     from ..superb.qbe.data import read_data
 
     task = read_data(data, "dev")
-    chosen_on = f"the tables in {data}, which do not say whether they are a development or a test set"
-    if is_quesst := task.layout == "quesst2014":
-        chosen_on = "the development queries of QUESST 2014"
-    name, title = QBE_METRICS[metric]
+    is_quesst = task.layout == "quesst2014"
+    tables = f"the tables in {data}, which do not say whether they are a development or a test set"
+    chosen_on = "the development queries of QUESST 2014" if is_quesst else tables
+    title = {"map": "mean average precision", "mtwv": "maximum term-weighted value"}[metric]
     # SUPERB reports MTWV over the full lists of QUESST 2014.
-    entries = {"metric": name, "trials": "superb" if is_quesst and metric == "mtwv" else "subset"}
+    entries = {"metric": QBE_METRICS[metric], "trials": "superb" if is_quesst and metric == "mtwv" else "subset"}
     used = {"source": data, "layout": task.layout, "queries": len(task.queries), "documents": len(task.documents)}
     options = ["--data", data, "--split=dev", "--skip_dev"]
     return Score("qbe", options, entries, title, chosen_on, used, task.revision())

@@ -1,8 +1,8 @@
 """The points of a search, in one SQLite file that any number of processes share, and the processes that train them.
 
-Optuna keeps the trials and draws the points of TPE. The process that trains a point holds a lock on a file, which the
-operating system releases when the process ends, however that happens. A point without a result whose lock is free was
-interrupted; the next process takes it. (Optuna's heartbeats need a minute, and its `optimize` gives points out twice.)
+The process that trains a point holds a lock on a file, which the operating system releases when the process ends,
+however that happens. A point without a result whose lock is free was interrupted; the next process takes it. (Optuna's
+heartbeats need a minute, and its `optimize` gives points out twice.)
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ from .score import read_or_empty
 
 logger = logging.getLogger(__name__)
 
-SCORE = "score.json"
-"""In a run's folder: its value, or why it failed."""
+SCORE = "score.json"  # in a run's folder: its value, or why it failed
 
 
 def hold(path: Path, wait: bool = False) -> IO | None:
@@ -56,26 +55,17 @@ def hold(path: Path, wait: bool = False) -> IO | None:
     return file
 
 
-def find_damage(database: Path) -> str | None:
-    """What is wrong with an SQLite file; `None` if it is intact or missing."""
+def find_damage(database: Path) -> str:
+    """What is wrong with an SQLite file; nothing if it is intact or missing."""
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=300)) as connection:
-            (found,) = connection.execute("PRAGMA quick_check").fetchone()
+            return connection.execute("PRAGMA quick_check").fetchone()[0].removeprefix("ok").partition("\n")[0]
     except sqlite3.DatabaseError as error:
-        found = str(error)
-    return None if found == "ok" else found.splitlines()[0]
+        return str(error)
 
 
 class SharedStudy:
-    """The study of a plan, created or opened.
-
-    Args:
-        retry_failed: give out failed points again.
-        overwrite: delete what an earlier search left.
-
-    Raises:
-        LaserError: the folder holds another search, or cannot be used.
-    """
+    """The study of a plan, created or opened; `LaserError` if the folder holds another search, or cannot be used."""
 
     def __init__(self, plan: Plan, retry_failed: bool = False, overwrite: bool = False) -> None:
         self.plan = plan
@@ -138,18 +128,15 @@ class SharedStudy:
         with self.locked():
             trials = self.trials()
             for trial in trials:
-                if trial.state == TrialState.RUNNING and (lock := self._hold(trial.params)):
+                if trial.state == TrialState.RUNNING and (lock := hold(self.plan.file(trial.params, "lock"))):
                     return Trial(self._study, trial._trial_id), lock
             if not self._waiting():
                 if len(trials) >= self.plan.size:
                     return None
                 self._study.enqueue_trial(self._draw(trials))
             trial = self._study.ask(self.plan.over)
-            lock = self._hold(trial.params)
+            lock = hold(self.plan.file(trial.params, "lock"))
             return (trial, lock) if lock else None
-
-    def _hold(self, point: Point) -> IO | None:
-        return hold(self.plan.folder / "runs" / f"{name_of(point)}.lock")
 
     def _draw(self, trials: list[FrozenTrial]) -> Point:
         known = {name_of(trial.params) for trial in trials}
@@ -167,22 +154,22 @@ class SharedStudy:
     def settle(self, claim: tuple[Trial, IO], values: list[float], reason: str | None, seconds: float) -> None:
         """Enter the scores of a point, one for each seed, or why it failed; give up its lock."""
         trial, lock = claim
+        std = statistics.stdev(values) if len(values) > 1 else None
         with self.locked(), lock:
-            std = statistics.stdev(values) if len(values) > 1 else None
             for name, entry in {"values": values, "std": std, "reason": reason, "seconds": round(seconds, 1)}.items():
                 trial.set_user_attr(name, entry)
-            state, value = (TrialState.FAIL, None) if reason else (TrialState.COMPLETE, sum(values) / len(values))
-            self._study.tell(trial, value, state)
+            mean, state = (None, TrialState.FAIL) if reason else (statistics.fmean(values), TrialState.COMPLETE)
+            self._study.tell(trial, mean, state)
 
     def report(self) -> str:
         """Write the table, and when every point is done the record and the picture; return the table."""
         with self.locked():
-            trials, folder = self.trials(), self.plan.folder
+            trials = self.trials()
             text = table(self.plan, trials)
-            (folder / TABLE).write_text(text, encoding="utf-8")
+            (self.plan.folder / TABLE).write_text(text, encoding="utf-8")
             if self.finished:
                 draw(self.plan, trials)
-                write_json(folder / RECORD, record(self.plan, trials))
+                write_json(self.plan.folder / RECORD, record(self.plan, trials))
         return text
 
 
@@ -203,7 +190,7 @@ def run_search(study: SharedStudy, jobs: int = 1) -> str:
                     raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {name_of(point)}")
                 values, reason = outcome(plan, point, process and process.exitcode)
                 study.settle(claim, values, reason, time.time() - began)
-                said = f"failed: {reason}" if reason else f"{sum(values) / len(values):.4f}"
+                said = f"failed: {reason}" if reason else f"{statistics.fmean(values):.4f}"
                 print(f"{name_of(point)}: {said} ({time.time() - began:.0f} s)", flush=True)
                 study.report()
             working = [entry for entry in working if entry not in ended]
@@ -230,13 +217,12 @@ def _work(plan: Plan, point: Point) -> None:
     if Path(sys.argv[0]).name == "__main__.py":  # a spawned process does not know it, and records name the command
         sys.argv[0] = "laser-hf search"
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    log = plan.folder / "runs" / f"{name_of(point)}.log"
     try:
-        with log.open("ab") as file:
+        with plan.file(point, "log").open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         set_up_logging()
-        with hold(log.with_suffix(".worker"), wait=True):  # the worker of a killed search needs a moment to notice
+        with hold(plan.file(point, "worker"), wait=True):  # that of a killed search needs a moment to notice
             train_point(plan, point)
     except Exception as error:
         if disk_is_full(error):
@@ -256,14 +242,13 @@ def train_point(plan: Plan, point: Point) -> None:
             continue
         (folder / SCORE).unlink(missing_ok=True)
         try:
-            value = plan.score.train_and_measure(plan.arguments(run, folder), folder)
+            write_json(folder / SCORE, {"value": plan.score.train_and_measure(plan.arguments(run, folder), folder)})
         except Exception as error:
             if disk_is_full(error):
                 raise
             logger.exception("the run failed")
             kind = "" if isinstance(error, LaserError) else f"{type(error).__name__}: "
             return write_json(folder / SCORE, {"failed": f"{kind}{error}"})
-        write_json(folder / SCORE, {"value": value})
 
 
 def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[float], str | None]:
@@ -274,7 +259,7 @@ def outcome(plan: Plan, point: Point, status: int | None = None) -> tuple[list[f
         if "value" not in found:
             how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
             how += " (out of memory?)" if how == "SIGKILL" else ""
-            reason = found.get("failed") or f"ended by {how}; see {name_of(point)}.log"
+            reason = found.get("failed") or f"ended by {how}; see {plan.file(point, 'log').name}"
             return values, f"seed {run['seed']}: {reason}" if len(plan.seeds) > 1 else reason
         values.append(found["value"])
     return values, None

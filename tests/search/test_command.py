@@ -62,8 +62,6 @@ def run_options(encoder, speech):
         ("--over sigma=1,2 --score qbe --qbe_data no/such", "there is no folder no/such"),
         ("--over sigma=1,2 --do_normalize", "trains with scaled ones"),
         ("--over sigma=1,2 --data no/such", "takes --alignments and --data together"),
-        ("--over sigma=1,2 --jobs 0", "--jobs 0: expected at least 1"),
-        ("--over sigma=1:4 --sampler tpe --trials -2", "--trials -2: expected at least 1"),
         ("--over sigma=1,2 --split a", "--split names sub-folders of --data"),
         ("--over sigma=1,2 --data no/such --alignments x.tsv", "no folder no/such"),
     ],
@@ -73,6 +71,24 @@ def test_mistakes_are_named_before_anything_trains(words, message, tmp_path):
     with pytest.raises(LaserError, match=message):
         command.main([*before.split(), f"--output_dir={tmp_path / 'out'}", "--", *behind.split()])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--jobs 0", "argument --jobs: jobs must be at least 1, got '0'"),
+        ("--sampler tpe --trials -2", "argument --trials: trials must be at least 1, got '-2'"),
+        ("--seeds 1 -1", "argument --seeds: seed must be from 0 to 4294967295, got '-1'"),
+    ],
+)
+def test_numbers_out_of_range_are_named_and_help_has_the_ranges(words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--over", "sigma=1,2", *words.split()])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    shown = " ".join(command.build_parser().format_help().split())
+    for text in ("draws (at least 1)", "on this machine (at least 1; default: 1)", "the mean (from 0 to 4294967295)"):
+        assert text in shown
 
 
 def test_several_processes_of_one_launcher_are_refused(monkeypatch):

@@ -256,8 +256,6 @@ def test_bad_plans_and_folders(cheap, tmp_path):
         (("alpha=0.1",), {"trials": 3}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"sampler": "tpe"}, "--sampler tpe needs --trials"),
         (("alpha=0.1",), {"seeds": (1, 1)}, "names a seed twice"),
-        (("alpha=0.1",), {"seeds": (-1,)}, "--seeds -1: expected 0 to"),
-        (("alpha=0.1:1",), {"sampler": "tpe", "trials": 0}, "--trials 0: expected at least 1"),
     ):
         with pytest.raises(LaserError, match=message):
             cheap.make_plan(tmp_path, *over, **more)

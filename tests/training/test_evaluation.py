@@ -127,7 +127,7 @@ def test_the_shipped_speech_has_word_times():
     )
     assert len(evaluator.speech.words) == 200
     assert len({word.speaker for word in evaluator.speech.words}) == 6
-    assert not evaluator.speech.skipped.reasons
+    assert not evaluator.speech.reasons
 
 
 def test_options_that_do_not_fit_are_refused(alignments, small_tree, tmp_path):

@@ -1,8 +1,4 @@
-"""`laser-hf superb discrimination`: diagnostics of an encoder's frames on a little aligned speech.
-
-`measure` gives word discrimination, an ABX-like phone error, and the mean pairwise cosine and the effective rank of the
-frames, in seconds. A training run measures at every evaluation.
-"""
+"""`laser-hf superb discrimination`: diagnostics of an encoder's frames on a little aligned speech, in seconds."""
 
 from __future__ import annotations
 
@@ -11,66 +7,55 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
-from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
-from ...plugins import Option
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
-from ..features import VIEWS, Features, chosen_features, plot_by_layer
+from ..features import VIEWS, Features, chosen_features, perturbed, plot_by_layer
 from ..features import add_arguments as add_feature_arguments
 from ..frame_store import encode
-from .comparisons import AbxReport, NoComparison, WordReport, abx_error, word_discrimination
-from .invariance import invariance
-from .speech import DEFAULTS, AlignedSpeech, DiscriminationSettings, load_aligned_speech
-from .zerospeech import zerospeech_abx
+from ..qbe.scoring import average_precision
+from .comparisons import NoComparison, abx_error, dtw_distances, word_discrimination, word_pairs
+from .speech import DEFAULTS, DiscriminationSettings, load_aligned_speech
+from .tokens import AlignedSpeech, Token, frame_times, token_frames
 
 logger = logging.getLogger(__name__)
 
 NAME = "discrimination"
 HELP = "diagnostics in seconds: same-different word discrimination, ABX-like phone error, collapse statistics"
 PLOT = "discrimination.png"
-INVARIANCE = {
-    "perturbed_word_ap_across": "word discrimination of perturbed words (higher is better)",
-    "view_distance": "distance of a word from its perturbed copy, over that of different words",
+PANELS = {
+    "word discrimination, average precision (higher is better)": ("word_ap_across", "word_ap"),
+    "ABX-like phone error (lower is better, chance 0.5)": ("abx_across", "abx_within"),
+    "mean pairwise cosine of frames": ("frame_cosine",),
+    "effective rank of frames": ("effective_rank",),
+    "word discrimination of perturbed words (higher is better)": ("perturbed_word_ap_across",),
+    "distance of a word from its perturbed copy, over that of different words": ("view_distance",),
 }
+OF_FRAMES = ("frame_cosine", "effective_rank")
 MAX_FRAMES = 512  # of the cosine and the effective rank, as in the training monitor
 FEW_PAIRS = 100  # below this many same-word pairs average precision is a rough number
 
 
 @dataclass(frozen=True)
 class DiscriminationReport:
-    """All diagnostics of one layer; a part is `None` where the speech has no such tokens or allows no comparison."""
+    """The diagnostics of one layer, as far as measured: entries of a record, `metric`, `value`, `unit` and counts."""
 
-    words_across: WordReport | None
-    words_all: WordReport | None
-    abx: AbxReport | None
-    frame_cosine: float
-    effective_rank: float
+    metrics: list[dict[str, Any]]
 
     def summary(self) -> dict[str, float]:
-        """The scalars by their short names, without those that could not be measured."""
-        values = {
-            "word_ap_across": self.words_across and self.words_across.average_precision,
-            "word_ap": self.words_all and self.words_all.average_precision,
-            "abx_across": self.abx and self.abx.across,
-            "abx_within": self.abx and self.abx.within,
-            "frame_cosine": self.frame_cosine,
-            "effective_rank": self.effective_rank,
-        }
-        return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
-
-
-def frame_times(features: Features) -> dict[str, float]:
-    """Frame rate, and the time of the middle of frame 0."""
-    return {"frame_rate": 1 / features.frame_seconds, "first_seconds": features.shortest / 2 / SAMPLE_RATE}
+        """The scalars by their short names."""
+        return {entry["metric"]: entry["value"] for entry in self.metrics}
 
 
 def measure(
@@ -78,32 +63,100 @@ def measure(
     speech: AlignedSpeech,
     layers: Sequence[int] = (-1,),
     settings: DiscriminationSettings = DEFAULTS,
-    progress: bool = False,
 ) -> list[DiscriminationReport]:
     """All diagnostics of each of `layers` (negative ones from the last), on frames that `features` makes.
 
     For an encoder in training, `measure(EncoderFeatures(encoder), speech)[0].summary()` is what an evaluator returns.
     The encoder's mode and PyTorch's random generators stay as they are.
     """
-    encoded = encode(features, speech.waveforms, [layer % features.layers for layer in layers], "frames" * progress)
-    times = frame_times(features)
-    chosen = {"max_pairs": settings.max_pairs, "seed": settings.seed, **times}
-    reports = []
-    for _ in layers:
-        frames = encoded.pop(0)
-        words: list[WordReport | None] = []
-        for across, label in ((True, "words (across speakers)"), (False, "words (all speakers)")):
+    reports, times = [], frame_times(features)
+    for frames in encode(features, speech.waveforms, [layer % features.layers for layer in layers]):
+        entries = []
+        for name, across in (("word_ap_across", True), ("word_ap", False)):
+            how = {"max_pairs": settings.max_pairs, "seed": settings.seed, "across": across}
             try:
-                found = word_discrimination(frames, speech.words, across=across, progress=label * progress, **chosen)
+                found = asdict(word_discrimination(frames, speech.words, **times, **how))
+                entries.append({"metric": name, "value": found.pop("average_precision"), "unit": "fraction", **found})
             except NoComparison as error:
-                logger.warning("cannot compare %s: %s", label, error)
-                found = None
-            words.append(found)
-        abx = abx_error(frames, speech.phones, progress="phones" * progress, **times) if speech.phones else None
+                logger.warning("%s cannot be measured: %s", name, error)
+        for kind, found in abx_error(frames, speech.phones, **times).items():
+            entries.append({"metric": f"abx_{kind}", "value": found.pop("error"), "unit": "fraction", **found})
         stacked = torch.cat([frames[name] for name in sorted(frames)])
         stacked = stacked[torch.linspace(0, len(stacked) - 1, min(MAX_FRAMES, len(stacked))).long()]
-        reports.append(DiscriminationReport(*words, abx, mean_pairwise_cosine(stacked), effective_rank(stacked)))
+        for name, value in zip(OF_FRAMES, (mean_pairwise_cosine(stacked), effective_rank(stacked)), strict=True):
+            entries.append({"metric": name, "value": value, "unit": ""})
+        reports.append(DiscriminationReport([entry for entry in entries if not math.isnan(entry["value"])]))
     return reports
+
+
+def invariance(
+    features: Features, speech: AlignedSpeech, layers: Sequence[int], settings: DiscriminationSettings
+) -> list[dict[str, dict[str, float]]]:
+    """How far perturbed words lie from the words as they are, the invariance that LASER trains: two measures by view.
+
+    * `perturbed_word_ap_across`: word discrimination across speakers of perturbed words among words as they are.
+    * `view_distance`: mean distance of a word from its perturbed copy, over the mean distance of different words of
+      different speakers. 0: the perturbation does not show; 1: it moves a word as far as another word lies.
+
+    Of each layer, on the words of `speech`. `NoComparison` as `word_discrimination`.
+    """
+    tokens, times = sorted(speech.words), frame_times(features)
+    first, second, same = word_pairs(tokens, settings.max_pairs, settings.seed, across=True)
+    own, count = np.arange(len(tokens)), len(tokens)
+    clean = [token_frames(frames, tokens, **times) for frames in encode(features, speech.waveforms, layers)]
+    apart = [dtw_distances(words, first[~same], second[~same]).mean() for words in clean]
+    found = [{"perturbed_word_ap_across": {}, "view_distance": {}} for _ in layers]
+    for view, (speed, _) in VIEWS.items():
+        waveforms = {name: perturbed(waveform, view) for name, waveform in speech.waveforms.items()}
+        moved = [replace(token, start=token.start / speed, duration=token.duration / speed) for token in tokens]
+        for place, frames in enumerate(encode(features, waveforms, layers, view)):
+            words = clean[place] + token_frames(frames, moved, **times)
+            distances = dtw_distances(words, first + count, second)
+            found[place]["perturbed_word_ap_across"][view] = average_precision(-distances, same)
+            found[place]["view_distance"][view] = float(dtw_distances(words, own + count, own).mean() / apart[place])
+    return found
+
+
+def item_lines(phones: Sequence[Token]) -> list[str]:
+    """Lines of an item file: every phone with the one before and the one after it, which touch it, as a triphone."""
+    lines = ["#file onset offset #phone prev-phone next-phone speaker"]
+    for triple in zip(phones, phones[1:], phones[2:], strict=False):
+        if all(a.utterance == b.utterance and abs(a.end - b.start) < 0.011 for a, b in pairwise(triple)):
+            a, phone, b = triple
+            names = f"{phone.label} {a.label} {b.label} {phone.speaker}"
+            lines.append(f"{phone.utterance} {a.start:.3f} {b.end:.3f} {names}")
+    return lines
+
+
+def zerospeech_abx(
+    features: Features, speech: AlignedSpeech, layers: Sequence[int], seed: int = 0
+) -> list[dict[str, float]]:
+    """ABX errors of triphones that differ in the middle, within and across speakers, of each layer; fractions.
+
+    Computed by the package `fastabx` (Python 3.12 or newer) with the limits on tokens of ZeroSpeech 2021: 10 in a cell,
+    5 of X across speakers. `LaserError` if `fastabx` is missing, or the speech has no two such triphones.
+    """
+    try:
+        import fastabx
+    except ModuleNotFoundError as error:
+        raise LaserError("--zerospeech needs fastabx and Python 3.12 or newer: pip install 'laser-hf[abx]'") from error
+    how = {"max_size_group": 10, "max_x_across": 5, "frequency": round(1 / features.frame_seconds), "seed": seed}
+    found = []
+    with TemporaryDirectory() as folder:
+        item = Path(folder) / "phones.item"
+        item.write_text("\n".join(item_lines(speech.all_phones)) + "\n", encoding="utf-8")
+        for frames in encode(features, speech.waveforms, layers):
+            for name, states in frames.items():
+                torch.save(states, Path(folder) / f"{name}.pt")
+            errors = {}
+            for speaker in ("within", "across"):
+                try:
+                    error = fastabx.zerospeech_abx(item, folder, speaker=speaker, device="cpu", progress=False, **how)
+                except (ValueError, IndexError) as wrong:
+                    raise LaserError(f"no ABX {speaker} speakers on these phones: {wrong}; give more speech") from wrong
+                errors[f"zerospeech_abx_{speaker}"] = float(error)
+            found.append(errors)
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +168,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", nargs="+", help="sub-folders of --data to use; default: all")
     add("--alignments", type=Path, required=True, help="tab-separated words (and phones) with times")
     add("--zerospeech", action="store_true", help="also ABX as the ZeroSpeech challenges have it (needs the extra abx)")
-    for setting in fields(DiscriminationSettings):
-        if setting.name != "seed":
-            kind = Option(f"--{setting.name}", setting.default, "", low=setting.metadata["least"])
-            add(f"--{setting.name}", type=kind, default=setting.default, help=setting.metadata["help"])
+    for option in DiscriminationSettings.options():
+        if option.name != "--seed":
+            add(option.name, type=option, default=option.default, help=option.help)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,37 +182,36 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     speech = load_aligned_speech(arguments.data, arguments.alignments, arguments.split, settings)
     features, layers = chosen_features(arguments)
     folder.prepare(recipe, arguments.overwrite_output_dir)
-    reports = dict(zip(layers, measure(features, speech, layers, settings, progress=True), strict=True))
-    for layer, report in reports.items():
-        print(f"layer {layer}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.summary().items()))
-    more: dict[int, dict[str, Any]] = {}
-    if arguments.perturbed:
-        more = dict(zip(layers, invariance(features, speech, layers, settings, **frame_times(features)), strict=True))
-    if arguments.zerospeech:
-        for layer, errors in zip(layers, zerospeech_abx(features, speech, layers, settings.seed), strict=True):
-            print(f"layer {layer}: " + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
-            more.setdefault(layer, {}).update(errors)
-    last = reports[layers[-1]]
-    if last.summary().keys() <= {"frame_cosine", "effective_rank"}:
+    found = [report.metrics for report in measure(features, speech, layers, settings)]
+    if {entry["metric"] for entry in found[-1]} <= set(OF_FRAMES):
         selected = f"({len(speech.words)} words and {len(speech.phones)} phones are selected)"
         mend = "give more speech, or lower --min_letters or --min_seconds"
         raise LaserError(f"no words and no phones of {arguments.alignments} can be compared {selected}; {mend}")
-    pairs = last.words_across.same_pairs if last.words_across else 0
+    if arguments.perturbed:
+        for entries, measures in zip(found, invariance(features, speech, layers, settings), strict=True):
+            for name, views in measures.items():
+                entries.append({"metric": name, "value": fmean(views.values()), "unit": "fraction", "views": views})
+    if arguments.zerospeech:
+        for entries, errors in zip(found, zerospeech_abx(features, speech, layers, settings.seed), strict=True):
+            entries += [{"metric": name, "value": error, "unit": "fraction"} for name, error in errors.items()]
+    for layer, entries in zip(layers, found, strict=True):
+        print(f"layer {layer}: " + ", ".join(f"{entry['metric']} {entry['value']:.4f}" for entry in entries))
+    pairs = next((entry["same_pairs"] for entry in found[-1] if entry["metric"] == "word_ap_across"), 0)
     if pairs < FEW_PAIRS:
         rough = f"only {pairs} same-word pairs of different speakers, so word_ap_across is a rough number"
         print(f"Note: {rough}; more speech or a lower --min_letters or --min_seconds gives more pairs.")
+    split = "+".join(arguments.split or ["all"])
+    # The last layer comes first: it is the one that is fine-tuned, and the one that query by example reads.
+    by_layer = list(zip(layers, found, strict=True))[::-1]
+    metrics = [entry | {"split": split, "layer": layer} for layer, entries in by_layer for entry in entries]
     if len(layers) > 1:
-        plot_layers(reports, more, arguments.output_dir / PLOT, arguments.model)
-    split = "+".join(arguments.split) if arguments.split else "all"
+        plot_layers(metrics, arguments.output_dir / PLOT, arguments.model)
     source = {"source": str(arguments.data), "alignments": str(arguments.alignments), "splits": arguments.split}
     record = new_record(
         NAME,
         protocol="quick",
         model=features.describe(arguments.model),
-        # The last layer comes first: it is the one that is fine-tuned, and the one that query by example reads.
-        metrics=[
-            entry for layer in reversed(layers) for entry in _metrics(reports[layer], more.get(layer, {}), layer, split)
-        ],
+        metrics=metrics,
         data=source | speech.counts(),
         recipe={**recipe, "layers": layers, "frame_seconds": features.frame_seconds},
         seed=arguments.seed,
@@ -170,51 +221,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _metrics(report: DiscriminationReport, more: Mapping[str, Any], layer: int, split: str) -> list[dict[str, Any]]:
-    """The metrics of a layer with their counts or their values by view; what could not be measured is left out."""
-    metrics = []
-
-    def enter(name: str, value: float, unit: str = "", **counts: Any) -> None:
-        about = {"unit": unit, "split": split, "layer": layer}
-        metrics.append({"metric": name, "value": value, **about, **counts})
-
-    for name, words in (("word_ap_across", report.words_across), ("word_ap", report.words_all)):
-        if words is not None:
-            counts = asdict(words)
-            enter(name, counts.pop("average_precision"), "fraction", **counts)
-    for name in ("across", "within") if report.abx else ():
-        abx = asdict(report.abx)
-        counts = {key: abx[key] for key in ("tokens", "phones", "speakers")}
-        counts |= {key: abx[f"{name}_{key}"] for key in ("triples", "phone_pairs")}
-        if not math.isnan(abx[name]):
-            enter(f"abx_{name}", abx[name], "fraction", **counts)
-    enter("frame_cosine", report.frame_cosine)
-    enter("effective_rank", report.effective_rank)
-    for name, found in more.items():
-        value, views = (fmean(found.values()), {"views": found}) if isinstance(found, Mapping) else (found, {})
-        enter(name, value, "fraction", **views)
-    return metrics
-
-
-def plot_layers(
-    reports: Mapping[int, DiscriminationReport],
-    more: Mapping[int, Mapping[str, Any]],
-    path: Path,
-    title: str,
-) -> None:
+def plot_layers(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """The diagnostics against the layer."""
-    panels = {
-        "word discrimination, average precision (higher is better)": ("word_ap_across", "word_ap"),
-        "ABX-like phone error (lower is better, chance 0.5)": ("abx_across", "abx_within"),
-        "mean pairwise cosine of frames": ("frame_cosine",),
-        "effective rank of frames": ("effective_rank",),
-    }
-    summaries = {layer: report.summary() for layer, report in reports.items()}
-    lines = {
-        label: {name: {layer: one[name] for layer, one in summaries.items() if name in one} for name in names}
-        for label, names in panels.items()
-    }
-    for name, label in INVARIANCE.items():
-        if perturbed := {layer: one[name] for layer, one in more.items() if name in one}:
-            lines[label] = {view: {layer: one[view] for layer, one in perturbed.items()} for view in VIEWS}
+    lines: dict[str, dict[str, dict[int, float]]] = {}
+    for label, names in PANELS.items():
+        for entry in (entry for entry in metrics if entry["metric"] in names):
+            for name, value in entry.get("views", {entry["metric"]: entry["value"]}).items():
+                lines.setdefault(label, {}).setdefault(name, {})[entry["layer"]] = value
     plot_by_layer(lines, path, title)

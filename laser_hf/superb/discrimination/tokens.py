@@ -3,9 +3,8 @@
 The file is tab-separated with a header line and one word a line: `utterance`, `word`, `start_seconds`,
 `duration_seconds`; optionally `speaker` (by default what precedes the first hyphen of the utterance), `split`, and a
 column whose name starts with `phones`. That one holds `NAME:START:DURATION` in centiseconds for every phone of the
-word, separated by spaces. Words in angle brackets (`<sil>`, `</s>`) are markers, not tokens.
-
-Words and phones without a name or valid times are left out, counted and named.
+word, separated by spaces. Words in angle brackets (`<sil>`, `</s>`) are markers. Words and phones without a name or
+valid times are left out, counted and named.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data import read_table
+from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
-from ..features import read_times
+from ..features import Features, read_times
 
 COLUMNS = ("utterance", "word", "start_seconds", "duration_seconds")
-NO_PHONES = ("SIL", "SPN", "NSN")
-"""Phone names that stand for silence and noise."""
+NO_PHONES = ("SIL", "SPN", "NSN")  # phone names that stand for silence and noise
 NAMED = 5  # how many of the rows left out for one reason are named
 
 
@@ -47,61 +46,56 @@ class Token:
         return self.start + self.duration
 
 
-class Skipped:
-    """What was left out: names by reason."""
+@dataclass
+class AlignedSpeech:
+    """Speech with times: what the diagnostics need of the data."""
 
-    def __init__(self) -> None:
-        self.names: dict[str, list[str]] = defaultdict(list)
+    waveforms: dict[str, Tensor] = field(default_factory=dict)  # `(samples,)` at 16 kHz by utterance
+    words: list[Token] = field(default_factory=list)  # sorted, as phones are; either may be empty
+    phones: list[Token] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what cannot be used, by reason
+    all_phones: list[Token] = field(default_factory=list)  # of these utterances; `phones` are some of them
 
     @property
     def reasons(self) -> dict[str, dict[str, Any]]:
-        """Per reason the `count` and the `first` few names, for a record."""
-        return {reason: {"count": len(names), "first": names[:NAMED]} for reason, names in self.names.items()}
+        """Why something cannot be used: per reason the `count` and the `first` few names."""
+        return {reason: {"count": len(names), "first": names[:NAMED]} for reason, names in self.skipped.items()}
 
-    def __str__(self) -> str:
-        first = {why: names[:NAMED] + ["..."] * (len(names) > NAMED) for why, names in self.names.items()}
-        return "; ".join(f"{len(self.names[why])} {why} ({', '.join(names)})" for why, names in first.items())
-
-
-@dataclass
-class Alignments:
-    """All tokens of a file, each list sorted by utterance and start."""
-
-    words: list[Token] = field(default_factory=list)
-    phones: list[Token] = field(default_factory=list)
-    skipped: Skipped = field(default_factory=Skipped)
+    def counts(self) -> dict[str, Any]:
+        """How much there is, for records."""
+        seconds = round(sum(map(len, self.waveforms.values())) / SAMPLE_RATE, 1)
+        speakers = {token.speaker for token in [*self.words, *self.phones]}
+        tokens = {"words": len(self.words), "phones": len(self.phones), "speakers": len(speakers)}
+        return {"utterances": len(self.waveforms), "seconds": seconds, **tokens, "skipped": self.reasons}
 
 
 def read_alignments(
     path: str | Path, split: str | None = None, utterances: Collection[str] | None = None
-) -> Alignments:
+) -> AlignedSpeech:
     """Read words (lower-cased) and phones: only of `utterances`, and with `split` in the column `split`, if given.
 
-    `LaserError` for a file that cannot be read, a missing column (`split` too, if it is given), or a row cut short.
+    There are no waveforms yet. `LaserError` for a file that cannot be read, a missing column, or a row cut short.
     """
-    found = Alignments()
-    skipped = found.skipped.names
-    wanted = None if utterances is None else set(utterances)
+    found = AlignedSpeech()
     for place, row in read_table(path, COLUMNS if split is None else (*COLUMNS, "split")):
         utterance, word, line = row["utterance"], row["word"], place.rpartition(", ")[2]
-        if (split is not None and row["split"] != split) or (wanted is not None and utterance not in wanted):
+        if split not in (None, row.get("split")) or (utterances is not None and utterance not in utterances):
             continue
         speaker = row.get("speaker") or utterance.split("-")[0]
         if not utterance or not speaker or not word:
-            skipped["rows without utterance or word"].append(line)
+            found.skipped["rows without utterance or word"].append(line)
             continue
-        if not word.startswith("<"):
-            times = read_times(row["start_seconds"], row["duration_seconds"])
-            if times is None:
-                skipped["words without valid times"].append(f"{utterance} {word}, {line}")
-            else:
-                found.words.append(Token(utterance, *times, word.lower(), speaker))
+        times = read_times(row["start_seconds"], row["duration_seconds"])
+        if times and not word.startswith("<"):
+            found.words.append(Token(utterance, *times, word.lower(), speaker))
+        elif not word.startswith("<"):
+            found.skipped["words without valid times"].append(f"{utterance} {word}, {line}")
         phones = next((cell for column, cell in row.items() if column.startswith("phones")), "")
         for entry in phones.split():
             name, _, rest = entry.partition(":")
             times = read_times(*rest.split(":"), scale=100)
-            if not name or times is None:
-                skipped["phones without name or valid times"].append(f"{utterance} {entry!r}, {line}")
+            if not name or not times:
+                found.skipped["phones without name or valid times"].append(f"{utterance} {entry!r}, {line}")
             elif name not in NO_PHONES:
                 found.phones.append(Token(utterance, *times, name, speaker))
     found.words.sort()
@@ -123,23 +117,17 @@ def token_frames(
     A token has the frames whose time lies within it; a very short one has the frame nearest its middle. A zero frame
     keeps length zero, so its distance to everything is 1. `frames` are `(frames, dim)` by utterance; frame 0 is at
     `first_seconds`, by default in the middle of its period. `LaserError` for frames that are not finite or a token
-    beyond their end, `ValueError` for an utterance without frames or frames of a wrong shape.
+    beyond their end, `ValueError` for an utterance without frames.
     """
-    if not frame_rate > 0:
-        raise ValueError(f"frame_rate must be positive, got {frame_rate}")
     offset = 0.5 if first_seconds is None else first_seconds * frame_rate
     units: dict[str, Tensor] = {}
     for name in {token.utterance for token in tokens}:
         if name not in frames:
             raise ValueError(f"there are no frames for the utterance {name!r}")
         matrix = torch.as_tensor(frames[name]).detach().to("cpu", torch.float32)
-        if matrix.ndim != 2:
-            raise ValueError(f"the frames of {name!r} must be (frames, dim), got {tuple(matrix.shape)}")
         if not torch.isfinite(matrix).all():
             raise LaserError(f"the frames of {name!r} are not all finite")
         units[name] = F.normalize(matrix, dim=1)
-    if len(dims := {matrix.shape[1] for matrix in units.values()}) > 1:
-        raise ValueError(f"the frames of all utterances must have one dimension, got {sorted(dims)}")
     segments = []
     for token in tokens:
         matrix = units[token.utterance]
@@ -156,6 +144,6 @@ def token_frames(
     return segments
 
 
-def mean_pooled(segments: Sequence[Tensor]) -> list[Tensor]:
-    """Each stretch as the one unit-length frame `(1, dim)` in the direction of its mean."""
-    return [F.normalize(segment.mean(0, keepdim=True), dim=1) for segment in segments]
+def frame_times(features: Features) -> dict[str, float]:
+    """Frame rate, and the time of the middle of frame 0, as `token_frames` takes them."""
+    return {"frame_rate": 1 / features.frame_seconds, "first_seconds": features.shortest / 2 / SAMPLE_RATE}

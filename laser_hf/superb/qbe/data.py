@@ -2,22 +2,16 @@
 
 Two layouts are read. One is a folder with three tab-separated tables, each with a header line:
 
-* `queries.tsv`: query, audio, start_seconds, duration_seconds, speaker (and any other column, such as word)
-* `documents.tsv`: document, audio, speaker
+* `queries.tsv`: query, audio (relative to the folder), start_seconds, duration_seconds, speaker, perhaps more
+* `documents.tsv`: document, audio, speaker (documents of the query's own speaker are no trials)
 * `targets.tsv`: query, document (the document holds the word)
 
-Audio paths are relative to the folder. Documents of the query's own speaker are no trials, so that only matches across
-speakers count.
+The other is QUESST 2014 as it is distributed (Anguera et al., MediaEval 2014); SUPERB searches its English part:
 
-The other is QUESST 2014 as it is distributed (Anguera et al., MediaEval 2014), of which SUPERB searches the English
-part:
-
-    quesst14Database/Audio, dev_queries, eval_queries
-    quesst14Database/scoring/language_key_utterances.lst, language_key_dev.lst, language_key_eval.lst
-    quesst14Database/scoring/groundtruth_quesst14_{dev,eval}/*.rttm, *.ecf.xml, *.tlist.xml
-
-The `.lst` files hold `PATH LANGUAGE` lines, PATH beginning with the database's own folder. The term list names all
-queries, the experiment control file (ecf) all documents, and the RTTM file which document holds which query.
+* `Audio`, `dev_queries`, `eval_queries`
+* `scoring/language_key_{utterances,dev,eval}.lst`: `PATH LANGUAGE` lines, PATH beginning with the database's own folder
+* `scoring/groundtruth_quesst14_{dev,eval}`: the term list (`*.tlist.xml`) names all queries, the control file
+  (`*.ecf.xml`) all documents, and `*.rttm` which document holds which query
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,7 +28,7 @@ import numpy as np
 from ...data import read_lines, read_table
 from ...errors import LaserError
 from ..features import Utterance, read_times
-from .scoring import Collection, numbered
+from .scoring import Collection
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +48,7 @@ class QbeData:
     targets: np.ndarray  # bool (queries, documents): which pairs match
     trials: np.ndarray  # likewise: which pairs count
     layout: str = "tsv"  # or "quesst2014"
-    collection: Collection | None = None  # the full evaluation that this is a part of, if it is one
+    collection: Collection | None = None  # the full evaluation that this is a part of
     gain: float = 1.0  # factor on the samples
 
     def revision(self) -> str:
@@ -70,8 +64,7 @@ class QbeData:
 def read_data(folder: str | Path, split: str = "eval") -> QbeData:
     """Read a folder of either layout: three tables, or QUESST 2014 (`quesst14Database` or the folder around it).
 
-    `split`, "eval" or "dev", is of QUESST 2014 and has no meaning for tables. `LaserError` for neither layout, or where
-    something in it is missing.
+    `split`, "eval" or "dev", is of QUESST 2014 alone. `LaserError` for neither layout, or one that lacks something.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -81,30 +74,23 @@ def read_data(folder: str | Path, split: str = "eval") -> QbeData:
     for root in (folder, folder / "quesst14Database"):
         if (root / "scoring").is_dir():
             return read_quesst(root, split)
-    quesst = "QUESST 2014 with its folders Audio, dev_queries, eval_queries and scoring"
-    raise LaserError(f"{folder} is no query-by-example task: expected {', '.join(TABLES)}, or {quesst}")
+    expected = f"{', '.join(TABLES)}, or QUESST 2014 with its folders Audio, dev_queries, eval_queries and scoring"
+    raise LaserError(f"{folder} is no query-by-example task: expected {expected}")
 
 
 def read_tables(folder: Path) -> QbeData:
     """Read the three tables of `folder`, as the split "test".
 
-    `LaserError` for a missing table or column, an invalid time, a name that comes twice, or an unknown one in
-    `targets.tsv`.
+    `LaserError` for a missing table or column, an invalid time, a name that comes twice or `targets.tsv` alone has.
     """
     if missing := [name for name in TABLES if not (folder / name).is_file()]:
         raise LaserError(f"{folder} lacks {', '.join(missing)}")
-    paths = [folder / name for name in TABLES]
-    queries = _once(
-        (place, Utterance(row["query"], folder / row["audio"], *_times(place, row), row["speaker"]))
-        for place, row in _rows(paths[0], "query", "audio", "start_seconds", "duration_seconds", "speaker")
-    )
-    documents = _once(
-        (place, Utterance(row["document"], folder / row["audio"], speaker=row["speaker"]))
-        for place, row in _rows(paths[1], "document", "audio", "speaker")
-    )
-    rows, columns = (numbered(one.name for one in part) for part in (queries, documents))
+    listed, held, matches = (folder / name for name in TABLES)
+    queries = _read_recordings(listed, "query", "start_seconds", "duration_seconds")
+    documents = _read_recordings(held, "document")
+    rows, columns = ({one.name: place for place, one in enumerate(part)} for part in (queries, documents))
     targets = np.zeros((len(queries), len(documents)), dtype=bool)
-    for place, row in _rows(paths[2], "query", "document"):
+    for place, row in _rows(matches, "query", "document"):
         if row["query"] not in rows or row["document"] not in columns:
             raise LaserError(f"{place}: unknown query or document: {row['query']}, {row['document']}")
         targets[rows[row["query"]], columns[row["document"]]] = True
@@ -113,17 +99,20 @@ def read_tables(folder: Path) -> QbeData:
 
 
 def _rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
-    table = read_table(path, columns)
-    if not table:
-        raise LaserError(f"{path} has no line below its header")
-    return table
+    if table := read_table(path, columns):
+        return table
+    raise LaserError(f"{path} has no line below its header")
 
 
-def _times(place: str, row: dict[str, str]) -> tuple[float, float]:
-    given = row["start_seconds"], row["duration_seconds"]
-    if (times := read_times(*given)) is None:
-        raise LaserError(f"{place}: expected a start from 0 on and a positive duration, got {' and '.join(given)}")
-    return times
+def _read_recordings(path: Path, kind: str, *times: str) -> list[Utterance]:
+    """Recordings by name: whole files, or the parts of them that the columns `times` tell."""
+    found = []
+    for place, row in _rows(path, kind, "audio", *times, "speaker"):
+        given = [row[name] for name in times]
+        if not (part := read_times(*given) if times else (0.0, None)):
+            raise LaserError(f"{place}: expected a start from 0 on and a positive duration, got {' and '.join(given)}")
+        found.append((place, Utterance(row[kind], path.parent / row["audio"], *part, row["speaker"])))
+    return _once(found)
 
 
 def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
@@ -137,21 +126,18 @@ def _once(placed: Iterable[tuple[str, Utterance]]) -> list[Utterance]:
 
 
 def read_quesst(root: Path, split: str = "eval") -> QbeData:
-    """Read the English queries of `split`, the English documents and the ground truth; every pair is a trial.
+    """Read the English queries of `split` and documents in `quesst14Database` and the truth; every pair is a trial.
 
-    `root` holds `Audio`, `dev_queries`, `eval_queries` and `scoring`. Audio files are not looked at here. `LaserError`
-    for an unknown split, a list or ground-truth file that is missing or unreadable, or if nothing English is left.
+    Audio files are not looked at. `LaserError` for a file that is missing or unreadable, or if nothing English is left.
     """
-    if split not in SPLITS:
-        raise LaserError(f"QUESST 2014 has the splits {', '.join(SPLITS)}, not {split!r}")
-    queries = _read_list(root, root / "scoring" / f"language_key_{split}.lst")
-    documents = _read_list(root, root / "scoring" / "language_key_utterances.lst")
+    queries, documents = (_read_list(root, f"language_key_{part}.lst") for part in (split, "utterances"))
     truth = root / "scoring" / f"groundtruth_quesst14_{split}"
     terms = _names(_only(truth, "*.tlist.xml"), "term", "termid")
     files = _names(_only(truth, "*.ecf.xml"), "excerpt", "audio_filename")
     rttm = _only(truth, "*.rttm")
-    collection = Collection(terms, files, _read_rttm(rttm, terms, files))
-    targets = collection.targets[np.ix_(_find(queries, terms, "term list"), _find(documents, files, "control file"))]
+    part = np.ix_(_find(queries, terms, "term list"), _find(documents, files, "control file"))
+    collection = Collection(_read_rttm(rttm, terms, files), part)
+    targets = collection.targets[part]
     if not targets.any():
         raise LaserError(f"{rttm} holds no target among the {LANGUAGE} queries and documents")
     gain = 10 ** (GAIN_DB / 20)
@@ -159,14 +145,14 @@ def read_quesst(root: Path, split: str = "eval") -> QbeData:
 
 
 def _stem(name: str) -> str:
-    """A recording's name without folder and extension; the files write it with and without."""
+    """A recording's name; the files write it with and without folder and extension."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in (".wav", ".sph", ".flac") else path.name
 
 
-def _read_list(root: Path, path: Path) -> list[Utterance]:
+def _read_list(root: Path, name: str) -> list[Utterance]:
     """English recordings of a `.lst` file; `root` replaces the first component of each path."""
-    found, languages = [], set()
+    path, found, languages = root / "scoring" / name, [], set()
     for place, line in read_lines(path):
         fields = line.split()
         if len(fields) != 2:
@@ -180,14 +166,13 @@ def _read_list(root: Path, path: Path) -> list[Utterance]:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    files = sorted(folder.glob(pattern))
-    if len(files) != 1:
+    if len(files := list(folder.glob(pattern))) != 1:
         raise LaserError(f"expected one {pattern} in {folder}, found {len(files)}")
     return files[0]
 
 
-def _names(path: Path, element: str, attribute: str) -> list[str]:
-    """Stems of an attribute of all elements of a kind, in order, each once."""
+def _names(path: Path, element: str, attribute: str) -> dict[str, int]:
+    """Stems of an attribute of all elements of a kind, with their positions."""
     try:
         tree = ElementTree.parse(path)
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two are of encodings
@@ -195,13 +180,12 @@ def _names(path: Path, element: str, attribute: str) -> list[str]:
     names = dict.fromkeys(_stem(entry.attrib[attribute]) for entry in tree.iter(element) if attribute in entry.attrib)
     if not names:
         raise LaserError(f"{path} has no <{element} {attribute}=...>")
-    return list(names)
+    return {name: position for position, name in enumerate(names)}
 
 
-def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarray:
+def _read_rttm(path: Path, rows: Mapping[str, int], columns: Mapping[str, int]) -> np.ndarray:
     """Targets, bool (queries, documents), from lines `LEXEME DOCUMENT 1 BEGIN DURATION QUERY ...`."""
-    rows, columns = numbered(queries), numbered(documents)
-    targets, unknown = np.zeros((len(queries), len(documents)), dtype=bool), 0
+    targets, unknown = np.zeros((len(rows), len(columns)), dtype=bool), 0
     for place, line in read_lines(path):
         fields = line.split()
         if fields[0] != "LEXEME":
@@ -218,9 +202,8 @@ def _read_rttm(path: Path, queries: list[str], documents: list[str]) -> np.ndarr
     return targets
 
 
-def _find(utterances: Sequence[Utterance], among: list[str], where: str) -> list[int]:
+def _find(utterances: Sequence[Utterance], among: Mapping[str, int], where: str) -> list[int]:
     """Positions of `utterances` in a list of the ground truth."""
-    index = numbered(among)
-    if unknown := [utterance.name for utterance in utterances if utterance.name not in index]:
+    if unknown := [utterance.name for utterance in utterances if utterance.name not in among]:
         raise LaserError(f"{len(unknown)} recordings of the language lists are not in the {where}, as {unknown[0]}")
-    return [index[utterance.name] for utterance in utterances]
+    return [among[utterance.name] for utterance in utterances]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import pairwise
 
 import numba
@@ -26,8 +25,6 @@ from ..frame_store import length_batches
 
 SHORTEST_QUERY = 5  # frames; shorter queries score 0 everywhere, as in SUPERB
 _CELLS = {"cpu": 2**22, "cuda": 2**26}  # entries of a distance matrix held at a time
-
-
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -57,7 +54,7 @@ def _advance(row, low, factor, old, new):
 
 
 @_compiled
-def _costs(distance, query_ends, document_ends, first, last, scale, out):
+def _costs(distance, query_ends, document_ends, first, last, out):
     """Fill `out[:, first:last]`: the costs of all queries in those documents."""
     old, new = np.empty(distance.shape[1] + 2), np.empty(distance.shape[1] + 2)
     for query in range(len(query_ends)):
@@ -65,27 +62,16 @@ def _costs(distance, query_ends, document_ends, first, last, scale, out):
         for column in range(first, last):
             begin = document_ends[column - 1] if column else 0
             end = document_ends[column]
-            old[0] = old[1] = new[0] = new[1] = np.inf
+            old[: 2 + end - begin] = 0.0  # the begin is open
             for i in range(top, query_ends[query]):
                 row = distance[i, begin:end]
-                low, factor = 0.0, 1.0
-                if scale:
-                    least, most = _extremes(row)
-                    low = np.float64(least)
-                    factor = 1.0 / max(np.float64(most) - low, 1e-9)
-                if i == top:
-                    for j in range(len(row)):
-                        new[j + 2] = (row[j] - low) * factor
-                else:
-                    _advance(row, low, factor, old, new)
+                least, most = _extremes(row)
+                low = np.float64(least)
+                new[0] = new[1] = np.inf
+                _advance(row, low, 1.0 / max(np.float64(most) - low, 1e-9), old, new)
                 old, new = new, old
             best, _ = _extremes(old[2 : 2 + end - begin])
             out[query, column] = best / (query_ends[query] - top)
-
-
-@lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="qbe")
 
 
 def unit_frames(frames: np.ndarray | torch.Tensor, mean: np.ndarray, deviation: np.ndarray) -> torch.Tensor:
@@ -102,25 +88,21 @@ def frame_distances(queries: torch.Tensor, documents: torch.Tensor) -> torch.Ten
 def scale_rows(distance: torch.Tensor) -> torch.Tensor:
     """Each row of (n, m), the distances of a query frame to one document, mapped to [0, 1].
 
-    The denominator is at least 1e-9, as in SUPERB: equal distances, such as that to a document of one frame, become 0,
-    the best value.
+    The denominator is at least 1e-9, as in SUPERB: equal distances, as to a document of one frame, become 0, the best.
     """
     low, high = distance.amin(-1, keepdim=True), distance.amax(-1, keepdim=True)
     return (distance - low) / (high - low).clamp_min(1e-9)
 
 
 def alignment_costs(
-    distance: torch.Tensor, query_lengths: Sequence[int], document_lengths: Sequence[int], scale: bool = True
+    distance: torch.Tensor, query_lengths: Sequence[int], document_lengths: Sequence[int]
 ) -> torch.Tensor:
     """Costs (queries, documents), float64 on the CPU, of the best alignment of each query in each document.
 
-    On the CPU a compiled kernel runs, in as many threads as PyTorch uses; on any other device batched operations.
-
-    Args:
-        distance: (sum(query_lengths), sum(document_lengths)), float32 or float64, queries below each other and
-            documents side by side. `ValueError` if the lengths do not add up to its shape.
-        query_lengths, document_lengths: frames of each, at least 1, or a `ValueError` is raised.
-        scale: map each row of each document to [0, 1] first (`scale_rows`).
+    `distance` is (sum(query_lengths), sum(document_lengths)), float32 or float64, queries below each other and
+    documents side by side; its rows are scaled first (`scale_rows`). `ValueError` for lengths, in frames, below 1 or
+    that do not add up to its shape. On the CPU a compiled kernel runs, in as many threads as PyTorch uses; on any other
+    device batched operations.
     """
     wanted = sum(query_lengths), sum(document_lengths)
     if tuple(distance.shape) != wanted:
@@ -128,19 +110,20 @@ def alignment_costs(
     if min([*query_lengths, *document_lengths], default=0) < 1:
         raise ValueError("every query and document needs at least one frame")
     if distance.device.type != "cpu":
-        return batched_costs(distance, query_lengths, document_lengths, scale).double().cpu()
+        return batched_costs(distance, query_lengths, document_lengths).double().cpu()
     matrix = np.ascontiguousarray(distance.numpy())
     rows, ends = (np.cumsum(np.asarray(lengths, dtype=np.int64)) for lengths in (query_lengths, document_lengths))
     out = np.empty((len(rows), len(ends)))
     threads = max(1, min(torch.get_num_threads(), len(ends)))
     # Each thread gets an equal share of frames.
     bounds = [0, *np.searchsorted(ends, np.linspace(0, ends[-1], threads + 1)[1:-1]).tolist(), len(ends)]
-    list(_pool(threads).map(lambda part: _costs(matrix, rows, ends, *part, scale, out), pairwise(bounds)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: _costs(matrix, rows, ends, *part, out), pairwise(bounds)))
     return torch.from_numpy(out)
 
 
 def batched_costs(
-    distance: torch.Tensor, query_lengths: Sequence[int], document_lengths: Sequence[int], scale: bool = True
+    distance: torch.Tensor, query_lengths: Sequence[int], document_lengths: Sequence[int]
 ) -> torch.Tensor:
     """`alignment_costs` as tensor operations over all pairs at once, in the dtype and on the device of `distance`."""
     device = distance.device
@@ -148,9 +131,7 @@ def batched_costs(
     position = torch.arange(max(document_lengths), device=device)
     inside = position < columns[:, None]  # (documents, longest)
     index = (columns.cumsum(0) - columns)[:, None] + torch.minimum(position, columns[:, None] - 1)
-    padded = distance[:, index]  # (frames, documents, longest), the last frame repeated: it changes no extreme
-    if scale:
-        padded = scale_rows(padded)
+    padded = scale_rows(distance[:, index])  # (frames, documents, longest); the last frame, repeated, is no new extreme
     rows = torch.nn.utils.rnn.pad_sequence(padded.split(list(query_lengths)), batch_first=True)
     lengths = torch.tensor(query_lengths, device=device)[:, None, None]
     # Paths only move forward, so the padding behind a document's end does not reach its frames.
@@ -165,15 +146,12 @@ def batched_costs(
 def match(
     queries: Sequence[torch.Tensor], documents: Sequence[torch.Tensor], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Scores (queries, documents), float64, of unit-norm frames, each (frames, dim); one document at least.
-
-    A score is minus the alignment cost, 0 for queries of fewer than five frames.
-    """
+    """Scores (queries, documents), float64, of unit-norm frames (frames, dim): minus the cost, 0 for short queries."""
     scores = torch.zeros(len(queries), len(documents), dtype=torch.float64)
     lengths = [len(document) for document in documents]
     frames = torch.cat(list(documents)).to(device)
-    width = max(lengths) * len(lengths) if frames.device.type != "cpu" else len(frames)
-    most = _CELLS.get(frames.device.type, _CELLS["cuda"]) // width
+    on_cpu = frames.device.type == "cpu"
+    most = _CELLS["cpu"] // len(frames) if on_cpu else _CELLS["cuda"] // (max(lengths) * len(lengths))
     usable = [index for index, query in enumerate(queries) if len(query) >= SHORTEST_QUERY]
     for batch in length_batches([len(queries[index]) for index in usable], most):
         group = [usable[index] for index in batch]
@@ -183,22 +161,16 @@ def match(
 
 
 def best_path(distance: np.ndarray) -> tuple[float, list[tuple[int, int]]]:
-    """Cost and alignment of one pair from its distance matrix (n, m): for each query frame (i, j), in order.
-
-    Of equally good predecessors the latest document frame is taken.
-    """
+    """Cost and alignment of a distance matrix (n, m): for each query frame (i, j), in order; of ties the latest j."""
     rows, columns = distance.shape
-    total = np.array(distance, dtype=np.float64)
-    back = np.zeros((rows, columns), dtype=np.int64)
+    total, back = distance.astype(np.float64), np.zeros((rows, columns), dtype=np.int64)
     for i in range(1, rows):
         steps = np.full((3, columns), np.inf)
         for step in range(min(3, columns)):
             steps[step, step:] = total[i - 1, : columns - step]
         back[i] = steps.argmin(0)
         total[i] += steps.min(0)
-    j = int(total[-1].argmin())
-    cost, path = float(total[-1, j] / rows), []
-    for i in range(rows - 1, -1, -1):
-        path.append((i, j))
-        j -= int(back[i, j])
-    return cost, path[::-1]
+    path = [(rows - 1, int(total[-1].argmin()))]
+    while (at := path[-1])[0]:
+        path.append((at[0] - 1, at[1] - int(back[at])))
+    return float(total[path[0]] / rows), path[::-1]

@@ -1,8 +1,8 @@
 """From scores to measures: term-weighted value, mean average precision, precision at N.
 
 Scores are arrays (queries, documents) in which NaN marks a pair that is no trial; targets are bool of the same shape.
-Queries without a target among their trials are left out of every measure, as the official scorer does. All measures
-raise a `ValueError` for shapes that do not fit, infinite scores, and if no query has a target.
+Queries without a target among their trials are left out, as the official scorer does. All measures raise a `ValueError`
+for shapes that do not fit, infinite scores, and if no query has a target.
 
 The term-weighted value (Fiscus et al., "Results of the 2006 spoken term detection evaluation", 2007) weighs all
 queries alike,
@@ -17,7 +17,6 @@ query cost as much as missing all its targets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,17 +33,13 @@ DIGITS = 4
 """Decimals of a written score. The official scorer sees no others, so term-weighted values are taken from these."""
 PRIMARY = {"quick": ("mean_average_precision", "subset"), "superb": ("mtwv", "superb")}
 """Metric and trials that a protocol reports."""
-PERTURBED = "perturbed_mean_average_precision"
-"""Name of the mean over views of the mean average precision with perturbed queries."""
 
 
-@dataclass(frozen=True)
-class Collection:
+class Collection(NamedTuple):
     """The full term list and collection of an evaluation, of which only a part may be searched."""
 
-    queries: list[str]
-    documents: list[str]
     targets: np.ndarray  # bool (queries, documents)
+    part: tuple[np.ndarray, ...]  # what is searched, as `np.ix_` gives it
 
 
 class TermWeightedValue(NamedTuple):
@@ -52,19 +47,6 @@ class TermWeightedValue(NamedTuple):
 
     value: float
     threshold: float
-
-
-class DetectionCurve(NamedTuple):
-    """Operating points, from the one that accepts nothing on; each (points,)."""
-
-    thresholds: np.ndarray  # infinity, then every distinct score, descending
-    miss: np.ndarray  # mean over queries of the share of targets below the threshold
-    false_alarm: np.ndarray  # mean over queries of the share of other trials at or above it
-
-
-def numbered(names: Iterable[str]) -> dict[str, int]:
-    """Position of each name."""
-    return {name: position for position, name in enumerate(names)}
 
 
 def _checked(scores, targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,20 +65,18 @@ def _checked(scores, targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scores[kept], targets[kept], trials[kept]
 
 
-def detection_curve(scores, targets) -> DetectionCurve:
-    """Miss and false-alarm rate at every threshold, equal scores being accepted together."""
+def twv_curve(scores, targets, beta: float = BETA) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds (infinity, then every distinct score, descending) and the term-weighted value at each, `(points,)`."""
     scores, targets, trials = _checked(scores, targets)
-    # What one hit takes from the mean miss rate and one false alarm adds to the mean false-alarm rate, by query.
+    # What one hit adds to the value and one false alarm takes from it, by query.
     hit = 1 / targets.sum(1) / len(targets)
-    alarm = 1 / np.maximum((trials & ~targets).sum(1), 1) / len(targets)
+    alarm = beta / np.maximum((trials & ~targets).sum(1), 1) / len(targets)
     flat = scores[trials]
     order = np.argsort(-flat, kind="stable")
     flat = flat[order]
-    hits = np.where(targets, hit[:, None], 0.0)[trials][order].cumsum()
-    alarms = np.where(targets, 0.0, alarm[:, None])[trials][order].cumsum()
-    last = np.append(np.flatnonzero(np.diff(flat)), len(flat) - 1)  # of each group of equal scores
-    miss, false_alarm = np.append(1.0, 1 - hits[last]).clip(0), np.append(0.0, alarms[last]).clip(None, 1)
-    return DetectionCurve(np.append(np.inf, flat[last]), miss, false_alarm)
+    values = np.where(targets, hit[:, None], -alarm[:, None])[trials][order].cumsum()
+    last = np.append(np.flatnonzero(np.diff(flat)), len(flat) - 1)  # equal scores are accepted together
+    return np.append(np.inf, flat[last]), np.append(0.0, values[last])
 
 
 def mtwv(scores, targets, beta: float = BETA) -> TermWeightedValue:
@@ -107,39 +87,33 @@ def mtwv(scores, targets, beta: float = BETA) -> TermWeightedValue:
     """
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
-    curve = detection_curve(scores, targets)
-    values = 1 - curve.miss - beta * curve.false_alarm
-    best = int(values.argmax())
-    return TermWeightedValue(float(values[best]), float(curve.thresholds[best]))
+    thresholds, values = twv_curve(scores, targets, beta)
+    best = values.argmax()
+    return TermWeightedValue(float(values[best]), float(thresholds[best]))
 
 
-def twv(scores, targets, threshold: float, beta: float = BETA) -> TermWeightedValue:
+def twv(scores, targets, threshold: float, beta: float = BETA) -> float:
     """Term-weighted value when scores of at least `threshold` are accepted: the "actual" one; may be negative."""
-    curve = detection_curve(scores, targets)
-    point = int(np.searchsorted(-curve.thresholds, -threshold, side="right")) - 1
-    return TermWeightedValue(float(1 - curve.miss[point] - beta * curve.false_alarm[point]), float(threshold))
+    thresholds, values = twv_curve(scores, targets, beta)
+    return float(values[np.searchsorted(-thresholds, -threshold, side="right") - 1])
 
 
 def normalise_scores(scores: np.ndarray) -> np.ndarray:
     """Zero mean and unit population deviation (at least 1e-9) of each query's scores; NaN stays NaN."""
     normalised = np.full(scores.shape, np.nan)
-    for row, values in enumerate(scores):
-        used = ~np.isnan(values)
-        if used.any():
-            kept = values[used]
+    for row, used in enumerate(~np.isnan(scores)):
+        if len(kept := scores[row, used]):
             normalised[row, used] = (kept - kept.mean()) / max(kept.std(), 1e-9)
     return normalised
 
 
-def on_collection(scores: np.ndarray, queries: list[str], documents: list[str], collection: Collection) -> np.ndarray:
-    """Scores (queries, documents) of a part of `collection` among `DEFAULT_SCORE` for every other pair of it.
+def on_collection(scores: np.ndarray, collection: Collection) -> np.ndarray:
+    """Scores (queries, documents) of the part of `collection` among `DEFAULT_SCORE` for every other pair of it.
 
     NaN becomes the default as well. So SUPERB defines the trials: the official scorer takes the full lists.
     """
     full = np.full(collection.targets.shape, DEFAULT_SCORE)
-    rows, columns = numbered(collection.queries), numbered(collection.documents)
-    part = np.ix_([rows[name] for name in queries], [columns[name] for name in documents])
-    full[part] = np.where(np.isnan(scores), DEFAULT_SCORE, scores)
+    full[collection.part] = np.where(np.isnan(scores), DEFAULT_SCORE, scores)
     return full
 
 
@@ -152,16 +126,12 @@ def mean_average_precision(scores, targets) -> float:
 def precision_at(scores, targets, n: int | None = None) -> float:
     """Mean over queries of the share of targets among the best `n` trials; equal scores rank targets last.
 
-    `n=None` takes as many as the query has targets (R-precision, the "P@N" of Hazen et al., 2009); `ValueError` for
-    `n` < 1.
+    Without `n` as many as the query has targets are taken (R-precision, the "P@N" of Hazen et al., 2009).
     """
-    if n is not None and n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
     values = []
     for row, hits, used in zip(*_checked(scores, targets), strict=True):
-        ranked = hits[used][np.lexsort((hits[used], -row[used]))]
-        most = int(hits.sum()) if n is None else n
-        values.append(ranked[:most].sum() / most)
+        most = n or int(hits.sum())
+        values.append(hits[used][np.lexsort((hits[used], -row[used]))][:most].sum() / most)
     return float(np.mean(values))
 
 
@@ -177,82 +147,53 @@ def average_precision(scores, targets) -> float:
         raise ValueError(f"expected scores and targets of one shape (items,), got {scores.shape} and {targets.shape}")
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN; leave those items out")
-    found = np.sort(scores[targets])[::-1]
-    if len(found) == 0:
+    if not targets.any():
         return float("nan")
-    others = np.sort(scores[~targets])
+    found, others = np.sort(scores[targets])[::-1], np.sort(scores[~targets])
     # Items at or above a target: the targets up to it, and every other item that does not score less.
-    not_less = len(others) - np.searchsorted(others, found, side="left")
-    hits = np.arange(1, len(found) + 1)
+    hits, not_less = np.arange(1, len(found) + 1), len(others) - np.searchsorted(others, found, side="left")
     return float(np.mean(hits / (hits + not_less)))
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one set at one layer, and their measures.
-
-    Trials are defined in two ways: "subset", the pairs that are searched, and on QUESST 2014 "superb", the full term
-    list and collection with -10 for what is not searched.
-
-    Attributes:
-        raw: minus the alignment costs (queries, documents), NaN for what is no trial or was skipped.
-        normalised: by query.
-        measured: by definition of the trials: scores as written and targets, over all trials of that definition.
-        metrics: entries with `metric`, `value`, `unit`, `split`, `layer` and `trials`.
-    """
-
-    raw: np.ndarray
-    normalised: np.ndarray
-    measured: dict[str, tuple[np.ndarray, np.ndarray]]
-    metrics: list[dict[str, Any]]
-
-    def find(self, metric: str, trials: str) -> dict[str, Any]:
-        """The entry of that name and definition of the trials."""
-        return next(m for m in self.metrics if (m["metric"], m["trials"]) == (metric, trials))
+def find(metrics: Iterable[Mapping[str, Any]], name: str, trials: str) -> Mapping[str, Any]:
+    """The entry of that name and definition of the trials."""
+    return next(entry for entry in metrics if (entry["metric"], entry["trials"]) == (name, trials))
 
 
 def evaluate(
     data: QbeData, scores: np.ndarray, layer: int, dev_thresholds: Mapping[str, float] | None = None
-) -> Evaluation:
-    """Measure `scores` (queries, documents) of `data`.
+) -> list[dict[str, Any]]:
+    """Measures of `scores` (queries, documents) of `data`, as entries of a record with `layer` and `trials`.
 
-    Mean average precision and precision take the scores in full, term-weighted values those that are written to the
-    files. `dev_thresholds` are those of the development set, by definition of the trials. Raises `LaserError` if no
-    query has a target among its trials.
+    Trials are defined in two ways: "subset", the pairs that are searched, and on QUESST 2014 "superb", the full term
+    list and collection with -10 for what is not searched. `dev_thresholds` are those of the development set by that
+    definition. Term-weighted values take the scores as they are written to the files, the other measures in full.
     """
     metrics: list[dict[str, Any]] = []
 
-    def enter(name: str, value: float, unit: str, trials: str, **more: Any) -> None:
+    def enter(name: str, value: float, trials: str, unit: str = "", **more: Any) -> None:
         about = {"unit": unit, "split": data.split, "layer": layer, "trials": trials}
         metrics.append({"metric": name, "value": value, **about, **more})
 
     raw = np.where(data.trials, scores, np.nan)
+    enter("mean_average_precision", mean_average_precision(raw, data.targets), "subset", "fraction")
+    enter("precision_at_n", precision_at(raw, data.targets), "subset", "fraction")
+    enter("precision_at_1", precision_at(raw, data.targets, 1), "subset", "fraction")
     normalised = normalise_scores(raw)
-    enter("mean_average_precision", mean_average_precision(raw, data.targets), "fraction", "subset")
-    enter("precision_at_n", precision_at(raw, data.targets), "fraction", "subset")
-    enter("precision_at_1", precision_at(raw, data.targets, 1), "fraction", "subset")
-    full, measured = _by_trials(data, normalised), _by_trials(data, as_written(normalised))
-    for trials, written in measured.items():
-        best = mtwv(*written)
-        enter("mtwv", best.value, "", trials, threshold=best.threshold)
-        # SUPERB decides before it rounds.
-        decided = twv(*full[trials], np.nextafter(DECISION_THRESHOLD, np.inf)).value
-        rule = "SUPERB's decision rule, score above 2"
-        enter("act_twv_decisions", decided, "", trials, threshold=DECISION_THRESHOLD, threshold_from=rule)
-        if dev_thresholds is not None:
-            value, threshold = twv(*written, dev_thresholds[trials])
-            rule = "best on the development set"
-            enter("act_twv", value, "", trials, threshold=threshold, threshold_from=rule)
-    return Evaluation(raw, normalised, measured, metrics)
-
-
-def _by_trials(data: QbeData, scores: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scores and targets by definition of the trials."""
-    found = {"subset": (scores, data.targets)}
+    measured = {"subset": (normalised, as_written(normalised), data.targets)}
     if data.collection is not None:
-        names = [query.name for query in data.queries], [document.name for document in data.documents]
-        found["superb"] = on_collection(scores, *names, data.collection), data.collection.targets
-    return found
+        full, written = (on_collection(one, data.collection) for one in measured["subset"][:2])
+        measured["superb"] = full, written, data.collection.targets
+    for trials, (full, written, targets) in measured.items():
+        best = mtwv(written, targets)
+        enter("mtwv", best.value, trials, threshold=best.threshold)
+        decided = twv(full, targets, np.nextafter(DECISION_THRESHOLD, np.inf))  # SUPERB decides before it rounds
+        how = {"threshold": DECISION_THRESHOLD, "threshold_from": "SUPERB's decision rule, score above 2"}
+        enter("act_twv_decisions", decided, trials, **how)
+        if dev_thresholds is not None:
+            how = {"threshold": dev_thresholds[trials], "threshold_from": "best on the development set"}
+            enter("act_twv", twv(written, targets, dev_thresholds[trials]), trials, **how)
+    return metrics
 
 
 def as_written(scores: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +38,26 @@ class Search:
 def search_layers(
     features: Features, layers: Sequence[int], sets: Sequence[QbeData], folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[tuple[str, int], Search], dict[Utterance, tuple[str, str]]]:
-    """Encode the recordings of `sets`, all of one gain, once, and search each set at each layer.
+    """Searches by split and layer, and kind and reason of each recording that could not be used.
 
-    Returns searches by split and layer, and kind and reason of each recording that could not be used. `folder` gets
-    everything that an interrupted run can go on from; memory holds few frames at a time. Raises `LaserError` if no
-    query or no document could be used, or the disk is too small for the frames.
+    The recordings of `sets`, all of one gain, are encoded once; `folder` gets everything that an interrupted run can go
+    on from, memory holds few frames at a time. `LaserError` as `search`, or if the disk is too small for the frames.
     """
     utterances = list(dict.fromkeys(u for data in sets for u in (*data.queries, *data.documents)))
     store = FrameStore(folder / "frames", layers, features.dim)
-    fill(
-        store,
-        features,
-        [utterance.name for utterance in utterances],
-        sample_counts(utterances),
-        lambda index: read_waveform(utterances[index], features.shortest, sets[0].gain),
-        advice="name fewer layers with --layer, or use another disk",
-    )
+    names, samples = [utterance.name for utterance in utterances], sample_counts(utterances)
+    advice = "name fewer layers with --layer, or use another disk"
+
+    def read(index: int) -> torch.Tensor:
+        return read_waveform(utterances[index], features.shortest, sets[0].gain)
+
+    fill(store, features, names, samples, read, advice=advice)
     place = {utterance: index for index, utterance in enumerate(utterances)}
     searches = {}
-    for layer in layers:
-        for data in sets:
-            queries, documents = ([place[u] for u in part] for part in (data.queries, data.documents))
-            blocks = folder / f"{data.split}_layer{layer:02d}"
-            searches[data.split, layer] = search(store, layer, queries, documents, blocks, device)
+    for layer, data in product(layers, sets):
+        queries, documents = ([place[u] for u in part] for part in (data.queries, data.documents))
+        blocks = folder / f"{data.split}_layer{layer:02d}"
+        searches[data.split, layer] = search(store, layer, queries, documents, blocks, device)
     return searches, {utterances[index]: why for index, why in store.skipped.items()}
 
 
@@ -73,24 +71,18 @@ def search(
 ) -> Search:
     """Score every query against every document on frames of one layer, normalised over all these recordings.
 
-    Args:
-        queries, documents: indices in the store; those that it skipped get NaN. `LaserError` if no query or no document
-            is left, or each of them is too short to be aligned.
-        folder: of the scores, a file with checksums (npz) for every block of documents, there whole or not at all.
+    `queries` and `documents` are indices in the store; those that it skipped get NaN. `LaserError` if no query or no
+    document is left, or each of them is too short to be aligned. `folder` gets the scores, a file with checksums (npz)
+    for every block of documents, there whole or not at all.
     """
     rows = [row for row, index in enumerate(queries) if index in store.places]
     # In the order of encoding: the documents of a block are of similar length.
-    order = {index: position for position, index in enumerate(store.places)}
-    columns = [column for column, index in enumerate(documents) if index in store.places]
-    columns.sort(key=lambda column: order[documents[column]])
+    column_of = {index: column for column, index in enumerate(documents)}
+    columns = [column_of[index] for index in store.places if index in column_of]
     if not rows or not columns:
         kind, reason = next(iter(store.skipped.values()))
         raise LaserError(f"no query or no document could be used; the first is {kind}: {reason}")
-    mean, deviation = statistics(store, layer, [queries[row] for row in rows] + [documents[c] for c in columns])
-
-    def frames(index: int) -> torch.Tensor:
-        return unit_frames(store.read(layer, index), mean, deviation)
-
+    normal = statistics(store, layer, [queries[row] for row in rows] + [documents[column] for column in columns])
     folder.mkdir(parents=True, exist_ok=True)
     scores = np.full((len(queries), len(documents)), np.nan)
     with tqdm(total=len(columns), desc=folder.name, unit="document", mininterval=2, disable=None) as bar:
@@ -99,10 +91,12 @@ def search(
             path = folder / f"{first:06d}.npz"
             found = _read_block(path, (len(rows), len(block)))
             if found is None:
-                loaded, found = [frames(documents[column]) for column in block], np.empty((len(rows), len(block)))
+                loaded = [unit_frames(store.read(layer, documents[column]), *normal) for column in block]
+                found = np.empty((len(rows), len(block)))
                 for start in range(0, len(rows), BLOCK_QUERIES):
                     part = slice(start, start + BLOCK_QUERIES)
-                    found[part] = match([frames(queries[row]) for row in rows[part]], loaded, device).numpy()
+                    sought = [unit_frames(store.read(layer, queries[row]), *normal) for row in rows[part]]
+                    found[part] = match(sought, loaded, device).numpy()
                 with path.with_suffix(".new").open("wb") as file:
                     np.savez(file, found)
                 os.replace(path.with_suffix(".new"), path)
@@ -111,7 +105,7 @@ def search(
     if not np.nan_to_num(scores).any():
         short = f"all {len(rows)} queries have fewer than {SHORTEST_QUERY} frames"
         raise LaserError(f"nothing could be aligned: {short}, or all {len(columns)} documents have one")
-    return Search(scores, mean, deviation)
+    return Search(scores, *normal)
 
 
 def _read_block(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
@@ -130,10 +124,9 @@ def statistics(store: FrameStore, layer: int, indices: Sequence[int]) -> tuple[n
     """Mean and unbiased standard deviation (at least 1e-9) by dimension over all frames of `indices`, in float64."""
     # Two passes over the disk: one utterance at a time is in memory.
     total, count, squares = np.zeros(store.dim), 0, np.zeros(store.dim)
-    for index in indices:
-        frames = store.read(layer, index)
+    for frames in (store.read(layer, index) for index in indices):
         total, count = total + frames.sum(0, dtype=np.float64), count + len(frames)
     mean = total / count
-    for index in indices:
-        squares += np.square(store.read(layer, index) - mean).sum(0)
+    for frames in (store.read(layer, index) for index in indices):
+        squares += np.square(frames - mean).sum(0)
     return mean, np.sqrt(squares / max(1, count - 1)).clip(1e-9)

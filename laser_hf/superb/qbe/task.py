@@ -22,7 +22,7 @@ from ..features import add_arguments as add_feature_arguments
 from . import report, scoring
 from .data import GAIN_DB, SPLITS, QbeData, read_data
 from .matching import SHORTEST_QUERY
-from .scoring import PERTURBED, PRIMARY, Evaluation, evaluate, mean_average_precision
+from .scoring import PRIMARY, evaluate, find, mean_average_precision, normalise_scores
 from .search import search_layers
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.time()
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(CACHE,), owned=report.FILES)
     data, *_ = sets = _read_sets(arguments)
-    views = {}
-    if arguments.perturbed:
-        views = {
-            view: replace(data, split=view, queries=[replace(q, view=view) for q in data.queries]) for view in VIEWS
-        }
+    perturbed = VIEWS if arguments.perturbed else ()
+    views = {v: replace(data, split=v, queries=[replace(q, view=v) for q in data.queries]) for v in perturbed}
     device = pick_device(arguments.device)
     features, layers = chosen_features(arguments)
     model = features.describe(arguments.model)
@@ -69,67 +66,67 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if data.layout == "quesst2014":
         recipe |= {"gain_db": GAIN_DB, "default_score": scoring.DEFAULT_SCORE}
     about = {"model": (model["weights_sha256"] or arguments.model)[:12], "data": [_digest(one) for one in sets]}
-    about |= {"perturbed": arguments.perturbed}
-    folder.prepare(recipe | about, arguments.overwrite_output_dir)
-    resumed = folder.unfinished
+    folder.prepare(recipe | about | {"perturbed": arguments.perturbed}, arguments.overwrite_output_dir)
+    resumed, cache = folder.unfinished, folder.path / CACHE
     if resumed:
-        logger.info("Going on with what an earlier run left in %s", folder.path / CACHE)
-    searches, skipped = search_layers(features, layers, [*sets, *views.values()], folder.path / CACHE, device)
+        logger.info("Going on with what an earlier run left in %s", cache)
+    searches, skipped = search_layers(features, layers, [*sets, *views.values()], cache, device)
 
-    evaluations: dict[tuple[str, int], Evaluation] = {}
+    evaluations: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for layer in layers:
         thresholds = None
         for one in reversed(sets):
-            if not (one.targets & one.trials & ~np.isnan(searches[one.split, layer].scores)).any():
+            scores = searches[one.split, layer].scores
+            if not (one.targets & one.trials & ~np.isnan(scores)).any():
                 first = ": ".join(next(iter(skipped.values())))
                 lost = f"{len(skipped)} recordings cannot be used, the first is {first}"
                 raise LaserError(f"no query of {one.split} has a target left: {lost}")
-            found = evaluate(one, searches[one.split, layer].scores, layer, thresholds)
-            thresholds = {which: found.find("mtwv", which)["threshold"] for which in found.measured}
-            evaluations[one.split, layer] = found
+            found = evaluations[one.split, layer] = evaluate(one, scores, layer, thresholds)
+            thresholds = {entry["trials"]: entry["threshold"] for entry in found if entry["metric"] == "mtwv"}
         if views:
             average = {
                 view: mean_average_precision(np.where(one.trials, searches[view, layer].scores, np.nan), one.targets)
                 for view, one in views.items()
             }
-            entry = {"metric": PERTURBED, "value": fmean(average.values()), "unit": "fraction", "split": data.split}
-            entry |= {"layer": layer, "trials": "subset", "views": average}
-            evaluations[data.split, layer].metrics.append(entry)
-    chosen = layers[-1]
-    if arguments.select_layer == "dev":
-        chosen = max(layers, key=lambda layer: evaluations["dev", layer].find(metric, trials)["value"])
-    report.print_table(evaluations, (data.split, chosen), trials)
-
-    best = evaluations[data.split, chosen]
+            entry = {"metric": "perturbed_mean_average_precision", "value": fmean(average.values()), "unit": "fraction"}
+            entry |= {"split": data.split, "layer": layer, "trials": "subset", "views": average}
+            evaluations[data.split, layer].append(entry)
+    values = {key: find(found, metric, trials)["value"] for key, found in evaluations.items()}
+    for (split, layer), found in sorted(evaluations.items()):
+        said = (f"{entry['metric']} ({entry['trials']}) {entry['value']:.4f}" for entry in found)
+        print(f"{split}, layer {layer}: {', '.join(said)}")
+    by_dev = arguments.select_layer == "dev"
+    chosen = max(layers, key=lambda layer: values["dev", layer]) if by_dev else layers[-1]
+    best = searches[data.split, chosen]
+    normalised = normalise_scores(np.where(data.trials, best.scores, np.nan))
     names = [query.name for query in data.queries], [document.name for document in data.documents]
-    report.write_scores(folder.path / report.SCORES, best.normalised, *names, data.targets)
-    report.write_stdlist(folder.path / report.STDLIST, best.normalised, *names)
+    report.write_scores(folder.path / report.SCORES, normalised, *names, data.targets)
+    report.write_stdlist(folder.path / report.STDLIST, normalised, *names)
     report.write_skipped(folder.path / report.SKIPPED, sets, skipped)
     if len(layers) > 1:
         report.draw_layers(folder.path, {layer: evaluations[data.split, layer] for layer in layers}, arguments.model)
-    report.draw(folder.path, data, best, searches[data.split, chosen], chosen, features, trials)
+    report.draw(folder.path, data, normalised, best, chosen, features)
 
-    first = best.find(metric, trials)
-    metrics = [m for evaluation in evaluations.values() for m in evaluation.metrics]
-    described = {
-        one.split: {"source": str(source)}
-        | report.describe(one, ~np.isnan(searches[one.split, chosen].scores), skipped)
-        for one, source in zip(sets, (arguments.data, arguments.dev_data or arguments.data), strict=False)
-    }
+    first = find(evaluations[data.split, chosen], metric, trials)
+    metrics = [entry for found in evaluations.values() for entry in found if entry is not first]
+    described = {}
+    for one, source in zip(sets, (arguments.data, arguments.dev_data or arguments.data), strict=False):
+        counts = report.describe(one, ~np.isnan(searches[one.split, chosen].scores), skipped)
+        described[one.split] = {"source": str(source), **counts}
     record = new_record(
         NAME,
         protocol=protocol,
         model=model,
-        metrics=[first, *(m for m in metrics if m is not first)],
+        metrics=[first, *metrics],
         data={"layout": data.layout, **described.pop(data.split), **described},
         recipe=recipe | {"device": str(device)},
         seed=arguments.seed if arguments.model.startswith("random:") else None,
         wall_seconds=time.time() - began,
-        layers={layer: evaluations[data.split, layer].find(metric, trials)["value"] for layer in layers},
+        layers={layer: values[data.split, layer] for layer in layers},
         resumed=resumed,
     )
     folder.finish(record)
-    shutil.rmtree(folder.path / CACHE, ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
     print(f"{metric} {first['value']:.4f} ({protocol} protocol, layer {chosen}); record in {folder.path}")
     return record
 
@@ -145,21 +142,16 @@ def _read_sets(arguments: argparse.Namespace) -> list[QbeData]:
     elif data.layout == "quesst2014" and data.split != "dev" and not arguments.skip_dev:
         dev = read_data(arguments.data, "dev")
     if arguments.select_layer == "dev" and dev is None:
-        mend = "--dev_data FOLDER, or QUESST 2014 without --skip_dev"
-        raise LaserError(f"--select_layer dev needs a development set: {mend}")
+        raise LaserError("--select_layer dev needs a development set: --dev_data, or QUESST 2014 without --skip_dev")
     sets = [data] if dev is None else [data, dev]
     for one in sets:
-        without = int((~(one.targets & one.trials).any(1)).sum())
-        if without == len(one.queries):
+        if not (one.targets & one.trials).any():
             raise LaserError(f"no query of {one.split} has a target, a document of another speaker that holds its word")
-        if without:
-            counts = (without, len(one.queries), one.split)
-            logger.warning("%d of %d queries of %s have no target; they count in no measure", *counts)
     return sets
 
 
 def _digest(data: QbeData) -> str:
-    """Digest of the task and of the start and size of its files, wherever they lie: a later run must find the same."""
+    """Digest of the task and of the start and size of its files, wherever they lie."""
     digest = hashlib.sha256(data.revision().encode())
     for path in dict.fromkeys(utterance.audio for utterance in (*data.queries, *data.documents)):
         if path.is_file():

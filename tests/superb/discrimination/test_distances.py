@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laser_hf.superb.discrimination.comparisons import dtw_distances
-from laser_hf.superb.discrimination.tokens import Token, mean_pooled, token_frames
+from laser_hf.superb.discrimination.tokens import Token, token_frames
 
 
 def unit_rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -95,12 +95,6 @@ def test_dtw_of_a_zero_frame_is_one():
 def test_stretches_without_frames_are_refused():
     with pytest.raises(ValueError, match="at least one frame"):
         dtw_distances([unit_rows(3, 4), torch.zeros(0, 4)], [0], [1])
-
-
-def test_mean_pooling_compares_the_directions_of_the_means():
-    a, b = unit_rows(4, 6, seed=1), unit_rows(7, 6, seed=2)
-    expected = 1 - torch.nn.functional.cosine_similarity(a.mean(0), b.mean(0), dim=0).item()
-    assert dtw_distances(mean_pooled([a, b]), [0], [1])[0] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("first_seconds", [None, 0.0125])

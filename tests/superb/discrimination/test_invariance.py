@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from laser_hf.superb.discrimination import invariance as room
+from laser_hf.superb.discrimination import task as room
 from laser_hf.superb.discrimination.comparisons import dtw_distances
-from laser_hf.superb.discrimination.invariance import invariance
-from laser_hf.superb.discrimination.speech import AlignedSpeech, DiscriminationSettings
-from laser_hf.superb.discrimination.tokens import Skipped, Token
+from laser_hf.superb.discrimination.speech import DiscriminationSettings
+from laser_hf.superb.discrimination.task import invariance
+from laser_hf.superb.discrimination.tokens import AlignedSpeech, Token
 from laser_hf.superb.features import VIEWS, SpectralFeatures, perturbed
 
-TIMES = {"frame_rate": 50.0, "first_seconds": 0.01}
 SETTINGS = DiscriminationSettings()
 
 
@@ -32,13 +31,13 @@ def speech():
     generator = torch.Generator().manual_seed(0)
     waveforms = {f"{speaker}-{n}": torch.rand(16_000, generator=generator) for speaker in "ab" for n in range(2)}
     words = [Token(name, start, 0.2, f"w{int(10 * start) % 2}", name[0]) for name in waveforms for start in (0.1, 0.4)]
-    return AlignedSpeech(waveforms, words, [], Skipped())
+    return AlignedSpeech(waveforms, words, [], {})
 
 
 def test_a_view_that_changes_nothing_is_no_distance(speech, monkeypatch):
     monkeypatch.setattr(room, "VIEWS", {"same": (1.0, 0.0)})
     monkeypatch.setattr(room, "perturbed", lambda waveform, view: waveform)
-    (found,) = invariance(Spikes(), speech, [0], SETTINGS, **TIMES)
+    (found,) = invariance(Spikes(), speech, [0], SETTINGS)
     assert found["view_distance"]["same"] == pytest.approx(0, abs=1e-6)
 
 
@@ -49,7 +48,7 @@ def test_words_of_another_utterance_are_far_by_definition(speech, monkeypatch):
     opposite = dict(zip(names, names[::-1], strict=True))
     swapped = {id(speech.waveforms[name]): speech.waveforms[other] for name, other in opposite.items()}
     monkeypatch.setattr(room, "perturbed", lambda waveform, view: swapped[id(waveform)])
-    (found,) = invariance(Spikes(), speech, [0], SETTINGS, **TIMES)
+    (found,) = invariance(Spikes(), speech, [0], SETTINGS)
     frames = dict(zip(names, Spikes()(list(speech.waveforms.values()), [0])[0], strict=True))
     words = sorted(speech.words)
 
@@ -75,7 +74,7 @@ def test_speed_moves_the_words(speech):
         loud = torch.nonzero(found.abs() > 0.2).flatten() / 16_000
         assert loud.min() == pytest.approx(0.2 / speed, abs=0.02)
         assert loud.max() == pytest.approx(0.4 / speed, abs=0.02)
-    (found,) = invariance(SpectralFeatures("mfcc"), speech, [0], SETTINGS, frame_rate=100.0, first_seconds=0.0125)
+    (found,) = invariance(SpectralFeatures("mfcc"), speech, [0], SETTINGS)
     for name in ("perturbed_word_ap_across", "view_distance"):
         assert found[name].keys() == VIEWS.keys()
         assert all(0 <= value < 2 for value in found[name].values())
@@ -83,6 +82,8 @@ def test_speed_moves_the_words(speech):
 
 class Loud:
     """Whether there is sound, by frames of 20 ms."""
+
+    shortest, frame_seconds = 320, 0.02
 
     def __call__(self, waveforms, layers):
         loud = [
@@ -94,10 +95,10 @@ class Loud:
 def test_the_times_of_words_move_with_the_speed():
     tone = torch.zeros(16_000)
     tone[12_800:14_400] = torch.sin(torch.arange(1_600) * 0.3)
-    speech = AlignedSpeech({"a-1": tone, "b-1": tone}, [], [], Skipped())
+    speech = AlignedSpeech({"a-1": tone, "b-1": tone}, [], [], {})
     for name in speech.waveforms:
         speech.words += [Token(name, 0.8, 0.1, "loud", name[0]), Token(name, 0.3, 0.1, "quiet", name[0])]
-    (found,) = invariance(Loud(), speech, [0], SETTINGS, **TIMES)
+    (found,) = invariance(Loud(), speech, [0], SETTINGS)
     for view in ("speed 0.9", "speed 1.1"):
         assert found["view_distance"][view] < 0.2  # half of the words would be lost at the old times
         assert found["perturbed_word_ap_across"][view] == 1

@@ -23,7 +23,7 @@ def test_words_and_phones(tmp_path):
     assert found.words == [Token("1-2-0000", 0.18, 0.24, "that's", "1"), Token("1-2-0000", 0.42, 0.2, "me", "1")]
     assert [phone.label for phone in found.phones] == ["DH", "AE", "TS", "M", "IY"]
     assert found.phones[1] == Token("1-2-0000", 0.23, 0.10, "AE", "1")
-    assert not found.skipped.reasons
+    assert not found.reasons
     assert long_words(found.words, 5) == found.words[:1]
     assert long_words(found.words, 2, 0.24) == found.words[:1]
 
@@ -55,13 +55,13 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path):
     found = read_alignments(path)
     assert [word.label for word in found.words] == ["good"]
     assert [phone.label for phone in found.phones] == ["G", "UH", "D", "N", "T"]
-    counts = {reason: entry["count"] for reason, entry in found.skipped.reasons.items()}
+    counts = {reason: entry["count"] for reason, entry in found.reasons.items()}
     assert counts == {
         "words without valid times": 3,
         "phones without name or valid times": 4,
         "rows without utterance or word": 2,
     }
-    assert "1-2-0000 never, line 3" in str(found.skipped)
+    assert "1-2-0000 never, line 3" in found.reasons["words without valid times"]["first"]
 
 
 def test_files_that_are_no_alignments(tmp_path):
@@ -100,7 +100,7 @@ def test_whatever_is_written_is_read_or_counted(tmp_path_factory, rows):
         lines.append(f"{speaker}\t{utterance}\t{word}\t{start}\t{duration}\t{listed}")
     path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
     found = read_alignments(path)
-    skipped = {reason: entry["count"] for reason, entry in found.skipped.reasons.items()}
+    skipped = {reason: entry["count"] for reason, entry in found.reasons.items()}
     words = [row for row in rows if not row[2].startswith("<")]
     usable = [(row[1], row[3], row[4], row[2].lower(), row[0]) for row in words if row[4] > 0]
     assert found.words == sorted(Token(*values) for values in usable)

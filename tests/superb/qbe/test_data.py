@@ -94,8 +94,7 @@ def test_quesst(quesst_folder, split):
     assert found.trials.all()
     assert found.split == split
     assert found.gain == pytest.approx(0.7079, abs=1e-4)
-    assert len(found.collection.queries) == 3
-    assert len(found.collection.documents) == 5
+    assert found.collection.targets.shape == (3, 5)
     assert found.collection.targets.sum() == 3
     assert found.collection.targets[2, 4]  # the Albanian query in the Albanian document
 
@@ -123,8 +122,6 @@ def test_quesst_says_which_file_is_missing(quesst_folder, missing):
 
 def test_quesst_is_checked(quesst_folder):
     truth = quesst_folder / "scoring" / "groundtruth_quesst14_eval"
-    with pytest.raises(LaserError, match="splits dev, eval, not 'test'"):
-        read_quesst(quesst_folder, "test")
     languages = quesst_folder / "scoring" / "language_key_eval.lst"
     english = languages.read_text()
     languages.write_text(english.replace("nnenglish", "czech"))

@@ -34,24 +34,13 @@ def pairs(distance, queries, documents):
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
-@given(queries=LENGTHS, documents=LENGTHS, scale=st.booleans(), seed=st.integers(0, 99))
-def test_costs_equal_dtw_python(queries, documents, scale, seed):
+@given(queries=LENGTHS, documents=LENGTHS, seed=st.integers(0, 99))
+def test_costs_equal_dtw_python(queries, documents, seed):
     distance, *_ = random_case(queries, documents, seed)
-    expected = [
-        [witness(matching.scale_rows(part) if scale else part) for part in parts]
-        for parts in pairs(distance, queries, documents)
-    ]
-    for found in (
-        matching.alignment_costs(distance, queries, documents, scale),
-        matching.batched_costs(distance, queries, documents, scale),
-    ):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    single = distance.float()
-    for found in (
-        matching.alignment_costs(single, queries, documents, scale),
-        matching.batched_costs(single, queries, documents, scale),
-    ):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    expected = [[witness(matching.scale_rows(part)) for part in parts] for parts in pairs(distance, queries, documents)]
+    for costs in (matching.alignment_costs, matching.batched_costs):
+        np.testing.assert_allclose(costs(distance, queries, documents), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(costs(distance.float(), queries, documents), expected, rtol=0, atol=1e-6)
 
 
 def test_threads_share_documents_without_a_difference(monkeypatch):

@@ -54,7 +54,7 @@ def test_mtwv_equals_brute_force_over_all_thresholds(shape, beta, data):
     assert value_at(scores, targets, found.threshold, beta) == pytest.approx(found.value, abs=1e-12)
     for threshold in [*thresholds, -1.0, 0.5, 3.0, 9.0]:
         expected = value_at(scores, targets, threshold, beta)
-        assert scoring.twv(scores, targets, threshold, beta).value == pytest.approx(expected, abs=1e-12)
+        assert scoring.twv(scores, targets, threshold, beta) == pytest.approx(expected, abs=1e-12)
 
 
 def test_mtwv_by_hand():
@@ -85,17 +85,14 @@ def test_bad_arguments_are_refused():
         mtwv([[1.0, math.inf]], [[1, 0]])
     with pytest.raises(ValueError, match="beta must be positive"):
         mtwv([[1.0, 2.0]], [[1, 0]], beta=0)
-    with pytest.raises(ValueError, match="n must be at least 1"):
-        scoring.precision_at([[1.0, 2.0]], [[1, 0]], 0)
 
 
-def test_detection_curve_ends_at_accepting_everything():
+def test_the_curve_ends_at_accepting_everything():
     scores, targets = np.random.default_rng(1).normal(size=(3, 9)), np.eye(3, 9, dtype=bool)
-    curve = scoring.detection_curve(scores, targets)
-    assert (curve.thresholds[0], curve.miss[0], curve.false_alarm[0]) == (math.inf, 1, 0)
-    assert curve.miss[-1] == pytest.approx(0)
-    assert curve.false_alarm[-1] == pytest.approx(1)
-    assert (np.diff(curve.thresholds) < 0).all()
+    thresholds, values = scoring.twv_curve(scores, targets, beta=3.0)
+    assert (thresholds[0], values[0]) == (math.inf, 0)
+    assert values[-1] == pytest.approx(1 - 3.0)
+    assert (np.diff(thresholds) < 0).all()
 
 
 def test_collection_adds_default_scores():
@@ -112,9 +109,7 @@ def test_collection_adds_default_scores():
         if not np.isnan(scores[i, j]):
             written[queries[row], documents[column]] = scores[i, j]
     full = np.array([[written.get((q, d), -10.0) for d in documents] for q in queries])
-    found = scoring.on_collection(
-        scores, [queries[r] for r in rows], [documents[c] for c in columns], Collection(queries, documents, targets)
-    )
+    found = scoring.on_collection(scores, Collection(targets, np.ix_(rows, columns)))
     np.testing.assert_array_equal(found, full)
     thresholds = [math.inf, *np.unique(full)]
     best = max(value_at(full, targets, threshold, 1.0) for threshold in thresholds)
