@@ -260,7 +260,7 @@ def numbers_without_record(card: str, *records) -> list[str]:
         elif isinstance(value, str):
             texts.append(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            known.update({number(value), number(abs(value)), str(value), f"{value:,}"})
+            known.update({number(value), number(abs(value)), str(value), f"{value:,}", f"{value:.2g}"})
 
     for record in records:
         visit(record)
