@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import second, tables  # noqa: E402
+from experiments import agreement, second, tables  # noqa: E402
 from experiments.tables import table  # noqa: E402
 from laser_hf.data import find_perturbation  # noqa: E402
 from laser_hf.objectives import find_objective  # noqa: E402
@@ -444,6 +444,7 @@ TABLES = {
     "experiments-sensitivity": experiment("sensitivity"),
     "experiments-words": experiment("words"),
     "experiments-how": experiment("how"),
+    "evaluation-set": lambda: agreement.draw(read(agreement.RECORD)),
     **{f"second-{name}": partial(second_round, name) for name in second.TABLES},
 }
 

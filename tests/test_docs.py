@@ -146,7 +146,7 @@ NEEDS = {
     "S3PRL": r"s3prl",
     "pip install": r"pip (install|download)|--target site|site make",
     "network": r"curl ",
-    "experiments": r"experiments\.(run|collect)",
+    "experiments": r"experiments\.(run|collect|second)",
 }
 # Where a command that needs nothing is executed, as it is or with fewer updates, other speech or another folder.
 EXECUTED = {
