@@ -32,7 +32,7 @@ from benchmarks import common
 from benchmarks.common import peak_mib, save_record
 from laser_hf.data import PairDataset, PairTransform, SpeedPitch, load_speech
 from laser_hf.data.files import find_audio_files
-from laser_hf.data.manifest import write_manifest
+from laser_hf.data.listing import write_manifest
 from laser_hf.data.pair_sets import file_states, read_headers
 
 DEMO = Path(laser_hf.__file__).resolve().parent / "demo" / "speech"
@@ -113,10 +113,10 @@ def make_manifest(root: Path) -> Path:
     write_manifest(root / "sources", root / "sources.tsv")
     known = {}
     for line in (root / "sources.tsv").read_text().splitlines()[1:]:
-        path, *_, samples, size = line.split("\t")
-        known[os.stat(root / path).st_ino] = f"{samples}\t{size}"
+        path, *_, samples, size, crc = line.split("\t")
+        known[os.stat(root / path).st_ino] = f"{samples}\t{size}\t{crc}"
     with (root / "manifest.tsv").open("w") as file:
-        file.write("path\tsamples\tbytes\n")
+        file.write("path\tsamples\tbytes\tcrc\n")
         for path in find_audio_files(root / "tree"):
             file.write(f"{path}\t{known[os.stat(path).st_ino]}\n")
     return root / "manifest.tsv"

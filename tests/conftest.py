@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 # Nothing may be fetched, and two test processes on two cores must not fight for threads.
@@ -14,10 +15,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
-torch.set_num_threads(1)
+# torch and transformers are imported in functions: the process that only hands out tests needs neither.
 
 with contextlib.suppress(ImportError):  # a GPU machine may lack it
     import hypothesis
@@ -30,15 +29,34 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_SPEECH = REPOSITORY.parent / "shared" / "data" / "LibriSpeech"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    import torch
+
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    slow_first(items, getattr(config, "workerinput", {}).get("workercount", 1))
+
+
+def slow_first(items: list[pytest.Item], workers: int) -> None:
+    """Sort tests so that the share of each worker begins with files of slow tests: none of them ends alone.
+
+    Files stay whole, because their tests share fixtures.
+    """
+    slow = {item.path for item in items if "slow" in item.keywords}
+    counts = Counter(item.path for item in items)
+    sizes, shares = [0] * workers, {}
+    for number, path in enumerate(sorted(counts, key=lambda path: (path not in slow, -counts[path]))):
+        shares[path] = number % workers if path in slow else sizes.index(min(sizes))
+        sizes[shares[path]] += counts[path]
+    items.sort(key=lambda item: (shares[item.path], item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_to_the_next_test():
     """Threads change the last digits of sums; figures left by a picture that failed would be counted by the next."""
+    import torch
+
     yield
     torch.set_num_threads(1)
     if "matplotlib.pyplot" in sys.modules:
@@ -61,17 +79,15 @@ _TINY = {
     "conv_dim": (16,) * 7,
     "num_conv_pos_embedding_groups": 4,
 }
-_KINDS = {
-    "hubert": (transformers.HubertConfig, transformers.HubertModel),
-    "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
-    "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
-    "data2vec-audio": (transformers.Data2VecAudioConfig, transformers.Data2VecAudioModel),
-}
+_KINDS = {"hubert": "Hubert", "wavlm": "WavLM", "wav2vec2": "Wav2Vec2", "data2vec-audio": "Data2VecAudio"}
 
 
 def make_model(kind: str = "hubert", norm: str = "group", stable: bool = False, seed: int = 0, **extra):
     """A random encoder of 3 layers of 32 with the standard front-end's kernels and strides."""
-    config_class, model_class = _KINDS[kind]
+    import torch
+    import transformers
+
+    config_class, model_class = (getattr(transformers, _KINDS[kind] + what) for what in ("Config", "Model"))
     values = {**_TINY, **extra}
     if kind != "data2vec-audio":
         values.update(feat_extract_norm=norm, do_stable_layer_norm=stable, num_conv_pos_embeddings=16)
@@ -82,6 +98,8 @@ def make_model(kind: str = "hubert", norm: str = "group", stable: bool = False, 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> Path:
     """Folder of a tiny random HuBERT, as `save_pretrained` leaves it."""
+    import transformers
+
     folder = tmp_path_factory.mktemp("tiny-hubert")
     make_model().save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)

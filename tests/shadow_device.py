@@ -375,6 +375,7 @@ def shadow_device(monkeypatch, devices: int = 1):
     for name in ("get_rng_state", "get_rng_state_all"):
         monkeypatch.setattr(torch.cuda.random, name, lambda *_: torch.zeros(16, dtype=torch.uint8))
         monkeypatch.setattr(torch.cuda, name, lambda *_: torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
     for name in ("skew", "sweep", "collect"):

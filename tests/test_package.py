@@ -22,7 +22,7 @@ from hub_server import HubServer
 import laser_hf
 from laser_hf import __main__ as command
 from laser_hf.errors import LaserError
-from laser_hf.records import command_line
+from laser_hf.records import command_line, read_record
 
 NOT_SOURCE = shutil.ignore_patterns(
     ".git", ".venv*", "outputs", "runs", "build", "dist", "site", "*.egg-info", "__pycache__", "*.pyc", ".*_cache",
@@ -157,41 +157,6 @@ def test_the_command_works_outside_the_checkout(installed, tmp_path):
     assert where.strip() == str(installed / "laser_hf" / "__init__.py")
 
 
-def test_help_imports_only_the_standard_library(installed, tmp_path):
-    program = (
-        "import sys; before = set(sys.modules)\n"
-        "from laser_hf.__main__ import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print('imported', *{name.partition('.')[0] for name in set(sys.modules) - before})"
-    )
-    imported = start(installed, tmp_path, "-c", program).stdout.split("imported ")[1].split()
-    assert "laser_hf" in imported
-    assert {name for name in imported if name not in sys.stdlib_module_names} == {"laser_hf"}
-
-
-@pytest.mark.slow
-def test_help_of_train_imports_nothing_that_trains(installed, tmp_path):
-    """It takes what the import of torch and of the options of transformers takes."""
-    program = (
-        "import sys\n"
-        "from laser_hf.__main__ import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit: print('imported', *sys.modules)"
-    )
-    printed, imported = start(installed, tmp_path, "-c", program).stdout.split("imported ")
-    assert printed.startswith("usage: laser-hf train")
-    assert "--preset" in printed
-    names = imported.split()
-    heavy = {"datasets", "pandas", "pyarrow", "scipy", "matplotlib", "numba", "triton", "tensorboard"}
-    assert not heavy & set(names)
-    assert "transformers.trainer" not in names
-    rooms = {".".join(name.split(".")[:2]) for name in names if name.startswith("laser_hf.")}
-    assert not rooms & {"laser_hf.encoders", "laser_hf.superb", "laser_hf.publishing", "laser_hf.plots"}
-    assert "laser_hf.training.options" in names
-    assert "laser_hf.training.trainer" not in names
-
-
 @pytest.mark.parametrize("name", list(command.COMMANDS))
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -285,9 +250,10 @@ def test_every_exported_name_exists():
     assert set(laser_hf._LAZY) == set(laser_hf.__all__) - {"__version__"}
 
 
-# A plain install lacks what only extras install. One process runs all commands: each would import torch anew.
+# A plain install lacks what only extras install. One process does all of it: each would import torch anew.
 PLAIN = f"""
-import json, sys
+import contextlib, io, json, shlex, sys
+before = set(sys.modules)
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 missing = {[*command.EXTRAS, "evaluate"]}
@@ -296,35 +262,112 @@ PathFinder.find_spec = staticmethod(
 )
 from laser_hf import cli
 from laser_hf.__main__ import main
-for argv in json.loads(sys.argv[1]):
+seen = []
+def start(*argv):
+    said = io.StringIO()
     try:
-        cli.run(main, argv)
+        with contextlib.redirect_stdout(said):
+            cli.run(main, argv)
     except SystemExit as ended:
         if ended.code:
             raise
+    finally:
+        seen.append([said.getvalue(), sorted(set(sys.modules) - before)])
+    return said.getvalue()
+start("--help")
+start("train", "--help")
+few = ["--max_steps", "2", "--eval_on_start", "false", "--pairs_per_update", "4", "--dataloader_num_workers", "0"]
+said = start("demo", *few, "--max_eval_samples", "4")
+words = shlex.split(cli.program())
+named = [shlex.split(line)[len(words):] for line in said.splitlines() if line.startswith("  " + cli.program())]
+seen.append(named)
+start(*named[0])
+start(*named[1], "--yes")
+start("train", "--preset", "demo", "--use_cpu", "--output_dir", "mine", *few, "--eval_data", "", "--plots", "false")
+json.dump(seen, open("seen.json", "w"))
 """
 
 
-@pytest.mark.slow
-def test_demo_train_measure_and_push_from_the_wheel(installed, tmp_path):
-    """What a new user does, in an empty folder, with a plain install."""
-    few = ["--max_steps", "2", "--eval_on_start", "false", "--max_eval_samples", "4"]
-    speech = installed / "laser_hf" / "demo" / "speech"
+@pytest.fixture(scope="module")
+def new_user(installed, tmp_path_factory):
+    """What a new user does, in an empty folder, with a plain install: the folder, what was seen, files on the Hub."""
+    folder = tmp_path_factory.mktemp("new")
+    share_compiled(installed)
     with HubServer() as hub:
-        commands = [
-            ["demo", *few],
-            ["train", "--preset", "demo", "--use_cpu", "--output_dir", "mine", *few],
-            [
-                "superb", "discrimination", "--model", "mine", "--data", str(speech), "--alignments",
-                str(speech / "words.tsv"), "--split", "heldout", "--output_dir", "mine/results/words",
-            ],
-            ["push", "outputs/demo", "--repo_id", "org/demo-laser", "--yes"],
-        ]  # fmt: skip
-        printed = start(installed, tmp_path, "-c", PLAIN, json.dumps(commands), **hub.environment(tmp_path / "home"))
-        files = hub.files("org/demo-laser")
-    assert "same / different" in printed.stdout
-    assert (tmp_path / "outputs" / "demo" / "plots" / "alignment.png").is_file()
-    assert (tmp_path / "mine" / "laser_config.json").is_file()
-    assert (tmp_path / "mine" / "results" / "words" / "results.json").is_file()
-    assert {"README.md", "model.safetensors", "laser_config.json"} <= set(files)
+        start(installed, folder, "-c", PLAIN, **hub.environment(folder / "home"))
+        (repository,) = hub.repositories
+        files = hub.files(repository)
+    return folder, json.loads((folder / "seen.json").read_text()), files
+
+
+def share_compiled(installed: Path) -> None:
+    """Give the installed copy what numba has compiled from the same sources; compiling it again takes ten seconds."""
+    for path in (REPOSITORY / "laser_hf").rglob("*"):
+        copy = installed / path.relative_to(REPOSITORY)
+        if path.suffix in (".nbi", ".nbc"):
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
+        elif path.suffix == ".py":
+            os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))  # by which numba knows the source
+
+
+@pytest.mark.slow
+def test_help_imports_only_the_standard_library(new_user):
+    _, imported = new_user[1][0]
+    assert "laser_hf" in imported
+    packages = {name.partition(".")[0] for name in imported}
+    assert {name for name in packages if name not in sys.stdlib_module_names} == {"laser_hf"}
+
+
+@pytest.mark.slow
+def test_help_of_train_imports_nothing_that_trains(new_user):
+    """It takes what the import of torch and of the options of transformers takes."""
+    printed, names = new_user[1][1]
+    assert printed.startswith("usage: laser-hf train")
+    assert "--preset" in printed
+    heavy = {"datasets", "pandas", "pyarrow", "scipy", "matplotlib", "numba", "triton", "tensorboard"}
+    assert not heavy & set(names)
+    assert "transformers.trainer" not in names
+    rooms = {".".join(name.split(".")[:2]) for name in names if name.startswith("laser_hf.")}
+    assert not rooms & {"laser_hf.encoders", "laser_hf.superb", "laser_hf.publishing", "laser_hf.plots"}
+    assert "laser_hf.training.options" in names
+    assert "laser_hf.training.trainer" not in names
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_its_table(new_user):
+    """`make demo`, shortened."""
+    folder, seen, _ = new_user
+    output, (printed, _) = folder / "outputs" / "demo", seen[2]
+    assert "same / different" in printed
+    assert "Encoder outputs/demo (AutoModel.from_pretrained loads it)" in printed
+    assert "Held-out speech was not measured twice" in printed
+    record = read_record(output / "results" / "words.json")
+    assert (record["task"], record["protocol"], record["metric"]) == ("discrimination", "quick", "word_ap_across")
+    (before,), (after,) = record["base"]["metrics"], record["metrics"]
+    assert before["same_pairs"] == after["same_pairs"] > 100
+    assert before["value"] == pytest.approx(0.896, abs=5e-4)
+    assert before["ratio"] == pytest.approx(0.373, abs=5e-4)
+    assert before["same_distance"] != after["same_distance"]
+    assert record["value"] == after["value"]
+    assert record["weights_sha256"] != record["base"]["weights_sha256"]
+    assert record["base"]["model"] == "{laser_hf}/demo/encoder"
+    assert (output / "plots" / "alignment.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_that_the_demo_names_measure_and_publish(new_user):
+    """The encoder is measured on the whole shipped held-out speech, and a fresh process reloads it."""
+    folder, seen, files = new_user
+    measure, publish = seen[3]
+    assert (measure[:2], publish[0]) == (["superb", "discrimination"], "push")
+    found = read_record(folder / "outputs" / "demo" / "results" / "discrimination" / "results.json")
+    assert found["metric"] == "word_ap_across"
+    assert {"README.md", "model.safetensors", "laser_config.json", "results/discrimination.json"} <= set(files)
     assert b"laser-hf demo" in files["laser_config.json"]
+
+
+@pytest.mark.slow
+def test_train_from_the_wheel(new_user):
+    folder, _, _ = new_user
+    assert (folder / "mine" / "laser_config.json").is_file()

@@ -6,10 +6,9 @@ import json
 import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 
 import torch
+from accelerate.commands import launch
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
@@ -104,12 +103,21 @@ def _one_of_two(main, argv, rank, port, errors):
 
 
 def launch_two(argv, folder):
-    """Run train.py in two processes, through `accelerate launch`, with gloo."""
+    """Run train.py in two processes with gloo, through `accelerate launch`, which a fork of this process runs."""
     # With --cpu, accelerate starts a second process only through MPI; --multi_gpu only means "several processes".
-    command = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        str(REPOSITORY / "train.py"), *argv, "--ddp_backend", "gloo",
+    words = [
+        "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
+        "no", "--main_process_port", "0", str(REPOSITORY / "train.py"), *argv, "--ddp_backend", "gloo",
     ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    launcher = multiprocessing.get_context("fork").Process(target=_launch, args=(words, folder))
+    launcher.start()
+    launcher.join(300)
+    assert launcher.exitcode == 0, (folder / "launch.log").read_text()[-3000:]
+
+
+def _launch(words, folder):
+    os.chdir(folder)
+    log = os.open("launch.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    launch.launch_command(launch.launch_command_parser().parse_args(words))

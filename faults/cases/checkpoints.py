@@ -266,9 +266,7 @@ FAULTS = [
     Fault(1, "the same checkpoint damaged twice", _twice, 0, ("broken-checkpoint-4-2",), _broken_kept),
     Fault(1, "truncated recipe.json of the run", _damage("../recipe.json", _truncate(20)), 0, (), _as_without_kills),
     Fault(1, "leftovers of a killed export and checkpoint", _leftovers, 0, (), _no_leftovers),
-    Fault(
-        2, "killed after the last update, before the record", _killed_before_the_record, 0, (), _no_update_more, True
-    ),
+    Fault(2, "killed after the last update, before the record", _killed_before_the_record, 0, (), _no_update_more),
     Fault(2, "--max_steps 0", lambda lab: lab.train("--max_steps", "0"), 2, ("--max_steps must be at least 1, got 0",)),
     Fault(
         2,
@@ -303,9 +301,7 @@ FAULTS = [
         1,
         ("the content of --train_data is another",),
     ),
-    Fault(
-        3, "two speech files swapped", _edit_speech(_swap), 1, ("the content of --train_data is another",), quick=True
-    ),
+    Fault(3, "two speech files swapped", _edit_speech(_swap), 1, ("the content of --train_data is another",)),
     Fault(3, "noise exchanged between kill and resume", _edit_input("noise"), 1, ("the content of --noise_dir",)),
     Fault(
         3, "streamed speech exchanged between kill and resume", _edit_input("speech"), 1, ("content of --train_data",)

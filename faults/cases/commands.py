@@ -29,6 +29,17 @@ def _plots(change: Change, *more: str) -> Callable[[Lab], Outcome]:
     return provoke
 
 
+def _broken(name: str, text: str, *words: str) -> Callable[[Lab], Outcome]:
+    """Give a command a folder with nothing but a damaged record."""
+
+    def provoke(lab: Lab) -> Outcome:
+        lab.out.mkdir()
+        (lab.out / name).write_text(text)
+        return lab.run(*words, lab.out)
+
+    return provoke
+
+
 def _other_type(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert", "architectures": ["BertModel"]}))
@@ -103,7 +114,7 @@ FAULTS = [
     # plots
     Fault(1, "plots: no such run", lambda lab: lab.run("plots", lab.path / "nowhere"), says=("nowhere",)),
     Fault(1, "plots: a cut record", _plots(lambda lab: _cut(lab.out / RECORD, 100)), says=(RECORD,)),
-    Fault(1, "plots: an empty record", _plots(lambda lab: _cut(lab.out / RECORD, 0)), says=(RECORD,), quick=True),
+    Fault(1, "plots: an empty record", _broken(RECORD, "", "plots"), says=(RECORD,), quick=True),
     Fault(
         1, "plots: a record without its recipe", _plots(lambda lab: _edit(lab.out / RECORD, recipe={})), says=(RECORD,)
     ),
@@ -159,7 +170,13 @@ FAULTS = [
     ),
     # table
     Fault(1, "table: no such record", lambda lab: lab.run("superb", "table", "nowhere.json"), says=("nowhere.json",)),
-    Fault(1, "table: a cut record", _table(lambda lab: _cut(_results(lab), 300)), says=("results.json",), quick=True),
+    Fault(
+        1,
+        "table: a cut record",
+        _broken("results.json", '{"schema_version": 2, "task": "qbe", "metr', "superb", "table"),
+        says=("results.json",),
+        quick=True,
+    ),
     Fault(1, "table: an empty record", _table(lambda lab: _cut(_results(lab), 0)), says=("results.json",)),
     Fault(
         1, "table: a record that is a list", _table(lambda lab: _results(lab).write_text("[1]")), says=("results.json",)
@@ -204,9 +221,9 @@ FAULTS = [
     ),
     Fault(
         3,
-        "table: --json is one of the records",
-        _table(NOTHING, "--json", "out/results.json"),
-        says=("--json", "results.json"),
+        "table: --output is one of the records",
+        _table(NOTHING, "--output", "out/results.json"),
+        says=("--output", "results.json"),
         judge=lambda lab, outcome: None if "metrics" in _results(lab).read_text() else "record lost",
     ),
     Fault(4, "table: a folder without records", lambda lab: lab.run("superb", "table", lab.speech), says=("speech",)),

@@ -288,7 +288,6 @@ FAULTS = [
         _run(lambda lab: _encoder(lab, "Hubert", conv_pos_batch_norm=True)),
         status=0,
         judge=_buffers_kept,
-        quick=True,
     ),
     *(
         Fault(

@@ -225,7 +225,7 @@ BATCH = "frames/batch-000000.safetensors"
 FAULTS = [
     # 1. damage
     Fault(1, "qbe: scores cut short", _after(_cut("*_layer*/*.npz", 60)), 0, ("is damaged",), _as_whole),
-    Fault(1, "qbe: scores empty", _after(_cut("*_layer*/*.npz", 0)), 0, ("is damaged",), _as_whole, quick=True),
+    Fault(1, "qbe: scores empty", _after(_cut("*_layer*/*.npz", 0)), 0, ("is damaged",), _as_whole),
     Fault(1, "qbe: scores with 64 flipped bytes", _after(_flip("*_layer*/*.npz")), 0, ("is damaged",), _as_whole),
     Fault(1, "qbe: frames cut short", _after(_cut(BATCH, 5000), BATCH), 0, judge=_as_whole),
     Fault(1, "qbe: frames empty", _after(_cut(BATCH, 0), BATCH), 0, judge=_as_whole),

@@ -18,14 +18,13 @@ from .speaker import Equalizer, Voice
 from .speed_pitch import SpeedPitch, pitch_shift, pitch_shift_batch, speed, speed_batch
 
 if TYPE_CHECKING:
-    from .listing import list_folder
-    from .manifest import list_manifest, write_manifest
+    from .listing import list_folder, list_manifest, write_manifest
     from .pair_sets import PairDataset, PairStream, keep_decoded
     from .speech import load_speech, source_digest
 
 _LAZY = dict.fromkeys(("PairDataset", "PairStream", "keep_decoded"), ".pair_sets")
 _LAZY |= dict.fromkeys(("load_speech", "source_digest"), ".speech")
-_LAZY |= {"list_folder": ".listing", "list_manifest": ".manifest", "write_manifest": ".manifest"}
+_LAZY |= dict.fromkeys(("list_folder", "list_manifest", "write_manifest"), ".listing")
 """Looked up on first use: they import `datasets`, which `laser-hf train --help` need not wait for."""
 __all__ = [
     "AUDIO_SUFFIXES", "PERTURBATIONS", "BadAudio", "Compose", "Decoded", "Equalizer", "Noise", "PairDataset",
@@ -46,14 +45,10 @@ def find_perturbation(name: str) -> type[Perturbation]:
 
 
 def build_perturbation(names: str | Sequence[str], options: Mapping[str, Any] | None = None) -> Perturbation:
-    """Build perturbations that are applied one after the other.
+    """Build perturbations that are applied one after the other, named as `find_perturbation` takes them.
 
-    Args:
-        names: as `find_perturbation` takes them; one or several.
-        options: values by `Option.dest`, such as `{"noise_dir": "DEMAND"}`, for all perturbations that have them.
-
-    Raises:
-        LaserError: no name, an unknown name, an option that none of them has, or an unsuitable value.
+    `options` are values by `Option.dest`, such as `{"noise_dir": "DEMAND"}`, for all that have them. A `LaserError`
+    says that there is no name, an unknown name, an option that none of them has, or an unsuitable value.
     """
     classes = [find_perturbation(name) for name in ([names] if isinstance(names, str) else names)]
     if not classes:

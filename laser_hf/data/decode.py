@@ -3,13 +3,12 @@
 `soundfile` reads FLAC, WAV, Ogg Vorbis/Opus and MP3 without FFmpeg or torchcodec.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import logging
 import os
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ import soundfile
 import torch
 
 from ..errors import LaserError
-from .mp3 import add_length
 from .resampling import resample, resampled_length
 
 logger = logging.getLogger(__name__)
@@ -29,15 +27,18 @@ _log_once = functools.cache(logger.warning)
 SAMPLE_RATE = 16000
 """Hz; the rate of all encoders and all perturbations."""
 KINDS = ("undecodable", "empty", "too_short", "too_long", "nan", "silent", "damaged")  # of `BadAudio`
-RATES = (4000, 384_000)
-"""Lowest and highest rate that is believed, Hz."""
+RATES = (4000, 384_000)  # lowest and highest rate that is believed, Hz
 BLOCK = 2**20  # frames decoded at a time
 SILENCE_PEAK = 1e-5  # full scale is 1; one step of 16-bit audio is 3e-5
 _MAX_FRAMES = 2**40  # damaged and streamed headers announce more
 _STREAMED = 0x7FFF0000  # bytes of WAV data that programs announce which do not know the length
-_BAD_SEEK = 39  # libsndfile's error
-_OGG_PAGE = 65_307  # bytes of the longest page
-
+_BAD_SEEK, _OGG_PAGE = 39, 65_307  # libsndfile's error; bytes of the longest page
+_MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz; MPEG-1, 2 and 2.5
+_MP3_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_KBITS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # of MPEG-1
+_MP3_KNOWN = re.escape(bytes(byte for byte in range(16, 240) if byte & 12 != 12))  # bitrate and rate
+_MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][" + _MP3_KNOWN + b"].", re.DOTALL)  # header, layer III
+_MP3_TAGS = (b"TAG", b"APE", b"LYR")  # behind the last frame
 Audio = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -74,8 +75,7 @@ def decode_audio(audio: Audio, *, min_seconds: float = 0.1, max_seconds: float |
         max_seconds: longer audio is refused, before decoding if its header tells the length; `None` for no limit.
 
     Raises:
-        BadAudio: missing, undecodable, damaged, empty, too short or long, with NaN or infinite samples, or digital
-            silence.
+        BadAudio: missing, undecodable, damaged, empty, too short or long, with NaN or infinite samples, or silent.
         OSError: a remote file system cannot be reached; the audio itself may be good.
     """
     if isinstance(audio, Mapping) and audio.get("array") is not None:
@@ -99,32 +99,27 @@ def decode_audio(audio: Audio, *, min_seconds: float = 0.1, max_seconds: float |
 def audio_seconds(audio: Audio) -> float | None:
     """Duration from the header, in seconds, rounded up to a whole sample at 16 kHz as `decode_audio` does.
 
-    Returns `None` if the header cannot be read or has no length.
-
-    Raises:
-        OSError: a remote file system cannot be reached.
+    `None` if the header cannot be read or has no length; an `OSError` if a remote file system cannot be reached.
     """
     try:
         if isinstance(audio, Mapping) and audio.get("array") is not None:
             frames, rate = np.shape(audio["array"])[-1], audio["sampling_rate"]
         else:
-            with _open(_source(audio)) as file:
+            with _open(_source(audio)[1]) as file:
                 frames, rate = file.frames, file.samplerate
-    except (BadAudio, soundfile.SoundFileError, EOFError, IndexError, KeyError, TypeError, ValueError):
+        known = 0 <= frames < _MAX_FRAMES and rate
+        return resampled_length(frames, rate, SAMPLE_RATE) / SAMPLE_RATE if known else None
+    except (soundfile.SoundFileError, EOFError, IndexError, KeyError, TypeError, ValueError):
         return None
-    known = 0 <= frames < _MAX_FRAMES and rate
-    return resampled_length(frames, rate, SAMPLE_RATE) / SAMPLE_RATE if known else None
 
 
 def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, int]:
     """Samples `(frames,)` float32, averaged over the channels; rate and number of channels of a stored file."""
-    source = _source(audio)
+    (name, source), blocks, found, failure, at_end = _source(audio), [], 0, None, False
     try:
         with _open(source) as file:
             announced, rate = _announced(file), file.samplerate
             _check(announced or 1, rate, 0.0, max_seconds)
-            blocks: list[np.ndarray] = []
-            found, failure, at_end = 0, None, False
             while not at_end:
                 block = np.full((BLOCK, file.channels), np.nan, np.float32)
                 try:
@@ -138,14 +133,14 @@ def _from_file(audio: Any, max_seconds: float | None) -> tuple[np.ndarray, int, 
             cut = failure is not None and failure.code != _BAD_SEEK
             if cut or announced - found > 0.1 * rate or (file.format == "OGG" and not _ogg_ends(source)):
                 length = f"{announced / rate:.2f} s are announced, " if announced else ""
-                raise BadAudio("damaged", f"{_name(audio)}: {length}{found / rate:.2f} s are there")
+                raise BadAudio("damaged", f"{name}: {length}{found / rate:.2f} s are there")
             return np.concatenate(blocks), rate, file.channels
     except BadAudio:
         raise
     except EOFError as error:
-        raise BadAudio("damaged", f"{_name(audio)}: {error}") from error
+        raise BadAudio("damaged", f"{name}: {error}") from error
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
-        raise BadAudio("undecodable", f"{_name(audio)}: {getattr(error, 'error_string', error)}") from error
+        raise BadAudio("undecodable", f"{name}: {getattr(error, 'error_string', error)}") from error
 
 
 def _announced(file: soundfile.SoundFile) -> int:
@@ -158,11 +153,34 @@ def _announced(file: soundfile.SoundFile) -> int:
 
 def _open(source: str | io.BytesIO) -> soundfile.SoundFile:
     """The file for reading, with its right length; `EOFError` if it is an MP3 file that has none and is cut off."""
-    file = soundfile.SoundFile(source)
-    if file.subtype != "MPEG_LAYER_III":
+    if (file := soundfile.SoundFile(source)).subtype != "MPEG_LAYER_III":
         return file
     data = Path(source).read_bytes() if isinstance(source, str) else source.getvalue()
-    return soundfile.SoundFile(io.BytesIO(add_length(data)))
+    return soundfile.SoundFile(io.BytesIO(_add_length(data)))
+
+
+def _add_length(data: bytes) -> bytes:
+    """An MP3 file led by a frame that tells the number of frames, which decoders guess else; `EOFError` if cut off."""
+    at = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(data[6:10])) if data[:3] == b"ID3" else 0
+    first = _MP3_FRAME.search(data, at)
+    if first is None or any(name in data[first.start() :][:200] for name in (b"Xing", b"Info", b"VBRI")):
+        return data
+    at, count = first.start(), 0
+    while data[at : at + 3] not in _MP3_TAGS and (found := _MP3_FRAME.search(data, at)):
+        at, count = found.start() + _frame_size(found[0]), count + 1
+    if at > len(data):
+        raise EOFError("its last frame is cut off")
+    header = bytes((255, first[0][1] | 1, 9 << 4 | first[0][2] & 12, first[0][3]))  # without checksum
+    silence = bytes((9, 17, 32)[(header[3] >> 6 != 3) + (header[1] >> 3 & 3 == 3)])
+    frame = header + silence + b"Info" + struct.pack(">II", 1, count)
+    return frame.ljust(_frame_size(header), b"\0") + data[first.start() :]
+
+
+def _frame_size(header: bytes) -> int:
+    """Bytes of a frame."""
+    version = header[1] >> 3 & 3
+    factor, kbits = (144_000, _MP3_KBITS_1) if version == 3 else (72_000, _MP3_KBITS)
+    return factor * kbits[header[2] >> 4] // _MP3_RATES[version][header[2] >> 2 & 3] + (header[2] >> 1 & 1)
 
 
 def _ogg_ends(source: str | io.BytesIO) -> bool:
@@ -174,13 +192,10 @@ def _ogg_ends(source: str | io.BytesIO) -> bool:
     return len(page) > 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
-def _name(audio: Any) -> str:
-    return str((audio.get("path") or "audio bytes") if isinstance(audio, Mapping) else audio)
-
-
-def _source(audio: Any) -> str | io.BytesIO:
-    """What soundfile opens: a local path, or bytes."""
+def _source(audio: Any) -> tuple[str, str | io.BytesIO]:
+    """Its name in messages, and what soundfile opens: a local path, or bytes."""
     path, data = (audio.get("path"), audio.get("bytes")) if isinstance(audio, Mapping) else (audio, None)
+    name = str(path or "audio bytes")
     if data is None and not isinstance(path, (str, os.PathLike)):
         raise BadAudio("undecodable", f"neither bytes nor path nor array in {repr(audio)[:80]}")
     try:
@@ -188,12 +203,12 @@ def _source(audio: Any) -> str | io.BytesIO:
             with fsspec.open(path, "rb") as stream:
                 data = stream.read()
         if len(data) == 0 if data is not None else os.path.getsize(path) == 0:
-            raise BadAudio("empty", f"{_name(audio)}: no bytes")
+            raise BadAudio("empty", f"{name}: no bytes")
     except OSError as error:
         if is_remote(os.fspath(path)) and not isinstance(error, FileNotFoundError):
             raise
         raise BadAudio("undecodable", f"{path}: {(error.strerror or 'no such file').lower()}") from error
-    return os.fspath(path) if data is None else io.BytesIO(data)
+    return name, os.fspath(path) if data is None else io.BytesIO(data)
 
 
 def is_remote(path: str) -> bool:
@@ -224,10 +239,9 @@ def _check(frames: int, rate: int, min_seconds: float, max_seconds: float | None
     """Refuse rates that are not believed, and lengths outside the limits."""
     if not RATES[0] <= rate <= RATES[1]:
         raise BadAudio("undecodable", f"a rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz are read")
-    seconds = frames / rate
     if frames == 0:
         raise BadAudio("empty", "no samples")
-    if seconds < min_seconds:
+    if (seconds := frames / rate) < min_seconds:
         raise BadAudio("too_short", f"{seconds:.3f} s ({frames} samples at {rate} Hz); at least {min_seconds:g} s")
     if max_seconds is not None and seconds > max_seconds:
         raise BadAudio("too_long", f"{seconds:.1f} s; at most {max_seconds:g} s")

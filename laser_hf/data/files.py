@@ -1,7 +1,5 @@
 """Files on disk: finding audio files, and the one reader of text tables."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -16,10 +14,9 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 
 def find_audio_files(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[Path]:
-    """All audio files below `folder`, sorted by path. Hidden ones are left out; a folder that is linked counts once.
+    """All audio files below `folder`, sorted by path; a `LaserError` if a folder cannot be read.
 
-    Raises:
-        LaserError: a folder cannot be read.
+    Hidden ones are left out; a folder that is linked counts once.
     """
     return [Path(path) for path in walk_audio(str(folder), {}, suffixes)]
 
@@ -41,17 +38,13 @@ def walk_audio(folder: str, changed: dict[str, int], suffixes: tuple[str, ...] =
             seen.add(inode)
             changed[path] = state.st_ctime_ns
             with os.scandir(path) as entries:
-                found = [(entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != "."]
+                # A link may lead in a circle: decoding says so.
+                shown = [entry for entry in entries if entry.name[0] != "."]
+                found = [(e.name, os.path.isdir(e.path) if e.is_symlink() else e.is_dir()) for e in shown]
         except OSError as error:
             raise LaserError(f"cannot list {path}: {error.strerror}") from error
         found = [(name, deeper) for name, deeper in found if deeper or name.lower().endswith(suffixes)]
         pending += [(f"{path}/{name}", deeper) for name, deeper in sorted(found, reverse=True)]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # a link in a circle; decoding says so
-        return entry.is_dir()
-    return False
 
 
 def files_digest(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> str:
@@ -61,10 +54,7 @@ def files_digest(folder: Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> st
 
 
 def content_mark(path: str | os.PathLike[str] | None, data: bytes | None = None) -> tuple[int, int]:
-    """Size in bytes and CRC-32 of 4 kB from the middle of a local file, or else of `data`.
-
-    Recordings often have one length; reading all of them would take hours.
-    """
+    """Size in bytes and CRC-32 of 4 kB from the middle of a local file, or else of `data`; all would take hours."""
     try:
         with open(path or "", "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -120,12 +110,8 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
 def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """The rows of a tab-separated table whose first line names its columns. Quotes have no meaning.
 
-    Args:
-        path: the file.
-        columns: those that must be there. Other fields at the end of a row may be missing; they are empty then.
-
-    Returns:
-        `(place, row)`, `place` as in `read_lines`; `row` has all columns of the file.
+    Each comes as `(place, row)`, `place` as in `read_lines`; `row` has all columns of the file. Those in `columns` must
+    be there; other fields at the end of a row may be missing, and are empty then.
 
     Raises:
         LaserError: as `read_lines`; a column is missing; a row has too few or too many fields.

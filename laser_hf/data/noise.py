@@ -1,7 +1,5 @@
 """Noise: recordings of a folder of the user's, added at a signal-to-noise ratio."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,35 +24,29 @@ class Noise(Perturbation):
 
     Drawn: `file` (path below `folder`, with `/`), `start` (of the cut, as a fraction of the recording, in [0, 1)) and
     `snr` (dB); each file and each ratio is equally likely. Each process keeps the last recordings used, up to
-    `memory_mb` (an hour takes 230 MB). Recordings may have any rate and number of channels.
-
-    Raises:
-        LaserError: the folder does not exist or has no audio files; in use: a recording cannot be decoded or is silent.
+    `memory_mb` (an hour takes 230 MB). Recordings may have any rate and number of channels. A `LaserError` says that
+    the folder does not exist or has no audio files; in use, that a recording cannot be decoded or is silent.
     """
 
     name, title = "noise", "Noise"
     summary = "adds noise from your own folder of recordings at a signal-to-noise ratio (needs --noise_dir)"
-    paper, bibtex = NOISE_ROBUST_PAPER, NOISE_ROBUST_BIBTEX
-    robust = "noise-robust"
+    paper, bibtex, robust = NOISE_ROBUST_PAPER, NOISE_ROBUST_BIBTEX, "noise-robust"
     options = (
         Option("folder", None, "folder of noise recordings", kind=str, flag="noise_dir"),
         Option("snrs", [20.0, 10.0, 5.0], "signal-to-noise ratios in dB, one per pair", many=True, flag="noise_snrs"),
     )
-    keeps_duration = True
-    changes = ("background noise",)
-    batched = True
+    keeps_duration, batched, changes = True, True, ("background noise",)
     memory_mb: ClassVar[float] = 256
 
     def __init__(self, folder: str | Path | None, snrs: Sequence[float] = (20.0, 10.0, 5.0)) -> None:
         if folder is None:
             raise LaserError("--perturbations noise needs --noise_dir, a folder of noise recordings")
-        self.snrs, self.folder = tuple(snrs), Path(folder).expanduser().absolute()
+        self.snrs, self.folder, self._kept = tuple(snrs), Path(folder).expanduser().absolute(), {}
         if not self.folder.is_dir():
             raise LaserError(f"there is no folder of noise {str(folder)!r}; give the folder of your noise recordings")
         self.files = tuple(path.relative_to(self.folder).as_posix() for path in find_audio_files(self.folder))
         if not self.files:
             raise LaserError(f"no audio files in {self.folder}; put noise recordings there, at any depth")
-        self._kept: dict[str, torch.Tensor] = {}
 
     def content(self) -> dict[str, str]:
         """Digest of the folder, see `files_digest`."""
@@ -62,13 +54,8 @@ class Noise(Perturbation):
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """`{"file": path, "start": fraction, "snr": dB}`, drawn in this order."""
-        file = self.files[int(rng.integers(len(self.files)))]
-        start = float(rng.random())
-        return {"file": file, "start": start, "snr": self.snrs[int(rng.integers(len(self.snrs)))]}
-
-    def apply(self, waveform: torch.Tensor, *, file: str, start: float, snr: float) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`; see `apply_batch`."""
-        return self.apply_batch([waveform], [{"file": file, "start": start, "snr": snr}])[0]
+        drawn = {"file": self.files[int(rng.integers(len(self.files)))], "start": float(rng.random())}
+        return drawn | {"snr": self.snrs[int(rng.integers(len(self.snrs)))]}
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         """`(samples,)` each, on their device; the noise is cut on the CPU and goes there in one copy."""
@@ -81,12 +68,9 @@ class Noise(Perturbation):
         device, dtype = waveforms[0].device, waveforms[0].dtype
         noises = to_device(torch.cat(cuts), device).split(lengths)
         speech_power = torch.stack([waveform.double().square().sum() for waveform in waveforms])
-        # Silent speech stays as it is.
         scales = (speech_power / to_device(noise_power.clamp(min=torch.finfo().tiny) * ratios, device)).sqrt()
-        return [
-            waveform + (scale * noise.double()).to(dtype)
-            for waveform, scale, noise in zip(waveforms, scales, noises, strict=True)
-        ]
+        scaled = [(scale * noise.double()).to(dtype) for scale, noise in zip(scales, noises, strict=True)]
+        return [waveform + noise for waveform, noise in zip(waveforms, scaled, strict=True)]
 
     def describe(self, drawn: Mapping[str, Any]) -> str:
         """Such as `street.flac at 10 dB`."""
@@ -95,14 +79,13 @@ class Noise(Perturbation):
     def _recording(self, file: str) -> torch.Tensor:
         """`(samples,)`, not silent."""
         if (recording := self._kept.pop(file, None)) is None:
+            place = self.folder / file
             try:
-                recording = decode_audio(self.folder / file, min_seconds=0.0).waveform
+                recording = decode_audio(place, min_seconds=0.0).waveform
                 if not recording.any():  # all of the sound was above the new Nyquist frequency
                     raise BadAudio("silent", "no sound at 16 kHz")
             except BadAudio as error:
-                raise LaserError(
-                    f"the noise recording {self.folder / file} cannot be used ({error}); mend or remove it"
-                ) from error
+                raise LaserError(f"the noise recording {place} cannot be used ({error}); mend or remove it") from error
         self._kept[file] = recording  # the last one used
         while self._kept and sum(one.nbytes for one in self._kept.values()) > self.memory_mb * 1e6:
             del self._kept[next(iter(self._kept))]

@@ -1,7 +1,5 @@
 """Data sets of pairs: map-style or streamed, with lengths read from headers and decoded audio kept on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools
@@ -36,8 +34,6 @@ REMOTE = "remote"
 
 
 class _Pairs:
-    transform: PairTransform
-
     @property
     def perturbation(self) -> Perturbation:
         """Makes the perturbed views; on the device, if the transform leaves them to it."""
@@ -49,26 +45,22 @@ class _Pairs:
 
 
 class PairDataset(_Pairs, torch.utils.data.Dataset):
-    """Map-style data set of pairs; each is made when it is read, see `PairTransform.pair`.
+    """Map-style data set of pairs of `load_speech`; each is made when it is read, see `PairTransform.pair`.
 
     Args:
-        speech: as `load_speech` returns it.
-        transform: makes the pairs; this data set sets its epoch.
+        speech, transform: the utterances, and what makes the pairs; this data set sets its epoch. A `LaserError` says
+            that there is no utterance, or none within the limits.
         check_lengths: leave out utterances whose header says that they are outside the transform's limits: skipped
             while training, they would leave smaller updates. By default only if `max_seconds` is set.
 
     Attributes:
         left_out: number of utterances `too_short` and `too_long` that were left out; empty without `check_lengths`.
-
-    Raises:
-        LaserError: no utterance, or none within the limits.
     """
 
     def __init__(self, speech: datasets.Dataset, transform: PairTransform, check_lengths: bool | None = None) -> None:
         if not len(speech):
             raise LaserError("there is no utterance to make pairs of: the data set, or the part chosen, is empty")
-        self.speech, self.transform = speech, transform
-        self.left_out: dict[str, int] = {}
+        self.speech, self.transform, self.left_out = speech, transform, {}
         if check_lengths or (check_lengths is None and transform.max_seconds is not None):
             shortest, longest = transform.min_seconds, transform.max_seconds or float("inf")
             seconds, marks = self._headers
@@ -114,8 +106,7 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     `world_size`; else it reads all of them and keeps one utterance in `world_size`.
 
     Args:
-        speech: stream as `load_speech` returns it.
-        transform: makes the pairs.
+        speech, transform: a stream of `load_speech`, and what makes the pairs.
         seed: of the shuffling; the same in every process.
         buffer_size: utterances shuffled at a time, which each worker holds as stored (some 200 kB of FLAC each).
         rank, world_size: this process (0-based) and how many there are.
@@ -132,14 +123,13 @@ class PairStream(_Pairs, torch.utils.data.IterableDataset):
     @property
     def num_shards(self) -> int:
         """Files that this process reads; more workers than that would idle."""
-        shards = self.speech.num_shards
-        return shards if shards % self.world_size else shards // self.world_size
+        each, rest = divmod(self.speech.num_shards, self.world_size)
+        return self.speech.num_shards if rest else each
 
-    def skip(self, examples: int, batch_size: int = 1) -> PairStream:
-        """The stream with `None` for the first `examples` of this process; their audio is not decoded.
+    def skip(self, examples: int, batch_size: int = 1) -> "PairStream":
+        """The stream with `None` for the first `examples` of this process; a resumed run drops them undecoded.
 
-        A resumed run drops the batches of `None`; those behind them are the same as ever. `batch_size` is that of the
-        data loader, whose workers take batches in turn; `examples` is a multiple of it.
+        `batch_size` is that of the data loader, whose workers take batches in turn; `examples` is a multiple of it.
         """
         return replace(self, _skipped=(examples // batch_size, batch_size))
 
@@ -172,19 +162,14 @@ def keep_decoded(speech: datasets.Dataset, folder: str | os.PathLike[str] | None
     The samples are bit for bit those of `decode_audio`, in 16 bits if that is exact (16-bit FLAC and WAV at 16 kHz;
     115 MB an hour), else in 32. Audio that cannot be decoded stays as it is. If a file has another size or time of
     change, or other utterances are chosen, all are decoded again. The files in the folder can be deleted at any time.
-
-    `folder` is by default `laser_hf` in the cache of `datasets`. A `LaserError` says that it cannot be written.
+    It is by default `laser_hf` in the cache of `datasets`; a `LaserError` says that it cannot be written.
     """
-    features = speech.features | {"audio": datasets.Audio(decode=False)}
     place = Path(folder).expanduser() if folder else cache_folder()
-    return _cached_map(speech, _decoded, place, features, batch_size=16)
+    return _cached_map(speech, _decoded, place, speech.features | {"audio": datasets.Audio(decode=False)}, 16)
 
 
 def speech_digest(speech: datasets.Dataset, headers: tuple[np.ndarray, np.ndarray] | None = None) -> str:
-    """SHA-256 over id, duration and `content_mark` of every utterance, in order. It does not depend on any path.
-
-    `headers` are those of `read_headers`, if they are known.
-    """
+    """SHA-256 over id, duration and `content_mark` (`read_headers`) of every utterance, in order, whatever its path."""
     digest = hashlib.sha256()
     names = itertools.chain.from_iterable(part["id"] for part in speech.select_columns("id").iter(AT_ONCE))
     for name, seconds, (size, crc) in zip(names, *(headers or read_headers(speech)), strict=True):
@@ -195,15 +180,14 @@ def speech_digest(speech: datasets.Dataset, headers: tuple[np.ndarray, np.ndarra
 def read_headers(speech: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Seconds `(utterances,)`, NaN where they cannot be read, and `content_mark` `(utterances, 2)`.
 
-    They come from a manifest that has them, or from headers. Headers are read once, in parallel, and again when the
-    size or time of change of a file is another.
+    They come from a manifest, or from headers, read once, in parallel, and again if a file's size or time differs.
     """
     if {"samples", "bytes", "crc"} <= set(speech.column_names):
         seconds, found, marks = _numbers(speech, "samples") / SAMPLE_RATE, speech, ("bytes", "crc")
     else:
-        types, marks = {"seconds": "float64", "size": "int64", "crc": "int64"}, ("size", "crc")
-        features = {name: datasets.Value(kind) for name, kind in types.items()}
-        found = _cached_map(speech.select_columns("audio"), _headers, cache_folder(), features, batch_size=100)
+        whole, marks = datasets.Value("int64"), ("size", "crc")
+        features = {"seconds": datasets.Value("float64"), "size": whole, "crc": whole}
+        found = _cached_map(speech.select_columns("audio"), _headers, cache_folder(), features, 100)
         seconds = _numbers(found, "seconds")
     return seconds, np.nan_to_num(np.stack([_numbers(found, name) for name in marks], axis=1)).astype(np.int64)
 
@@ -229,10 +213,9 @@ def _as_wav(audio: Any) -> Any:
         waveform = decode_audio(audio, min_seconds=0.0).waveform
     except BadAudio:
         return audio
-    pcm = (waveform * 2.0**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    pcm, file = (waveform * 2.0**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16), io.BytesIO()
     exact = torch.equal(pcm.to(torch.float32), waveform * 2.0**15)
     samples, subtype = (pcm, "PCM_16") if exact else (waveform, "FLOAT")
-    file = io.BytesIO()
     soundfile.write(file, samples.numpy(), SAMPLE_RATE, format="WAV", subtype=subtype)
     return {"bytes": file.getvalue(), "path": audio.get("path")}
 
@@ -244,22 +227,13 @@ def _cached_map(
     name, states = function.__name__.strip("_"), file_states(speech)
     key = Hasher.hash((3, name, speech._fingerprint, states))
     processes = min(os.cpu_count() or 1, len(speech) // ROWS_PER_PROCESS)
+    how = {"batched": True, "batch_size": batch_size, "writer_batch_size": 2 * batch_size, "with_rank": True}
+    how |= {"num_proc": processes if processes > 1 else None, "features": datasets.Features(features)}
+    how |= {"remove_columns": [column for column in speech.column_names if column not in features], "desc": name}
+    how |= {"new_fingerprint": key, "cache_file_name": str(folder / f"{name}-{key}.arrow")}
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        return speech.map(
-            function,
-            batched=True,
-            batch_size=batch_size,
-            writer_batch_size=2 * batch_size,
-            with_rank=True,
-            num_proc=processes if processes > 1 else None,
-            features=datasets.Features(features),
-            remove_columns=[column for column in speech.column_names if column not in features],
-            new_fingerprint=key,
-            cache_file_name=str(folder / f"{name}-{key}.arrow"),
-            load_from_cache_file=REMOTE not in states,
-            desc=name,
-        )
+        return speech.map(function, load_from_cache_file=REMOTE not in states, **how)
 
 
 def file_states(speech: datasets.Dataset) -> list[str]:

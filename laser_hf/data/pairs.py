@@ -1,7 +1,5 @@
 """One utterance becomes a pair of views; pairs become a padded batch; skipped utterances are counted."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections import Counter
@@ -18,7 +16,6 @@ from .decode import SAMPLE_RATE, BadAudio, decode_audio
 from .perturbation import Perturbation, draw_generator
 
 logger = logging.getLogger(__name__)
-
 Pair = dict[str, Any]
 
 
@@ -44,13 +41,11 @@ class PairTransform:
         perturbation: makes the perturbed view.
         seed: of all draws.
         min_seconds: shorter utterances are skipped.
-        max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit.
+        max_seconds: longer utterances are skipped; `None`, as in the paper, for no limit. Below `min_seconds` it is a
+            `LaserError`, as `crop_seconds` is.
         crop_seconds: longer utterances are cut to this length before they are perturbed, each epoch at another place.
         min_samples: pairs with a shorter view are skipped; the receptive field of the encoder.
         perturb: `False` leaves `perturbed` at `None`: the device makes it from `drawn` with `begin_pairs`.
-
-    Raises:
-        LaserError: the limits contradict each other.
     """
 
     perturbation: Perturbation
@@ -64,8 +59,7 @@ class PairTransform:
 
     def __post_init__(self) -> None:
         shortest = max(self.min_seconds, 1 / SAMPLE_RATE)
-        for name in ("max_seconds", "crop_seconds"):
-            value = getattr(self, name)
+        for name, value in {"max_seconds": self.max_seconds, "crop_seconds": self.crop_seconds}.items():
             if value is not None and not shortest <= value < float("inf"):
                 raise LaserError(f"{name} must be at least min_seconds ({self.min_seconds:g}), got {value:g}")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -80,58 +74,52 @@ class PairTransform:
         self._epoch.fill_(epoch)
 
     def pair(self, utterance_id: str, audio: Any, epoch: int | None = None) -> Pair:
-        """Both views of one utterance.
-
-        Args:
-            utterance_id: names the utterance in draws and in the log.
-            audio: as `decode_audio` takes it.
-            epoch: another one than is set.
+        """Both views of one utterance, whose `audio` is as `decode_audio` takes it; `epoch` if not the one set.
 
         Returns:
             `id`; `clean` and `perturbed`, `(samples,)` float32 at 16 kHz; `drawn`, the perturbation's parameters;
             `skip`, empty. If the audio cannot be used: no views, nothing drawn, and `skip` is `"kind: reason"`.
 
-        Raises:
-            RuntimeError: the perturbation failed; the message names the utterance.
+        A `RuntimeError` says for which utterance the perturbation failed.
         """
-        with in_memory(f"utterance {utterance_id}"):
-            return self._pair(utterance_id, audio, self.epoch if epoch is None else epoch)
-
-    def _pair(self, utterance_id: str, audio: Any, epoch: int) -> Pair:
+        epoch = self.epoch if epoch is None else epoch
+        shortest = max(self.min_seconds, self.min_samples / SAMPLE_RATE)
         try:
-            shortest = max(self.min_seconds, self.min_samples / SAMPLE_RATE)
-            clean = decode_audio(audio, min_seconds=shortest, max_seconds=self.max_seconds).waveform
-            if self.crop_seconds is not None and (spare := len(clean) - round(self.crop_seconds * SAMPLE_RATE)) > 0:
-                start = int(draw_generator(self.seed, epoch, f"{utterance_id}\ncrop").integers(spare + 1))
-                # A copy: a view would carry the whole utterance from the worker to the main process.
-                clean = clean[start : start + len(clean) - spare].clone()
-            drawn = self.perturbation.draw_for(draw_generator(self.seed, epoch, utterance_id), utterance_id)
-            perturbed = self._perturbed(clean, drawn, utterance_id) if self.perturb else None
+            with in_memory(f"utterance {utterance_id}"):
+                clean = decode_audio(audio, min_seconds=shortest, max_seconds=self.max_seconds).waveform
+                spare = 0 if self.crop_seconds is None else len(clean) - round(self.crop_seconds * SAMPLE_RATE)
+                if spare > 0:
+                    start = int(draw_generator(self.seed, epoch, f"{utterance_id}\ncrop").integers(spare + 1))
+                    # A copy: a view would carry the whole utterance from the worker to the main process.
+                    clean = clean[start : start + len(clean) - spare].clone()
+                drawn = self.perturbation.draw_for(draw_generator(self.seed, epoch, utterance_id), utterance_id)
+                pair = {"id": utterance_id, "clean": clean, "perturbed": None, "drawn": drawn, "skip": ""}
+                if not self.perturb:
+                    return pair
+                try:
+                    view = self.perturbation.apply(clean, **drawn)
+                except (LaserError, MemoryError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
+                return _completed(pair, view, bool(view.isfinite().all()), self.min_samples)
         except BadAudio as error:
             return _skipped(utterance_id, error)
-        return {"id": utterance_id, "clean": clean, "perturbed": perturbed, "drawn": drawn, "skip": ""}
-
-    def _perturbed(self, clean: torch.Tensor, drawn: Mapping[str, Any], utterance_id: str) -> torch.Tensor:
-        try:
-            perturbed = self.perturbation.apply(clean, **drawn)
-        except (LaserError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise RuntimeError(f"perturbing {utterance_id!r} with {drawn} failed: {error}") from error
-        _check_view(len(perturbed), bool(perturbed.isfinite().all()), drawn, self.min_samples)
-        return perturbed
 
 
 def _skipped(utterance_id: str, error: BadAudio) -> Pair:
     return {"id": utterance_id, "clean": None, "perturbed": None, "drawn": {}, "skip": str(error)}
 
 
-def _check_view(samples: int, finite: bool, drawn: Mapping[str, Any], min_samples: int) -> None:
-    if samples < min_samples:
-        kind = "too_short" if samples else "empty"
-        raise BadAudio(kind, f"the perturbed view {drawn} has {samples} samples, the encoder needs {min_samples}")
+def _completed(pair: Pair, view: torch.Tensor, finite: bool, min_samples: int) -> Pair:
+    """The pair with its perturbed view; skipped if that cannot be used."""
+    about = f"the perturbed view {pair['drawn']} has"
+    if len(view) < min_samples:
+        reason = f"{about} {len(view)} samples, the encoder needs {min_samples}"
+        return _skipped(pair["id"], BadAudio("too_short" if len(view) else "empty", reason))
     if not finite:
-        raise BadAudio("nan", f"the perturbed view {drawn} has samples that are NaN or infinite")
+        return _skipped(pair["id"], BadAudio("nan", f"{about} samples that are NaN or infinite"))
+    return {**pair, "perturbed": view}
 
 
 def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: int = 400) -> Callable[[], list[Pair]]:
@@ -140,8 +128,7 @@ def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: 
     The function returned gives the complete pairs, and waits if the device is not done. Pairs whose view cannot be used
     are skipped, as `PairTransform.pair` skips them.
     """
-    missing = [pair for pair in pairs if pair["perturbed"] is None]
-    if not missing:
+    if not (missing := [pair for pair in pairs if pair["perturbed"] is None]):
         return lambda: list(pairs)
     try:
         longest = max(missing, key=lambda pair: len(pair["clean"]))["id"]
@@ -154,17 +141,8 @@ def begin_pairs(pairs: Sequence[Pair], perturbation: Perturbation, min_samples: 
     finite = read_later(torch.stack([view.isfinite().all() for view in views]))
 
     def end() -> list[Pair]:
-        made, completed = zip(views, finite().tolist(), strict=True), []
-        for pair in pairs:
-            if pair["perturbed"] is None:
-                view, fine = next(made)
-                try:
-                    _check_view(len(view), fine, pair["drawn"], min_samples)
-                    pair = {**pair, "perturbed": view}
-                except BadAudio as error:
-                    pair = _skipped(pair["id"], error)
-            completed.append(pair)
-        return completed
+        made = zip(views, finite().tolist(), strict=True)
+        return [_completed(pair, *next(made), min_samples) if pair["perturbed"] is None else pair for pair in pairs]
 
     return end
 
@@ -190,11 +168,10 @@ def pad_pairs(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class SkipLog:
-    """Counts skipped utterances and logs each of them once; its length is the number of different ones."""
+    """Counts skipped utterances and logs each of them once."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, str] = {}
-        self._times = 0
+        self._kinds, self._times = {}, 0  # the kind of each utterance
 
     def update(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Add `batch["skipped"]`: ids with `"kind: reason"`."""
@@ -213,10 +190,7 @@ class SkipLog:
         self._kinds.update(state["kinds"])
         self._times += state["times"]
 
-    def __len__(self) -> int:
-        return len(self._kinds)
-
     def summary(self) -> dict[str, Any]:
         """Different `utterances` skipped so far, `times` over all epochs, and different utterances `by_kind`."""
         by_kind = dict(sorted(Counter(self._kinds.values()).items()))
-        return {"utterances": len(self), "times": self._times, "by_kind": by_kind}
+        return {"utterances": len(self._kinds), "times": self._times, "by_kind": by_kind}

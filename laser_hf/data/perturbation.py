@@ -1,7 +1,5 @@
 """What a perturbation is, how several are composed, and where its random numbers come from."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,10 +12,7 @@ from ..plugins import Plugin
 
 
 def draw_generator(seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
-    """Random numbers that depend on seed, epoch (0-based) and utterance alone.
-
-    Order, number of workers or processes and resuming do not change what is drawn.
-    """
+    """Random numbers of seed, epoch (0-based) and utterance alone, whatever the order, processes and resuming."""
     digest = hashlib.sha256(f"{int(seed)}\n{int(epoch)}\n{utterance_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
@@ -26,15 +21,14 @@ class Perturbation(Plugin, ABC):
     """Makes the perturbed view of an utterance at 16 kHz.
 
     `draw` chooses parameters and `apply` carries them out, so that they can be logged and repeated. A subclass
-    describes itself as `Plugin` says; its constructor takes its `options`.
+    describes itself as `Plugin` says; its constructor takes its `options`. It writes `apply` or `apply_batch`;
+    `docs/extending.md` has an example.
 
     Attributes:
         keeps_duration: both views have the same number of samples.
         changes: what the views differ in, in words for a model card.
         robust: what an encoder trained with it is meant to be, such as `noise-robust`; empty if that says nothing.
         batched: `apply` also works on the device that trains.
-
-    `docs/extending.md` has an example of one's own.
     """
 
     keeps_duration: bool = False
@@ -54,9 +48,11 @@ class Perturbation(Plugin, ABC):
         """`draw` for an utterance. Override it if the draw depends on the speaker."""
         return self.draw(rng)
 
-    @abstractmethod
     def apply(self, waveform: torch.Tensor, **drawn: Any) -> torch.Tensor:
         """Perturb `waveform` `(samples,)`; returns `(other samples,)`. A `BadAudio` raised here skips the pair."""
+        if type(self).apply_batch is Perturbation.apply_batch:
+            raise NotImplementedError(f"{type(self).__name__} has neither apply nor apply_batch")
+        return self.apply_batch([waveform], [drawn])[0]
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         """`apply` for waveforms `(samples,)` of any lengths, with what was drawn for each."""
@@ -86,11 +82,6 @@ class Compose(Perturbation):
 
     def draw_for(self, rng: np.random.Generator, utterance_id: str) -> dict[str, Any]:
         return {"parts": [part.draw_for(rng, utterance_id) for part in self.parts]}
-
-    def apply(self, waveform: torch.Tensor, *, parts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        for part, drawn in zip(self.parts, parts, strict=True):
-            waveform = part.apply(waveform, **drawn)
-        return waveform
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         for index, part in enumerate(self.parts):

@@ -1,12 +1,7 @@
-"""Band-limited resampling between any two integer rates, without a dense kernel.
+"""Band-limited resampling between any two integer rates, from those taps of torchaudio's filter that are not zero.
 
-If the rates share no factor, the kernel of `torchaudio.functional.resample` is huge and almost all zeros: 17,959 ->
-16,000 Hz (a pitch shift by two semitones) takes 1.15 GB for about 14 taps a row. Only the taps that are not zero are
-evaluated here, from a table of some MB. On the CPU a small kernel is left to torchaudio, whose convolution on CUDA
-rounds to TF32 (an error of up to 1e-3 of full scale).
+Its dense kernel takes 1.15 GB for 17,959 -> 16,000 Hz (a pitch shift by two semitones), with about 14 taps a row.
 """
-
-from __future__ import annotations
 
 import math
 from functools import lru_cache
@@ -14,26 +9,17 @@ from functools import lru_cache
 import torch
 import torchaudio
 
-LOWPASS_FILTER_WIDTH = 6  # zero crossings of the sinc on either side (torchaudio's default)
-ROLLOFF = 0.99  # cut-off as a fraction of the lower Nyquist frequency (torchaudio's default)
+# torchaudio's defaults: zero crossings of the sinc on either side, and cut-off over the lower Nyquist frequency.
+LOWPASS_FILTER_WIDTH, ROLLOFF = 6, 0.99
 MAX_DENSE_ELEMENTS = 65_536  # of a dense kernel left to torchaudio
 
 
 def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Tensor:
-    """Resample as `torchaudio.functional.resample` does with its default filter, in little memory.
+    """`(..., samples)` to `(..., ceil(samples * new_freq / orig_freq))`, as torchaudio does by default.
 
     The filter's phase is computed in float64, torchaudio's in the dtype of `waveform`: for float64 the two agree to
     round-off, for float32 torchaudio misplaces taps (17,959 -> 16,000 Hz: up to 4.5e-4 of full scale on speech).
-
-    Args:
-        waveform: `(..., samples)`, floating point.
-        orig_freq, new_freq: rates of `waveform` and of the result, whole numbers of Hz.
-
-    Returns:
-        `(..., ceil(samples * new_freq / orig_freq))`, same dtype and device.
-
-    Raises:
-        ValueError: a rate is not a positive whole number.
+    Rates are whole numbers of Hz; a `ValueError` says that one is not, or not positive.
     """
     for rate in (orig_freq, new_freq):
         if int(rate) != rate or rate <= 0:
@@ -43,7 +29,7 @@ def resample(waveform: torch.Tensor, orig_freq: int, new_freq: int) -> torch.Ten
     if orig == new or waveform.shape[-1] == 0:
         return waveform.clone()
     small = new * (orig + 2 * math.ceil(_half_width(orig, new))) <= MAX_DENSE_ELEMENTS
-    if small and waveform.device.type == "cpu":
+    if small and waveform.device.type == "cpu":  # on CUDA its convolution rounds to TF32: up to 1e-3 of full scale
         return _dense(orig, new, waveform.dtype)(waveform)
     return _sparse_resample(waveform, orig, new)
 
@@ -66,10 +52,7 @@ def _dense(orig: int, new: int, dtype: torch.dtype) -> torch.nn.Module:
 
 @lru_cache(maxsize=16)
 def _taps(orig: int, new: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The filter of each output phase `j`, which lies at input position `j * orig / new`.
-
-    Returns the first input sample it reaches, `(phases,)` int64, negative at the start, and weights `(taps, phases)`.
-    """
+    """First input sample `(phases,)` and weights `(taps, phases)` of each output phase `j`, at `j * orig / new`."""
     half, cutoff = _half_width(orig, new), min(orig, new) * ROLLOFF / orig
     phase = torch.arange(new, dtype=torch.int64)
     # Integer part and remainder are separated to keep all digits of the fraction.
@@ -92,9 +75,7 @@ def _sparse_resample(waveform: torch.Tensor, orig: int, new: int) -> torch.Tenso
     span = orig + 2 * left + 2  # input samples that one period of outputs can touch
     padded = torch.nn.functional.pad(flat, (left, max(0, (periods - 1) * orig + span - left - length)))
     frames = padded.unfold(-1, span, orig)[:, :periods]  # (waveforms, periods, span), a view
-
-    # One row per input sample of a period, one column per waveform and period: a tap is then one gather of contiguous
-    # rows, several times faster than gathering samples.
+    # With one row per input sample of a period a tap is one gather of contiguous rows: several times as fast.
     rows = frames.permute(2, 0, 1).reshape(span, -1).contiguous()
     phases = min(new, target)
     start, weights = _taps(orig, new, waveform.dtype, waveform.device)

@@ -1,7 +1,5 @@
 """The speaker perturbation of NANSY, ContentVec and Spin: a voice moved by Praat, and a random equaliser."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import math
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 PAPER = "Chang, Liu & Glass, Spin, Interspeech 2023; after Choi et al., NANSY, NeurIPS 2021"
 FIRST_PASS = (75.0, 600.0)  # search range of the first pass over an utterance, Hz
-Q_LOW, Q_HIGH = 2.0, 5.0  # range of the quality factors, `Q = 2 * 2.5 ** U(0, 1)`
 TAIL = 1e-8  # the impulse response is cut where the slowest pole has decayed to this (float32 resolves 6e-8)
 MIN_BLOCK = 2**15
 
@@ -44,18 +41,15 @@ class Voice(Perturbation):
             and `ceiling`: where to look for the pitch, Hz. A floor of 50 Hz becomes 75, as in the released code.
             Speakers without a line get `two_pass_range`.
 
-    Raises:
-        LaserError: praat-parselmouth is not installed, or the table cannot be used (the message names the line).
+    A `LaserError` says that praat-parselmouth is not installed, or which line of the table cannot be used.
     """
 
-    name, title = "voice", "Voice"
+    name, title, paper = "voice", "Voice", PAPER
     summary = "changes formants and pitch by Praat (needs praat-parselmouth)"
-    paper = PAPER
     options = (
         Option("speaker_f0", None, "table of speaker, floor and ceiling in Hz; default: from each utterance", kind=str),
     )
-    keeps_duration = True
-    changes = ("speaker's voice",)
+    keeps_duration, changes = True, ("speaker's voice",)
     limits: Mapping[str, float] = {"formant_ratio": 1.4, "pitch_ratio": 2.0, "range_ratio": 1.5}  # 1 for no change
 
     def __init__(self, speaker_f0: str | Path | None = None) -> None:
@@ -85,14 +79,19 @@ class Voice(Perturbation):
         """`(samples,)` on the CPU to `(samples,)`."""
         import parselmouth
 
+        def find_pitch(floor: float, ceiling: float) -> tuple[Any, np.ndarray]:
+            pitch = sound.to_pitch(pitch_floor=floor, pitch_ceiling=ceiling)
+            frequencies = pitch.selected_array["frequency"]
+            return pitch, frequencies[frequencies > 0]
+
         floor, ceiling = drawn.get("floor"), drawn.get("ceiling")
         try:
             sound = parselmouth.Sound(waveform.double().numpy(), SAMPLE_RATE)
             if floor is None or ceiling is None:
-                voiced = _voiced(sound.to_pitch(pitch_floor=FIRST_PASS[0], pitch_ceiling=FIRST_PASS[1]))
+                _, voiced = find_pitch(*FIRST_PASS)
                 floor, ceiling = two_pass_range(voiced) if voiced.size else FIRST_PASS
-            pitch = sound.to_pitch(pitch_floor=floor, pitch_ceiling=ceiling)
-            if not (voiced := _voiced(pitch)).size:
+            pitch, voiced = find_pitch(floor, ceiling)
+            if not voiced.size:
                 return waveform.clone()
             median = float(np.median(voiced)) * drawn["pitch_ratio"]
             # Praat draws random numbers for unvoiced sound.
@@ -114,10 +113,7 @@ class Voice(Perturbation):
 
 
 def two_pass_range(voiced: np.ndarray) -> tuple[float, float]:
-    """Floor and ceiling (Hz) of the second pass from the voiced pitch `(frames,)` of the first.
-
-    `0.75 * q25` and `1.5 * q75`, kept within 60 and 600 Hz (De Looze & Hirst 2008).
-    """
+    """`0.75 * q25` and `1.5 * q75` of the voiced pitch `(frames,)`, within 60 and 600 Hz (De Looze & Hirst 2008)."""
     lower, upper = np.quantile(voiced, (0.25, 0.75))
     return max(60.0, 0.75 * float(lower)), min(600.0, 1.5 * float(upper))
 
@@ -131,19 +127,12 @@ def read_speaker_f0(path: str | Path) -> dict[str, tuple[float, float]]:
         except ValueError:
             floor = ceiling = math.nan
         if not 0 < floor < ceiling < math.inf:
-            raise LaserError(
-                f"{place}: 0 < floor < ceiling in Hz was expected, got {row['floor']} and {row['ceiling']}"
-            )
+            given = f"{row['floor']} and {row['ceiling']}"
+            raise LaserError(f"{place}: 0 < floor < ceiling in Hz was expected, got {given}")
         if row["speaker"] in ranges:
             raise LaserError(f"{place}: speaker {row['speaker']!r} has a line already; keep one")
         ranges[row["speaker"]] = 75.0 if floor == 50 else floor, ceiling
     return ranges
-
-
-def _voiced(pitch: Any) -> np.ndarray:
-    """Pitch of the voiced frames, Hz."""
-    frequencies = pitch.selected_array["frequency"]
-    return frequencies[frequencies > 0]
 
 
 class Equalizer(Perturbation):
@@ -156,12 +145,9 @@ class Equalizer(Perturbation):
     lowest band first.
     """
 
-    name, title = "equalizer", "Equaliser"
+    name, title, paper = "equalizer", "Equaliser", PAPER
     summary = "changes the strengths of ten frequency bands"
-    paper = PAPER
-    keeps_duration = True
-    changes = ("channel",)
-    batched = True
+    keeps_duration, batched, changes = True, True, ("channel",)
     gain_db: float = 12
     frequencies = tuple(np.geomspace(60, 7600, 10).tolist())  # corner, centres and corner, Hz
 
@@ -169,11 +155,7 @@ class Equalizer(Perturbation):
         """`{"gains": [dB, ...], "qualities": [Q, ...]}`, drawn in this order."""
         bands = len(self.frequencies)
         gains = rng.uniform(-self.gain_db, self.gain_db, bands).tolist()
-        return {"gains": gains, "qualities": (Q_LOW * (Q_HIGH / Q_LOW) ** rng.random(bands)).tolist()}
-
-    def apply(self, waveform: torch.Tensor, *, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
-        """`(samples,)` to `(samples,)`; see `apply_batch`."""
-        return self.apply_batch([waveform], [{"gains": gains, "qualities": qualities}])[0]
+        return {"gains": gains, "qualities": (2.0 * 2.5 ** rng.random(bands)).tolist()}
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         """`(samples,)` each, on their device; the filters are computed on the CPU and go there in one copy."""
@@ -190,9 +172,9 @@ class Equalizer(Perturbation):
     def impulse_response(self, gains: Sequence[float], qualities: Sequence[float]) -> torch.Tensor:
         """`(samples,)` float64 of the cascade, until it has died away."""
         kinds = ["low_shelf", *["peaking"] * (len(self.frequencies) - 2), "high_shelf"]
+        bands = zip(kinds, self.frequencies, gains, qualities, strict=True)
         filters = [
-            biquad(kind, 2 * math.pi * frequency / SAMPLE_RATE, gain, quality)
-            for kind, frequency, gain, quality in zip(kinds, self.frequencies, gains, qualities, strict=True)
+            biquad(kind, 2 * math.pi * hertz / SAMPLE_RATE, gain, quality) for kind, hertz, gain, quality in bands
         ]
         slowest = max(np.abs(np.roots(denominator)).max() for _, denominator in filters)
         samples = math.ceil(math.log(TAIL) / math.log(slowest)) + len(filters)
@@ -203,16 +185,10 @@ class Equalizer(Perturbation):
 
 
 def biquad(kind: str, omega: float, gain: float, quality: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of a filter of the cookbook, float64, each `(3,)` from `z ** 0` to `z ** -2`.
+    """Numerator and denominator of a `low_shelf`, `peaking` or `high_shelf` of the cookbook, each `(3,)` float64.
 
-    Args:
-        kind: `low_shelf`, `peaking` or `high_shelf`.
-        omega: centre or corner frequency, radians a sample.
-        gain: dB, at the centre or on the shelf.
-        quality: Q.
-
-    Returns:
-        Numerator and denominator, both divided by the denominator's first.
+    They go from `z ** 0` to `z ** -2`, divided by the denominator's first. `omega` is the centre or corner frequency in
+    radians a sample, `gain` dB at the centre or on the shelf, `quality` Q.
     """
     amplitude, cosine, alpha = 10 ** (gain / 40), math.cos(omega), math.sin(omega) / (2 * quality)
     if kind == "peaking":

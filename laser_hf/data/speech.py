@@ -1,7 +1,5 @@
 """Opening speech: files on disk, a saved dataset, or a dataset on the Hub; all get the same columns."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping
@@ -15,19 +13,14 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from ..errors import LaserError
 from .decode import is_remote
 from .files import AUDIO_SUFFIXES, files_digest
-from .listing import list_folder
-from .manifest import list_manifest
+from .listing import list_folder, list_manifest
 from .pair_sets import speech_digest
 
 Speech = datasets.Dataset | datasets.IterableDataset
-
 LOCAL_SHARDS = 64  # of a streamed local source: processes times workers that can read it side by side
 _MEND = "Give a folder of speech or the id of a dataset on the Hub; laser_hf/demo/speech is shipped."
-_ALIASES = {
-    "id": ("id", "utterance_id"),
-    "speaker": ("speaker", "speaker_id"),
-    "text": ("text", "transcription", "sentence"),
-}
+_ALIASES = {"id": ("id", "utterance_id"), "speaker": ("speaker", "speaker_id")}
+_ALIASES |= {"text": ("text", "transcription", "sentence")}
 
 
 def load_speech(
@@ -43,45 +36,37 @@ def load_speech(
     """Open speech without decoding it.
 
     Args:
-        source: one of
-
-            - a folder of audio files at any depth, sorted by path, see `list_folder`,
-            - a manifest, see `list_manifest`,
-            - a folder written by `Dataset.save_to_disk`, or a local copy of a Parquet dataset,
-            - the id of a dataset on the Hub, such as `openslr/librispeech_asr`.
+        source: a folder of audio files at any depth, sorted by path (`list_folder`); a manifest (`list_manifest`); a
+            folder written by `Dataset.save_to_disk`; a local copy of a Parquet dataset; or the id of a dataset on the
+            Hub, such as `openslr/librispeech_asr`.
         split: a sub-folder of a folder of audio files, else a split of the dataset. `None` for all, or the only one.
         name: configuration of a Hub dataset, such as `clean`.
         streaming: give an `IterableDataset` that reads while it is iterated.
         audio_column: name of the column that holds the audio.
         revision, token: of a Hub dataset.
 
-    Returns:
-        Columns `id` (text), `audio` (`{"bytes", "path"}`, not decoded) and, if known, `speaker` and `text`. Without
-        ids, the file names stored with the audio, or running numbers (in a stream: a hash of the audio).
+    The columns are `id` (text), `audio` (`{"bytes", "path"}`, not decoded) and, if known, `speaker` and `text`. Without
+    ids, the file names stored with the audio, or running numbers (in a stream: a hash of the audio).
 
-    Raises:
-        LaserError: nothing usable is there, no such split or audio column, or the Hub cannot be reached.
+    A `LaserError` says that nothing usable is there, no such split or audio column, or that the Hub cannot be reached.
     """
-    folder = Path(source).expanduser()
+    folder, source = Path(source).expanduser(), str(source)
     # Where the paths stored in a dataset may point; `None` for anywhere: they were found or given here.
-    roots: list[Path] | None = [
-        Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{str(source).replace('/', '--')}"),
-        Path(datasets.config.DOWNLOADED_DATASETS_PATH),
-    ]
-    dataset: Speech
+    cached = Path(huggingface_hub.constants.HF_HUB_CACHE, f"datasets--{source.replace('/', '--')}")
+    roots: list[Path] | None = [cached, Path(datasets.config.DOWNLOADED_DATASETS_PATH)]
     if folder.is_dir():
         dataset, roots = _load_folder(folder, split, name, streaming)
     elif folder.exists():
         if split is not None:
-            raise LaserError(f"{source!s} is a file, which has no split {split!r}; leave the split out")
+            raise LaserError(f"{source} is a file, which has no split {split!r}; leave the split out")
         dataset, roots = list_manifest(folder), None
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(source)):
-        _ask_hub(str(source), streaming, revision, token)
-        dataset = _load_split(str(source), split, name, streaming, revision=revision, token=token)
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        _ask_hub(source, streaming, revision, token)
+        dataset = _load_split(source, split, name, streaming, revision=revision, token=token)
     else:
-        raise LaserError(f"there is no folder {source!s}. {_MEND}")
+        raise LaserError(f"there is no folder {source}. {_MEND}")
     if roots is not None or audio_column != "audio":
-        dataset = _to_speech_columns(dataset, audio_column, str(source), roots or [])
+        dataset = _to_speech_columns(dataset, audio_column, source, roots or [])
     if streaming and isinstance(dataset, datasets.Dataset):
         return dataset.to_iterable_dataset(num_shards=max(1, min(LOCAL_SHARDS, len(dataset))))
     return dataset
@@ -90,8 +75,7 @@ def load_speech(
 def source_digest(source: str | Path, split: str | None = None, token: str | bool | None = None) -> str:
     """What `load_speech` streams, in words that do not depend on any path.
 
-    Of audio files and of a manifest it is the `speech_digest`, the same if they hold the same; of a data set on disk
-    the `files_digest`; of one on the Hub the commit.
+    Of audio files and of a manifest the `speech_digest`; of a data set on disk the `files_digest`; of the Hub a commit.
     """
     folder = Path(source).expanduser()
     if not folder.exists():
@@ -110,13 +94,9 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _part(folder: Path, split: str | None) -> Path | None:
-    """The folder of a split, if there is one."""
-    return next((base / (split or "") for base in _bases(folder, split) if (base / (split or "")).is_dir()), None)
-
-
-def _bases(folder: Path, split: str | None) -> list[Path]:
-    """Where the folder of a split may be: LibriSpeech unpacks into a folder LibriSpeech/ around its splits."""
-    return [folder, folder / "LibriSpeech"] if split else [folder]
+    """The folder of a split, if there is one; LibriSpeech unpacks into a folder LibriSpeech/ around its splits."""
+    places = [folder / split, folder / "LibriSpeech" / split] if split else [folder]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _load_folder(
@@ -126,24 +106,20 @@ def _load_folder(
     if _is_saved(folder):
         saved = datasets.load_from_disk(str(folder))
         parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split): saved}
-        if split is None and len(parts) == 1:
-            return next(iter(parts.values())), [folder]
+        split = next(iter(parts)) if split is None and len(parts) == 1 else split
         if split not in parts:
             raise _no_split(split, list(parts), folder)
         return parts[split], [folder]
-
     part = _part(folder, split)
     if part and len(listed := list_folder(part)):
         return listed, None
-    if next(folder.rglob("*.parquet"), None) is not None:
+    if any(folder.rglob("*.parquet")):
         return _load_split(str(folder), split, name, streaming), [folder]
     if part is None:
-        below = sorted(
-            entry.name for base in _bases(folder, split) if base.is_dir() for entry in base.iterdir() if entry.is_dir()
-        )
-        raise _no_split(split, below, folder)
-    suffixes = " ".join(AUDIO_SUFFIXES)
-    raise LaserError(f"no audio files ({suffixes}) in {part}, nor a dataset saved to disk or as Parquet. {_MEND}")
+        inside = [*folder.glob("*"), *folder.glob("LibriSpeech/*")]
+        raise _no_split(split, sorted(entry.name for entry in inside if entry.is_dir()), folder)
+    what = f"no audio files ({' '.join(AUDIO_SUFFIXES)}) in {part}, nor a dataset saved to disk or as Parquet"
+    raise LaserError(f"{what}. {_MEND}")
 
 
 def _ask_hub(source: str, streaming: bool, revision: str | None, token: Any) -> str | None:
@@ -167,8 +143,7 @@ def _load_split(source: str, split: str | None, name: str | None, streaming: boo
     """`datasets.load_dataset`; the splits are checked before anything large is downloaded."""
     try:
         names = datasets.get_dataset_split_names(source, name, **options)
-        if split is None and len(names) == 1:
-            split = names[0]
+        split = names[0] if split is None and len(names) == 1 else split
         # datasets itself reads a slice such as train[:10%] or a sum of splits.
         if split is None or not all(part.split("[")[0].strip() in names for part in split.split("+")):
             raise _no_split(split, names, source)
@@ -208,15 +183,17 @@ def _to_speech_columns(dataset: Speech, audio_column: str, source: str, roots: l
             typed = datasets.Features(texts | {"audio": dataset.features[audio_column]})
         how = {"chosen": chosen, "source": source, "roots": roots}
         return dataset.map(_rename, fn_kwargs=how, remove_columns=columns, features=typed)
-
     speech = dataset.select_columns([audio_column]).rename_columns({audio_column: "audio"})
     parts = speech.flatten()
+    paths = parts["audio.path"] if "audio.path" in parts.column_names else []
     if {"audio.path", "audio.bytes"} <= set(parts.column_names):
         stored = parts.data.column("audio.path").filter(parts.data.column("audio.bytes").is_null()).to_pylist()
         for path in filter(None, stored):
             _check_path(path, source, roots)
-    if "id" not in chosen:
-        speech = speech.add_column("id", _stored_names(speech) or [f"{index:08d}" for index in range(len(speech))])
+    if "id" not in chosen:  # names stored with the audio, if each utterance has its own; the audio itself is not read
+        names = [PurePosixPath(path).stem for path in filter(None, paths)]
+        numbers = [f"{index:08d}" for index in range(len(speech))]
+        speech = speech.add_column("id", names if len(set(names)) == len(speech) else numbers)
     for column in list(chosen)[1:]:
         values = [None if value is None else str(value) for value in dataset[chosen[column]]]
         speech = speech.add_column(column, values)
@@ -246,11 +223,3 @@ def _rename(example: Mapping[str, Any], chosen: Mapping[str, str], source: str, 
     if renamed.get("id") is None:
         renamed["id"] = PurePosixPath(path).stem if path else hashlib.sha256(data or b"").hexdigest()[:16]
     return renamed
-
-
-def _stored_names(speech: datasets.Dataset) -> list[str] | None:
-    """File names stored with the audio, if every utterance has its own; the audio itself is not read."""
-    parts = speech.flatten()
-    paths = parts["audio.path"] if "audio.path" in parts.column_names else []
-    names = [PurePosixPath(path).stem for path in paths if path]
-    return names if len(set(names)) == len(speech) else None

@@ -1,11 +1,4 @@
-"""Speed, then pitch: the perturbed view of LASER and SCORE.
-
-The phase vocoder computes magnitude and angle of each frame once, torchaudio's twice; the results are bit for bit
-equal. The synthesis adds frames as four shifted blocks, as the hop is a quarter of the window: `torch.istft` to
-round-off.
-"""
-
-from __future__ import annotations
+"""Speed, then pitch: the perturbed view of LASER and SCORE."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,6 +17,7 @@ from .perturbation import Perturbation
 from .resampling import resample, resampled_length
 
 N_FFT, HOP = 512, 128  # STFT window and hop, samples (torchaudio's defaults)
+Waveforms = Sequence[torch.Tensor]
 
 
 class SpeedPitch(Perturbation):
@@ -44,25 +38,17 @@ class SpeedPitch(Perturbation):
             "pitch_steps", [-2.0, 2.0], "pitch shifts in semitones, one drawn per pair", many=True, low=-24, high=24
         ),
     )
-    changes = ("tempo", "speaker's pitch")
-    batched = True
+    changes, batched = ("tempo", "speaker's pitch"), True
 
-    def __init__(
-        self, speed_factors: Sequence[float] = (0.9, 1.0, 1.1), pitch_steps: Sequence[float] = (-2.0, 2.0)
-    ) -> None:
+    def __init__(self, speed_factors: Sequence[float] = (0.9, 1.0, 1.1), pitch_steps: Sequence[float] = (-2.0, 2.0)):
         self.speed_factors, self.pitch_steps = tuple(speed_factors), tuple(pitch_steps)
         self.keeps_duration = set(self.speed_factors) == {1}
-        if self.keeps_duration:
-            self.changes = ("speaker's pitch",)
+        self.changes = self.changes[1:] if self.keeps_duration else self.changes
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
         """`{"speed": factor, "pitch": semitones}`, drawn in this order."""
-        factor = self.speed_factors[int(rng.integers(len(self.speed_factors)))]
-        return {"speed": factor, "pitch": self.pitch_steps[int(rng.integers(len(self.pitch_steps)))]}
-
-    def apply(self, waveform: torch.Tensor, *, speed: float, pitch: float) -> torch.Tensor:
-        """`(samples,)` to `(about samples / speed,)`."""
-        return self.apply_batch([waveform], [{"speed": speed, "pitch": pitch}])[0]
+        lists = {"speed": self.speed_factors, "pitch": self.pitch_steps}
+        return {name: values[int(rng.integers(len(values)))] for name, values in lists.items()}
 
     def apply_batch(self, waveforms: Sequence[torch.Tensor], drawn: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
         """`(samples,)` to `(about samples / speed,)` each."""
@@ -79,21 +65,11 @@ def speed(waveform: torch.Tensor, factor: float, sample_rate: int = SAMPLE_RATE)
     return speed_batch([waveform], [factor], sample_rate)[0]
 
 
-def speed_batch(
-    waveforms: Sequence[torch.Tensor], factors: Sequence[float], sample_rate: int = SAMPLE_RATE
-) -> list[torch.Tensor]:
-    """Play waveforms of any lengths faster or slower, as `torchaudio.transforms.SpeedPerturbation` does.
+def speed_batch(waveforms: Waveforms, factors: Sequence[float], sample_rate: int = SAMPLE_RATE) -> list[torch.Tensor]:
+    """Play waveforms `(samples,)` of any lengths faster or slower, as `torchaudio.transforms.SpeedPerturbation` does.
 
-    Args:
-        waveforms: `(samples,)` each, floating point.
-        factors: one each; above 1 shortens, below 1 lengthens.
-        sample_rate: Hz; the factor is rounded down to a whole number of Hz.
-
-    Returns:
-        `(ceil(samples * sample_rate / int(factor * sample_rate)),)` each.
-
-    Raises:
-        ValueError: a factor is not positive.
+    A factor above 1 shortens; it is rounded down to a whole number of Hz: `(ceil(samples * sample_rate / int(factor *
+    sample_rate)),)` each. A `ValueError` says that one is not positive.
     """
     return _resample_ragged(waveforms, [int(factor * sample_rate) for factor in factors], sample_rate)
 
@@ -103,35 +79,23 @@ def pitch_shift(waveform: torch.Tensor, sample_rate: int, n_steps: float) -> tor
     return pitch_shift_batch([waveform], sample_rate, [n_steps])[0]
 
 
-def pitch_shift_batch(
-    waveforms: Sequence[torch.Tensor], sample_rate: int, n_steps: Sequence[float]
-) -> list[torch.Tensor]:
-    """Shift the pitch of waveforms of any lengths, keeping their lengths.
+def pitch_shift_batch(waveforms: Waveforms, sample_rate: int, n_steps: Sequence[float]) -> list[torch.Tensor]:
+    """Shift the pitch of waveforms `(samples,)` of any lengths by so many semitones each, keeping their lengths.
 
     The steps of `torchaudio.transforms.PitchShift`: stretch by a phase vocoder (`n_fft` 512, hop 128, Hann), resample
     from `int(sample_rate * 2 ** (n_steps / 12))`, cut or zero-pad to the input length. torchaudio resamples with filter
     phases rounded to float32; the difference is below 5e-4 of full scale on 12 s of speech. On the CPU each waveform
     comes out bit for bit as it does alone; on CUDA to the round-off of its Fourier transform and phase.
-
-    Args:
-        waveforms: `(samples,)` each, floating point.
-        sample_rate: Hz.
-        n_steps: semitones each, any real numbers; 0 gives a copy.
-
-    Returns:
-        `(samples,)` each.
     """
     shifted = [waveform.clone() for waveform in waveforms]
-    moved = [row for row, steps in enumerate(n_steps) if steps != 0]
-    if not moved:
+    if not (moved := [row for row, steps in enumerate(n_steps) if steps != 0]):
         return shifted
     rates = [2.0 ** (-float(n_steps[row]) / 12) for row in moved]
     # The STFT cannot pad fewer than 257 samples by reflection.
     stretched = stretch([pad(waveforms[row], (0, max(0, 257 - len(waveforms[row])))) for row in moved], rates)
     resampled = _resample_ragged(stretched, [int(sample_rate / rate) for rate in rates], sample_rate)
     for row, found in zip(moved, resampled, strict=True):
-        samples = len(waveforms[row])
-        shifted[row] = pad(found[:samples], (0, max(0, samples - len(found))))
+        shifted[row] = pad(found, (0, len(waveforms[row]) - len(found)))  # or cut
     return shifted
 
 
@@ -147,14 +111,9 @@ def _resample_ragged(waveforms: Sequence[torch.Tensor], orig: Sequence[int], new
 
 
 def stretch(waveforms: Sequence[torch.Tensor], rates: Sequence[float]) -> list[torch.Tensor]:
-    """Change the durations of waveforms of any lengths, keeping their pitch; bit for bit as for each alone on the CPU.
+    """Waveforms `(samples,)`, of at least 257 samples, to `(round(samples / rate),)` at the same pitch.
 
-    Args:
-        waveforms: `(samples,)` each, at least one and 257 samples, of one dtype and on one device.
-        rates: one each; above 1 shortens, below 1 lengthens.
-
-    Returns:
-        `(round(samples / rate),)` each.
+    On the CPU bit for bit as for each alone.
     """
     window, advance = _constants(waveforms[0].dtype, waveforms[0].device)
     centred = [pad(row[None], (N_FFT // 2, N_FFT // 2), mode="reflect")[0] for row in waveforms]
@@ -174,10 +133,7 @@ def _constants(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, 
 def _phase_vocoder(
     spectrum: torch.Tensor, counts: Sequence[int], rates: Sequence[float], advance: torch.Tensor
 ) -> tuple[torch.Tensor, list[int]]:
-    """`torchaudio.functional.phase_vocoder` for spectra `(waveforms, frames, bins)` of `counts` frames.
-
-    Returns `(waveforms, other frames, bins)`, zero beyond the end of each, and the other number of frames of each.
-    """
+    """`torchaudio.functional.phase_vocoder` of `(waveforms, frames, bins)` with `counts` frames, and the new counts."""
     waveforms, frames, bins = spectrum.shape
     # Positions are computed on the CPU for all devices: other rounding could choose a neighbouring frame.
     positions = [torch.arange(0, count, rate, dtype=advance.dtype) for count, rate in zip(counts, rates, strict=True)]
@@ -189,9 +145,7 @@ def _phase_vocoder(
     weight = to_device(position % 1.0, spectrum.device)[..., None]
 
     def before_and_after(values: torch.Tensor) -> list[torch.Tensor]:
-        values = pad(_cleared(values, counts), (0, 0, 0, 2)).reshape(
-            -1, bins
-        )  # two frames of zeros follow the last one
+        values = pad(_cleared(values, counts), (0, 0, 0, 2)).reshape(-1, bins)  # two frames of zeros at the end
         return [values.index_select(0, index).reshape(waveforms, -1, bins) for index in rows]
 
     angle, angle_after = before_and_after(spectrum.angle())
@@ -208,6 +162,7 @@ def _phase_vocoder(
 def _overlap_add(spectrum: torch.Tensor, window: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """`torch.istft` (centred) of `(waveforms, frames, bins)` to `(waveforms, samples)`, undefined behind each end."""
     waveforms, count, _ = spectrum.shape
+    # The hop is a quarter of the window: frames are added as four shifted blocks.
     blocks = (torch.fft.irfft(spectrum, n=N_FFT) * window).reshape(waveforms, count, 4, HOP)
     squared = window.square().reshape(4, HOP)
     weights = _cleared(blocks.new_ones(waveforms, count, 1), counts)

@@ -1,12 +1,8 @@
 """A Hugging Face speech encoder of the wav2vec 2.0 family, made exact under padding and ready to fine-tune."""
 
-from __future__ import annotations
-
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +18,7 @@ SUPPORTED_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 
 
 def _mask_of_padding(*args: Any, attention_mask: torch.Tensor | None = None, **how: Any) -> torch.Tensor | None:
-    """The mask of SDPA. `SpeechEncoder` passes one only if there is padding: transformers need not ask the device."""
+    """SDPA's mask. `SpeechEncoder` passes one only if there is padding: transformers need not ask the device."""
     how["allow_is_bidirectional_skip"] = attention_mask is None
     return sdpa_mask(*args, attention_mask=attention_mask, **how)
 
@@ -32,8 +28,7 @@ AttentionInterface.register(SDPA, sdpa_attention_forward)
 AttentionMaskInterface.register(SDPA, _mask_of_padding)
 
 
-@dataclass
-class EncoderOutput:
+class EncoderOutput(NamedTuple):
     """Frames of a padded batch.
 
     Attributes:
@@ -54,18 +49,8 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
     if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
         raise LaserError(f"{name} is a {config.get('model_type')!r} model; supported are {supported} encoders")
     if config.get("add_adapter"):
-        raise LaserError(
-            f"{name} has an adapter behind its layers (add_adapter), which shortens the frames; supported are "
-            f"{supported} encoders without one"
-        )
-
-
-def frame_lengths(config: PretrainedConfig, sample_lengths: torch.Tensor) -> torch.Tensor:
-    """Frames that the convolutional front-end makes of `sample_lengths` samples, elementwise; 0 for too few of them."""
-    lengths = sample_lengths
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-    return lengths.clamp(min=0)
+        what = "an adapter behind its layers (add_adapter), which shortens the frames"
+        raise LaserError(f"{name} has {what}; supported are {supported} encoders without one")
 
 
 def receptive_field(config: PretrainedConfig) -> int:
@@ -90,9 +75,7 @@ class _UtteranceGroupNorm(nn.GroupNorm):
         # The largest tensor of an update. Without a gradient it is overwritten, and one utterance at a time is copied.
         out = None if hidden.requires_grad or self.weight.requires_grad else hidden
         for row, valid in enumerate(self.valid):
-            own = nn.functional.group_norm(
-                hidden[row : row + 1, :, :valid], self.num_groups, self.weight, self.bias, self.eps
-            )
+            own = super().forward(hidden[row : row + 1, :, :valid])
             if out is None or out.dtype != own.dtype:  # autocast normalises in float32
                 out = torch.empty_like(hidden, dtype=own.dtype)
             out[row, :, :valid], out[row, :, valid:] = own[0], 0.0
@@ -103,14 +86,13 @@ def _use_utterance_statistics(model: PreTrainedModel) -> _UtteranceGroupNorm | N
     """Replace the first GroupNorm by the exact one, in place; parameters and state-dict keys stay the same."""
     layer = model.feature_extractor.conv_layers[0]
     norm = getattr(layer, "layer_norm", None)
-    if not isinstance(norm, nn.GroupNorm):
-        return None
     if isinstance(norm, _UtteranceGroupNorm):  # of another `SpeechEncoder` around the same model
         return norm
+    if not isinstance(norm, nn.GroupNorm):
+        return None
     if norm.num_groups != norm.num_channels:
-        raise LaserError(
-            f"the first GroupNorm has {norm.num_groups} groups for {norm.num_channels} channels; expected one each"
-        )
+        found = f"{norm.num_groups} groups for {norm.num_channels} channels"
+        raise LaserError(f"the first GroupNorm has {found}; expected one each")
     exact = _UtteranceGroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
     exact.weight, exact.bias = norm.weight, norm.bias
     layer.layer_norm = exact
@@ -121,13 +103,14 @@ class SpeechEncoder(nn.Module):
     """A Hugging Face speech encoder whose padded batches give every utterance the frames it gets alone.
 
     Args:
-        model: bare encoder of one of `SUPPORTED_MODEL_TYPES`.
+        model: bare encoder of one of `SUPPORTED_MODEL_TYPES`; a `LaserError` for any other.
         base_config: the checkpoint's own config before any training-time change; exports carry it.
         do_normalize: scale each waveform to zero mean and unit variance first (never with LASER's recipe).
         revision: what was loaded: a commit hash on the Hub, or `None` for a folder.
 
-    Raises:
-        LaserError: a model that is not of this family.
+    Attributes:
+        config: in force, training-time changes included.
+        hidden_size, num_layers: dimension of a frame, and number of Transformer layers.
     """
 
     def __init__(
@@ -139,52 +122,36 @@ class SpeechEncoder(nn.Module):
     ):
         super().__init__()
         check_supported(model.config.to_dict(), model.config.name_or_path or type(model).__name__)
-        self.model = model
+        self.model, self.config = model, model.config
+        self.hidden_size, self.num_layers = model.config.hidden_size, len(model.encoder.layers)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(SDPA)
         self.base_config = base_config if base_config is not None else copy.deepcopy(model.config)
-        self.do_normalize = do_normalize
-        self.revision = revision
-        # A list hides it from nn.Module: it is registered as a part of `model` already.
-        self._first_norm = [_use_utterance_statistics(model)]
+        self.do_normalize, self.revision = do_normalize, revision
+        self._first_norm = [_use_utterance_statistics(model)]  # in a list, as nn.Module has it as a part of `model`
         self._padded_frames: torch.Tensor | None = None
-        # What writes into the padding before a positional convolution reads it: HuBERT's optional BatchNorm, and each
-        # layer of data2vec's stack of convolutions.
+        # HuBERT's optional BatchNorm and data2vec's stack of convolutions write into padding that the next one reads.
         self._batch_norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
         for layer in (*self._batch_norms, *getattr(model.encoder.pos_conv_embed, "layers", ())):
             layer.register_forward_hook(self._clear_padding)
 
     def _clear_padding(self, _module, _inputs, output: torch.Tensor) -> torch.Tensor:
         """Zeros in the padding of `(batch, dim, frames)`."""
-        if self._padded_frames is None:
-            return output
-        return output.masked_fill(self._padded_frames.unsqueeze(1), 0.0)
+        padded = self._padded_frames
+        return output if padded is None else output.masked_fill(padded.unsqueeze(1), 0.0)
 
-    def train(self, mode: bool = True) -> SpeechEncoder:
+    def train(self, mode: bool = True) -> "SpeechEncoder":
         """As `nn.Module.train`; a BatchNorm keeps the statistics that it was trained with."""
         super().train(mode)
         for norm in self._batch_norms:
             norm.eval()
         return self
 
-    @property
-    def config(self) -> PretrainedConfig:
-        """Config in force, training-time changes included."""
-        return self.model.config
-
-    @property
-    def hidden_size(self) -> int:
-        """Dimension of a frame."""
-        return self.model.config.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        """Number of Transformer layers."""
-        return len(self.model.encoder.layers)
-
-    def frame_lengths(self, sample_lengths: torch.Tensor) -> torch.Tensor:
-        """`frame_lengths` of this encoder."""
-        return frame_lengths(self.model.config, sample_lengths)
+    def frame_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Frames that the convolutional front-end makes of so many samples, elementwise; 0 for too few of them."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        return lengths.clamp(min=0)
 
     def forward(
         self, waveforms: torch.Tensor, lengths: torch.Tensor, output_hidden_states: bool = False
@@ -205,67 +172,50 @@ class SpeechEncoder(nn.Module):
         samples = lengths.tolist()
         shortest, longest = receptive_field(self.config), max(samples)
         if min(samples) < shortest or longest > waveforms.shape[1]:
-            raise ValueError(
-                f"every utterance needs between {shortest} samples (one frame) and the {waveforms.shape[1]} of the "
-                f"padded batch; got lengths {samples}"
-            )
+            limits = f"{shortest} samples (one frame) and the {waveforms.shape[1]} of the padded batch"
+            raise ValueError(f"every utterance needs between {limits}; got lengths {samples}")
         frames = self.frame_lengths(lengths)
         index = torch.arange(int(frames.max()), device=waveforms.device)
         lengths, frames = to_device(torch.stack((lengths, frames)), waveforms.device)
         inside = torch.arange(longest, device=waveforms.device) < lengths.unsqueeze(1)
         waveforms = waveforms[:, :longest].masked_fill(~inside, 0.0)
-        if self.do_normalize:
-            waveforms = _normalize(waveforms, lengths, inside)
+        if self.do_normalize:  # over each utterance's own samples, as `Wav2Vec2FeatureExtractor` does
+            count = lengths.unsqueeze(1)
+            centred = (waveforms - waveforms.sum(1, keepdim=True) / count).masked_fill(~inside, 0.0)
+            waveforms = centred / torch.sqrt(centred.square().sum(1, keepdim=True) / count + 1e-7)
         if min(samples) == longest:  # Without padding no mask is passed, so that attention can take its fastest kernel.
             output = self.model(waveforms, output_hidden_states=output_hidden_states)
             last = output.last_hidden_state
         else:
             padded = index >= frames.unsqueeze(1)
-            with self._padding_known(samples, padded):
+            norm, self._padded_frames = self._first_norm[0], padded
+            if norm is not None:
+                kernel, stride = self.config.conv_kernel[0], self.config.conv_stride[0]
+                norm.valid = [(length - kernel) // stride + 1 for length in samples]
+            try:  # with the exact layers knowing what is padding
                 output = self.model(waveforms, attention_mask=inside.long(), output_hidden_states=output_hidden_states)
+            finally:
+                self._padded_frames = None
+                if norm is not None:
+                    norm.valid = None
             last = output.last_hidden_state.masked_fill(padded.unsqueeze(2), 0.0)
         return EncoderOutput(last, frames, output.hidden_states if output_hidden_states else None)
-
-    @contextlib.contextmanager
-    def _padding_known(self, samples: list[int], padded: torch.Tensor) -> Iterator[None]:
-        """Tell the exact layers what is padding, for one call of the model."""
-        norm, self._padded_frames = self._first_norm[0], padded
-        if norm is not None:
-            kernel, stride = self.config.conv_kernel[0], self.config.conv_stride[0]
-            norm.valid = [(length - kernel) // stride + 1 for length in samples]
-        try:
-            yield
-        finally:
-            self._padded_frames = None
-            if norm is not None:
-                norm.valid = None
 
     def freeze_except(self, trainable_layers: int, encoder_layer_norm: bool = False) -> list[str]:
         """Train the last `trainable_layers` Transformer layers and nothing else; return the parameters' names.
 
         `encoder_layer_norm` adds the encoder's own LayerNorm, as the released LASER code does, which freezes by
         counting parameters. It stands behind the positional convolution, and gradients then run through all layers; in
-        encoders with `do_stable_layer_norm` it stands behind the last layer.
-
-        Raises:
-            LaserError: more layers than there are, or fewer than one.
+        encoders with `do_stable_layer_norm` it stands behind the last layer. A `LaserError` says that there are fewer
+        layers than `trainable_layers`, or that this is less than one.
         """
         if not 1 <= trainable_layers <= self.num_layers:
             raise LaserError(f"trainable_layers must lie between 1 and {self.num_layers}, got {trainable_layers}")
         self.model.requires_grad_(False)
-        # This method, which HubertModel does not offer itself, also keeps the front-end from asking for gradients of
-        # the waveform in train mode, which would keep its graph.
+        # Also keeps the front-end from asking for gradients of the waveform in train mode, which would keep its graph.
         self.model.feature_extractor._freeze_parameters()
         for layer in self.model.encoder.layers[-trainable_layers:]:
             layer.requires_grad_(True)
         if encoder_layer_norm:
             self.model.encoder.layer_norm.requires_grad_(True)
         return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-
-def _normalize(waveforms: torch.Tensor, lengths: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Zero mean, unit variance over each utterance's own samples, as `Wav2Vec2FeatureExtractor` does."""
-    count = lengths.unsqueeze(1)
-    centred = (waveforms - waveforms.sum(1, keepdim=True) / count).masked_fill(~inside, 0.0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred / torch.sqrt(variance + 1e-7)

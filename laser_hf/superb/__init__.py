@@ -6,22 +6,24 @@ own are given by import path, as `package.module` or `package.module:Class`.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Any
 
 from ..errors import LaserError
+from ..plugins import lazy_names
 
 TASKS = {
     "asr": ("laser_hf.superb.ctc.tasks:Asr", "speech recognition: word error rate of a CTC head"),
     "pr": ("laser_hf.superb.ctc.tasks:Pr", "phone recognition: phone error rate of a linear CTC head"),
-    "qbe": ("laser_hf.superb.qbe.task", "query by example: finding the recordings that hold a spoken word"),
-    "discrimination": ("laser_hf.superb.discrimination.task", "word discrimination and ABX, without any training"),
-    "sid": ("laser_hf.superb.sid", "speaker identification: how much of who speaks is in the frames"),
-    "table": ("laser_hf.superb.table", "the paper's tables from records, beside the published values"),
+    "qbe": ("laser_hf.superb.qbe.task:", "query by example: finding the recordings that hold a spoken word"),
+    "discrimination": ("laser_hf.superb.discrimination.task:", "word discrimination and ABX, without any training"),
+    "sid": ("laser_hf.superb.sid:", "speaker identification: how much of who speaks is in the frames"),
+    "table": ("laser_hf.superb.table:", "the paper's tables from records, beside the published values"),
 }
 """Place and summary of the shipped tasks by name."""
 
 __all__ = ["TASKS", "find_task", "mtwv"]
+__getattr__ = lazy_names(__name__, {"mtwv": ".qbe.scoring"})
 
 
 def find_task(name: str) -> Any:
@@ -30,25 +32,13 @@ def find_task(name: str) -> Any:
     `LaserError` for an unknown name, a module that cannot be imported, or something that is no task.
     """
     if name in TASKS:
-        return _import(TASKS[name][0])
+        return pkgutil.resolve_name(TASKS[name][0])
     if "." not in name and ":" not in name:
         raise LaserError(f"unknown task {name!r}; shipped are {', '.join(TASKS)}, your own is package.module[:Class]")
     try:
-        task = _import(name)
+        task = pkgutil.resolve_name(name if ":" in name else f"{name}:")
     except (ImportError, AttributeError, ValueError) as error:
         raise LaserError(f"cannot import the task {name!r}: {error}. Is its folder on PYTHONPATH?") from error
     if missing := [part for part in ("HELP", "add_arguments", "run") if not hasattr(task, part)]:
         raise LaserError(f"{name!r} is no task: it lacks {', '.join(missing)}")
     return task
-
-
-def _import(place: str) -> Any:
-    module, _, attribute = place.partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, attribute) if attribute else found
-
-
-def __getattr__(name: str) -> Any:
-    if name == "mtwv":  # looked up on first use: the command line must not pay for it
-        return _import("laser_hf.superb.qbe.scoring:mtwv")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,6 @@ from .. import cli
 from ..errors import LaserError
 from . import TASKS, find_task
 
-PROGRAM = "laser-hf superb"
 INPUTS = ("model", "data", "dev_data", "alignments", "lexicon")
 """Options of the tasks that name what is read."""
 
@@ -21,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     """Run a task and return what it returns; only its module is imported. `LaserError` for what a user can mend."""
     width = max(map(len, TASKS))
     parser = argparse.ArgumentParser(
-        prog=PROGRAM,
+        prog="laser-hf superb",
         description="Downstream tasks after SUPERB.",
         epilog="\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in TASKS.items()),
         formatter_class=cli.HelpFormatter,
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
         if not word or (word.startswith("--") and word.endswith("=")):
             raise LaserError(f"{(word or before).rstrip('=')} is empty")
     task = find_task(chosen.task)
-    prog = f"{PROGRAM} {chosen.task}"
+    prog = f"{parser.prog} {chosen.task}"
     parser = argparse.ArgumentParser(prog=prog, description=task.HELP, formatter_class=cli.HelpFormatter)
     task.add_arguments(parser)
     arguments = parser.parse_args(chosen.options)

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torchaudio
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.types import Device
 
 from ..data import BadAudio, SpeedPitch, audio_seconds, decode_audio
 from ..encoders import SAMPLE_RATE, SpeechEncoder, load_encoder, receptive_field
@@ -135,8 +137,7 @@ class EncoderFeatures:
                 output = self.encoder(waveforms, lengths, output_hidden_states=True)
         finally:
             self.encoder.train(training)
-        wanted = range(self.layers) if layers is None else layers
-        states = torch.stack([output.hidden_states[layer] for layer in wanted])
+        states = torch.stack([output.hidden_states[layer] for layer in layers or range(self.layers)])
         padding = torch.arange(states.shape[2], device=states.device) >= output.lengths.unsqueeze(1)
         return states.masked_fill(padding[None, :, :, None], 0.0), output.lengths
 
@@ -158,18 +159,15 @@ class SpectralFeatures:
     layers, shortest, frame_seconds = 1, 400, 0.01
 
     def __init__(self, kind: str):
-        self._hop = round(self.frame_seconds * SAMPLE_RATE)
-        mel = {"n_fft": self.shortest, "hop_length": self._hop, "n_mels": 23, "center": False}
+        mel = {"n_fft": self.shortest, "hop_length": 160, "n_mels": 23, "center": False}
+        spectrum = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **mel)
+        self._transform, self.dim = lambda waveform: spectrum(waveform).clamp_min(1e-10).log(), 2 * 23
         if kind == "mfcc":
-            self._transform = torchaudio.transforms.MFCC(SAMPLE_RATE, 13, melkwargs=mel)
-        else:
-            spectrum = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **mel)
-            self._transform = lambda waveform: spectrum(waveform).clamp_min(1e-10).log()
-        self.dim = 2 * (13 if kind == "mfcc" else 23)
+            self._transform, self.dim = torchaudio.transforms.MFCC(SAMPLE_RATE, 13, melkwargs=mel), 2 * 13
 
     def frame_count(self, samples: int) -> int:
         """Frames of a waveform of `samples`."""
-        return max(0, (samples - self.shortest) // self._hop + 1)
+        return max(0, (samples - self.shortest) // 160 + 1)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Entries of a record about the features `name`."""
@@ -177,10 +175,8 @@ class SpectralFeatures:
 
     def __call__(self, waveforms: Sequence[torch.Tensor], layers: Sequence[int]) -> list[list[torch.Tensor]]:
         """Frames `[layer][waveform]`, each `(frames, dim)` float32, of 16 kHz waveforms `(samples,)`."""
-        frames = []
-        for waveform in waveforms:
-            values = self._transform(waveform)
-            frames.append(torch.cat([values, torchaudio.functional.compute_deltas(values)]).T)
+        values = map(self._transform, waveforms)
+        frames = [torch.cat([one, torchaudio.functional.compute_deltas(one)]).T for one in values]
         return [frames for _ in layers]
 
 
@@ -203,20 +199,13 @@ def add_arguments(parser: argparse.ArgumentParser, layer: bool = True) -> None:
 
 
 def load_features(
-    model: str,
-    revision: str | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    do_normalize: bool | None = None,
+    model: str, revision: str | None = None, seed: int = 0, device: Device = "cpu", do_normalize: bool | None = None
 ) -> Features:
     """Features by the name that `--model` takes; an encoder is moved to `device`.
 
-    Args:
-        model: `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights);
-            `LaserError` if it cannot be loaded.
-        revision: branch, tag or commit on the Hub.
-        seed: of fresh weights.
-        do_normalize: scale waveforms to mean 0 and variance 1; by default as the encoder's preprocessor says.
+    `model` is `mfcc`, `logmel`, an encoder's id or folder, or `random:MODEL` (MODEL's architecture, fresh weights from
+    `seed`); `LaserError` if it cannot be loaded. `revision` is a branch, tag or commit on the Hub; `do_normalize`
+    scales waveforms to mean 0 and variance 1; by default as the encoder's preprocessor says.
     """
     if model in SPECTRAL:
         return SpectralFeatures(model)
@@ -231,8 +220,8 @@ def load_features(
 
 def chosen_features(arguments: argparse.Namespace) -> tuple[Features, list[int]]:
     """Features and layers that the options of `add_arguments` name."""
-    device, normalize = pick_device(arguments.device), arguments.do_normalize
-    features = load_features(arguments.model, arguments.revision, arguments.seed, device, normalize)
+    model, device = (arguments.model, arguments.revision, arguments.seed), pick_device(arguments.device)
+    features = load_features(*model, device, arguments.do_normalize)
     return features, pick_layers(getattr(arguments, "layer", "all"), features.layers)
 
 
@@ -279,17 +268,19 @@ class WeightedSum(nn.Module):
         return self.weights.detach().double().softmax(0).tolist()
 
 
-def plot_by_layer(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, title: str) -> None:
-    """Values by layer as lines with labels, by title of the panel; two panels in a row."""
+def plot_by_layer(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, title: str, x: str = "") -> None:
+    """Values by layer, or by what `x` names, as lines with labels, by title of the panel; two panels in a row."""
     from .. import figures
 
-    rows = math.ceil(len(panels) / 2)
-    figure, axes = figures.new_figure(rows, min(2, len(panels)), (4.5 * min(2, len(panels)), 3.1 * rows), squeeze=False)
+    columns, rows = min(2, len(panels)), math.ceil(len(panels) / 2)
+    figure, axes = figures.new_figure(rows, columns, (4.5 * columns, 3.1 * rows), squeeze=False)
     for axis, (label, lines) in zip(axes.flat, panels.items(), strict=False):
-        for (name, points), colour in zip(lines.items(), figures.LINE_COLOURS, strict=False):
+        for (name, points), colour in zip(lines.items(), cycle(figures.LINE_COLOURS), strict=False):
             axis.plot(list(points), list(points.values()), marker="o", label=name, color=colour)
         axis.set_title(label, fontsize=9)
-        axis.set(xlabel="hidden state", xticks=sorted({layer for points in lines.values() for layer in points}))
+        axis.set_xlabel(x or "hidden state")
+        if not x:
+            axis.set_xticks(sorted({layer for points in lines.values() for layer in points}))
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend(fontsize=8)

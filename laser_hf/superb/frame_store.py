@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from .features import Features
 
 logger = logging.getLogger(__name__)
 
+Skipped = Sequence[tuple[int, str, str]]
 BATCH_SECONDS = 60.0
 """Audio encoded at once, padding included."""
 
@@ -51,13 +54,12 @@ def encode(
 
     `waveforms` are `(samples,)` at 16 kHz by utterance, `progress` is the label of a progress bar; none if empty.
     """
-    names = list(waveforms)
-    frames: list[dict[str, torch.Tensor]] = [{} for _ in layers]
+    names, frames = list(waveforms), [{} for _ in layers]
     batches = length_batches([len(waveform) for waveform in waveforms.values()])
     for batch in tqdm(batches, desc=progress, disable=not progress or None, mininterval=2):
-        encoded = features([waveforms[names[index]] for index in batch], layers)
-        for found, states in zip(frames, encoded, strict=True):
-            found.update((names[index], state) for index, state in zip(batch, states, strict=True))
+        chosen = [names[index] for index in batch]
+        for found, states in zip(frames, features([waveforms[name] for name in chosen], layers), strict=True):
+            found.update(zip(chosen, states, strict=True))
     return frames
 
 
@@ -75,45 +77,33 @@ class FrameStore:
         """Batch of each utterance, in the order in which they were encoded."""
         self.skipped: dict[int, tuple[str, str]] = {}
         """Kind and reason of each utterance that could not be used."""
-        self.batches = 0
-        self._content = json.dumps([self.layers, dim, key])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        while about := self._read_about():
-            if about["content"] != self._content:
-                shutil.rmtree(self.folder)
-                self.folder.mkdir(parents=True)
-                break
-            self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
-
-    def _read_about(self) -> dict[str, str]:
-        """Metadata of the next batch; empty if it is missing or damaged, so that it is encoded again."""
-        if not (path := self._path(self.batches)).exists():
-            return {}
-        try:
-            with safe_open(path, "pt") as file:
+        self.batches, self._content = 0, json.dumps([self.layers, dim, key])
+        while (path := self._path(self.batches)).exists():
+            about, tensors = {}, {}
+            with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError:
-            about, tensors = {}, {}
-        if about.pop("sha256", None) == _digest(about, tensors):
-            return about
-        logger.warning("%s is damaged and made again", path)
-        return {}
+            if about.pop("sha256", None) != _digest(about, tensors):
+                logger.warning("%s is damaged and made again", path)
+                break
+            if about["content"] != self._content:
+                shutil.rmtree(self.folder)
+                break
+            self._enter(json.loads(about["utterances"]), json.loads(about["skipped"]))
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"batch-{batch:06d}.safetensors"
 
-    def _enter(self, indices: Sequence[int], skipped: Sequence[tuple[int, str, str]]) -> None:
+    def _enter(self, indices: Sequence[int], skipped: Skipped) -> None:
         self.places |= dict.fromkeys(indices, self.batches)
         self.skipped |= {index: (kind, reason) for index, kind, reason in skipped}
         self.batches += 1
 
-    def add(
-        self, indices: Sequence[int], frames: Sequence[Sequence[torch.Tensor]], skipped: Sequence[tuple[int, str, str]]
-    ) -> None:
+    def add(self, indices: Sequence[int], frames: Sequence[Sequence[torch.Tensor]], skipped: Skipped) -> None:
         """Append a batch: `frames[layer][i]` `(frames, dim)` of utterance `indices[i]`, and what was left out."""
         tensors = {str(index): torch.stack(layers) for index, *layers in zip(indices, *frames, strict=True)}
-        about = {"content": self._content, "utterances": json.dumps(list(indices)), "skipped": json.dumps(skipped)}
+        about = {"content": self._content, "utterances": json.dumps(indices), "skipped": json.dumps(skipped)}
         unfinished = self.folder / "unfinished"
         save_file(tensors, unfinished, about | {"sha256": _digest(about, tensors)})
         os.replace(unfinished, self._path(self.batches))
@@ -151,34 +141,32 @@ def fill(
     next batch is read while one is encoded. `read` gives the waveform `(samples,)` of an utterance by its index, or
     raises `BadAudio`. `LaserError` if the disk is too small, with an `advice`, or the model's frames are not finite.
     """
-    done = {*store.places, *store.skipped}
+    done = store.places | store.skipped
     frames = sum(features.frame_count(count) for index, count in enumerate(samples) if index not in done)
     needed, free = frames * len(store.layers) * store.dim * 4, shutil.disk_usage(store.folder).free
     if needed > free:
         what = f"the frames of {len(names) - len(done)} utterances take {needed / 2**30:.1f} GiB"
         raise LaserError(f"{what}, and {store.folder} has {free / 2**30:.1f} GiB free; {advice}")
 
-    def decode(batch: Sequence[int]) -> tuple[list[int], list[torch.Tensor], list[tuple[int, str, str]]]:
-        indices, waveforms, skipped = [], [], []
+    def decode(batch: Sequence[int]) -> tuple[dict[int, torch.Tensor], Skipped]:
+        waveforms, skipped = {}, []
         for index in batch:
             try:
-                waveforms.append(read(index))
-                indices.append(index)
+                waveforms[index] = read(index)
             except BadAudio as error:
                 skipped.append((index, error.kind, error.reason))
-        return indices, waveforms, skipped
+        return waveforms, skipped
 
     bar = tqdm(total=len(names), initial=len(done), desc=progress, disable=not progress or None, mininterval=1)
+    batches = length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :]
     with ThreadPoolExecutor(1) as executor, bar:
-        ahead = None
-        for batch in [*length_batches(samples, batch_seconds * SAMPLE_RATE)[store.batches :], None]:
-            ready, ahead = ahead, executor.submit(decode, batch) if batch else None
-            if ready is None:
-                continue
-            indices, waveforms, skipped = ready.result()
-            encoded = features(waveforms, store.layers) if waveforms else [[] for _ in store.layers]
-            for position, index in enumerate(indices):
-                if not all(bool(layer[position].isfinite().all()) for layer in encoded):
+        ahead = executor.submit(decode, batches[0] if batches else ())
+        for _, following in pairwise([*batches, ()]):
+            waveforms, skipped = ahead.result()
+            ahead = executor.submit(decode, following)
+            encoded = features(list(waveforms.values()), store.layers) if waveforms else [[] for _ in store.layers]
+            for index, *layers in zip(waveforms, *encoded, strict=True):
+                if not all(bool(states.isfinite().all()) for states in layers):
                     raise LaserError(f"the model's frames of {names[index]} are not finite")
-            store.add(indices, encoded, skipped)
-            bar.update(len(indices) + len(skipped))
+            store.add(list(waveforms), encoded, skipped)
+            bar.update(len(waveforms) + len(skipped))

@@ -1,14 +1,7 @@
 """`laser-hf superb sid`: how much of who speaks is in the frames? SUPERB's speaker identification on a few speakers.
 
-The head is S3PRL's (`downstream/voxceleb1`): a weighted sum of all hidden states, a linear map to 256, the mean over
-frames, a linear map to speakers, cross-entropy; Adam, 32 items an update, gradients clipped at 1, the head that does
-best on dev. All before the cross-entropy is linear, so the means of the hidden states over the frames are all that it
-needs, and each recording is encoded once. Fine-tuning moves the last layers, and the weighted sum may lean on others:
-each layer has a head of its own too.
-
-Protocol `quick`: speakers of any corpus instead of VoxCeleb1's 1,251, and stretches of a second instead of whole
-utterances, which a few speakers do not make hard enough. Recordings of one speaker share room and microphone, which the
-accuracy counts as the speaker's.
+The head is S3PRL's (`downstream/voxceleb1`). All before the cross-entropy is linear, so the means of the hidden states
+over the frames are all that it needs, and each recording is encoded once; each layer has a head of its own too.
 """
 
 from __future__ import annotations
@@ -34,15 +27,14 @@ from .features import Features, WeightedSum, chosen_features, plot_by_layer
 from .features import add_arguments as add_feature_arguments
 from .frame_store import length_batches
 
-NAME = "sid"
 HELP = "speaker identification: accuracy of a linear head on the mean of the frames"
 PLOT = "accuracy.png"
 OPTIONS = (
-    Option("per_speaker", 25, "utterances of each speaker, spread evenly over the sorted ones", low=5),
-    Option("seconds", 1.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
-    Option("max_steps", 2000, "updates", low=1),
-    Option("eval_steps", 100, "updates between two looks at dev", low=1),
-    Option("learning_rate", 1e-3, "of Adam, constant (S3PRL's file has 1e-4, for 200,000 updates)", above=0),
+    Option("--per_speaker", 25, "utterances of each speaker, spread evenly over the sorted ones", low=5),
+    Option("--seconds", 1.0, "length of the stretches that are told apart; 0 for whole utterances", low=0),
+    Option("--max_steps", 2000, "updates", low=1),
+    Option("--eval_steps", 100, "updates between two looks at dev", low=1),
+    Option("--learning_rate", 1e-3, "of Adam, constant (S3PRL's file has 1e-4, for 200,000 updates)", above=0),
 )
 
 
@@ -80,7 +72,7 @@ def split_by_speaker(ids: Sequence[str], speakers: Sequence[str], per_speaker: i
 
 def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float) -> list[torch.Tensor]:
     """Means over frames of each waveform, `(layers, stretches, dim)`; what is too short for a stretch is left out."""
-    found: list[torch.Tensor] = [torch.empty(0)] * len(waveforms)
+    found: dict[int, torch.Tensor] = {}
     for batch in length_batches([len(waveform) for waveform in waveforms]):
         encoded = features([waveforms[index] for index in batch], range(features.layers))
         for index, *layers in zip(batch, *encoded, strict=True):
@@ -88,15 +80,15 @@ def pooled(features: Features, waveforms: Sequence[torch.Tensor], seconds: float
             size = round(seconds / features.frame_seconds) or states.shape[1]
             count = states.shape[1] // size
             found[index] = states[:, : count * size].unflatten(1, (count, size)).mean(2)
-    return found
+    return [found[index] for index in range(len(waveforms))]
 
 
 def train_heads(heads: Sequence[nn.Module], data: Sequence[tuple], values: dict[str, Any], seed: int) -> list[dict]:
-    """Train heads on the same batches; of each the accuracies (percent) on dev and test where dev was best, and `step`.
+    """Train heads on the same batches: Adam, 32 items an update, gradients clipped at 1.
 
-    `right` says of each item of test whether it is recognised, 0 or 1.
-
-    `data` holds means `(layers, items, dim)` and labels `(items,)` of train, dev and test; `values` those of `OPTIONS`.
+    Of each the accuracies (percent) on `dev` and `test` where dev was best, the `step`, and `right`: whether each item
+    of test is recognised, 0 or 1. `data` holds means `(layers, items, dim)` and labels `(items,)` of train, dev and
+    test; `values` those of `OPTIONS`.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizers = [torch.optim.Adam(head.parameters(), lr=values["learning_rate"]) for head in heads]
@@ -124,13 +116,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a LibriSpeech tree, or any data set with a column `speaker`")
     parser.add_argument("--split", help="split, or sub-folder of the tree; default: all")
     for option in OPTIONS:
-        parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
+        parser.add_argument(option.name, type=option, default=option.default, help=option.help)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and test the heads, write `results.json` and `accuracy.png`, return the record."""
     began = time.time()
-    recipe = {option.name: option.check(getattr(arguments, option.name)) for option in OPTIONS}
+    recipe = {option.name[2:]: getattr(arguments, option.name[2:]) for option in OPTIONS}
     folder = RunFolder(arguments.output_dir, RESULTS, progress=(), owned=(PLOT,))
     speech = load_speech(arguments.data, arguments.split)
     if "speaker" not in speech.column_names:
@@ -161,22 +153,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(arguments.seed)
     heads = [SpeakerHead(features.layers, features.dim, len(names), layer) for layer in (None, *layers)]
     weighted, *alone = train_heads(heads, data, recipe, arguments.seed)
-    split = arguments.split or "all"
-    metrics = [
-        {"metric": name, "value": value, "unit": "percent", "split": where, **more}
-        for name, value, where, more in (
-            ("accuracy", weighted["test"], split, {}),
-            ("last_layer_accuracy", alone[-1]["test"], split, {}),
-            ("accuracy", weighted["dev"], "dev", {}),
-            *(("layer_accuracy", found["test"], split, {"layer": layer}) for layer, found in enumerate(alone)),
-        )
-    ]
-    lines = {"each layer alone": dict(enumerate(found["test"] for found in alone))}
-    lines["weighted sum of all"] = dict.fromkeys(layers, weighted["test"])
+    by_layer, split = [found["test"] for found in alone], arguments.split or "all"
+    values = [("accuracy", weighted["test"]), ("last_layer_accuracy", by_layer[-1]), ("accuracy", weighted["dev"])]
+    metrics = [{"metric": name, "value": value, "unit": "percent", "split": split} for name, value in values]
+    metrics[2]["split"] = "dev"
+    metrics += [metrics[0] | {"metric": "layer_accuracy", "value": v, "layer": n} for n, v in enumerate(by_layer)]
+    lines = {"each layer alone": dict(enumerate(by_layer)), "weighted sum": dict.fromkeys(layers, weighted["test"])}
     plot_by_layer({"speaker identification, accuracy (%)": lines}, folder.path / PLOT, arguments.model)
     about = {"source": str(arguments.data), "split": arguments.split, "speakers": len(names), "skipped": dict(skipped)}
+    right, labels = alone[-1]["right"], data[-1][1]
     record = new_record(
-        NAME,
+        "sid",
         protocol="quick",
         model=features.describe(arguments.model),
         metrics=metrics,
@@ -187,13 +174,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         chance=100 / len(names),
         layer_weights=heads[0].weighted_sum.shares(),
         selected=[found["step"] for found in (weighted, *alone)],
-        last_layer_right=_by_speaker(names, alone[-1]["right"], data[-1][1]),
+        # Recognised stretches and all stretches of each speaker in test.
+        last_layer_right={names[n]: [int(right[labels == n].sum()), int((labels == n).sum())] for n in labels.unique()},
     )
     folder.finish(record)
-    print(f"accuracy {weighted['test']:.1f} % of {len(names)} speakers (last layer alone {alone[-1]['test']:.1f} %)")
+    print(f"accuracy {weighted['test']:.1f} % of {len(names)} speakers (last layer alone {by_layer[-1]:.1f} %)")
     return record
-
-
-def _by_speaker(names: Sequence[str], right: torch.Tensor, labels: torch.Tensor) -> dict[str, list[int]]:
-    """Recognised stretches and all stretches of each speaker in test."""
-    return {names[one]: [int(right[labels == one].sum()), int((labels == one).sum())] for one in labels.unique()}

@@ -1,8 +1,6 @@
-"""`laser-hf superb table`: the LASER paper's tables, published values beside measured ones.
+"""`laser-hf superb table`: the LASER paper's tables, values of `published.json` beside measured ones of records.
 
-Rows are an encoder and what was done to it. Published values come from `published.json` with their sources, measured
-ones from records. A cell without a number stays empty. Numbers of protocol "quick" have a table of their own and never
-stand in a column of SUPERB numbers.
+Numbers of protocol "quick" have a table of their own and never stand in a column of SUPERB numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 
 from ..errors import LaserError
 from ..objectives import OBJECTIVES
-from ..records import RESULTS, TRAINING_RECORD, read_json, write_json
+from ..records import RESULTS, TRAINING_RECORD, read_json
 from . import TASKS
 from .table_records import BASES, Number, Row, find_records, read_numbers
 
@@ -25,14 +23,23 @@ logger = logging.getLogger(__name__)
 
 HELP = "the paper's Tables 1, 2 and 3 from records, beside the published values"
 
-Cell = dict[str, Any]
-"""`value` and what is known of it: `standard_deviation`, `runs`, `layer`, `source`, `place`, `evidence`, `record`."""
-
 # ContentVec is no method of ours. LASER, the first objective, stands last as in the paper.
 METHODS = {"base": "", "contentvec": "ContentVec", **{name: OBJECTIVES[name].title for name in reversed(OBJECTIVES)}}
 """Titles of what was done to an encoder, in the order of the tables."""
-METRICS = {"asr": ("wer", "WER, %"), "pr": ("per", "PER, %"), "qbe": ("mtwv", "QbE MTWV x 100")}
-GAINS = {"wer": "ASR gain, %", "per": "PR gain, %", "mtwv": "QbE gain, %"}
+COSTS = {"processed_hours": "processed speech, h", "time": "fine-tuning time, h"}
+METRICS = {"asr": "wer", "pr": "per", "qbe": "mtwv"}
+SCORES = {"wer": "WER, %", "per": "PER, %", "mtwv": "QbE MTWV x 100"}
+GAINS = {"wer_gain": "ASR gain, %", "per_gain": "PR gain, %", "mtwv_gain": "QbE gain, %"}
+TABLES = {
+    "Table 1. Cost of fine-tuning": COSTS,
+    "Table 2. SUPERB: speech recognition (WER), phone recognition (PER) and query by example": SCORES | GAINS,
+    "Table 3. What the regulariser does": SCORES,
+}
+NOTES = (
+    "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
+    "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
+    "",
+)
 ABLATION = ("base", "soft_dtw", "laser")
 QUICK_TITLES = {
     "wer": "WER, %",
@@ -70,125 +77,91 @@ def parse_row(name: str) -> Row:
 
 
 @dataclass
-class Column:
-    """A column: `origin` is published, measured or quick; the three never mix."""
-
-    key: str
-    title: str
-    origin: str
-
-
-@dataclass
 class Table:
-    """Rows by name, each with its cells by column (`key`, `origin`)."""
+    """Rows by name, each with its cells by column: (key, origin). Origins are published, measured and quick.
 
-    number: str
+    A cell has a `value` and what is known of it: `standard_deviation`, `runs`, `source`, `evidence`, `record`.
+    """
+
     title: str
-    columns: list[Column]
+    columns: dict[tuple[str, str], str]  # their titles
     rows: list[Row]
-    note: str = ""
-    cells: dict[tuple[Row, str, str], Cell] = field(default_factory=dict)
+    note: str
+    cells: dict[tuple[Row, str, str], dict[str, Any]] = field(default_factory=dict)
 
-    def put(self, row: Row, key: str, origin: str, cell: Cell) -> None:
+    def put(self, row: Row, key: str, origin: str, cell: dict[str, Any]) -> None:
         """Enter a cell; raises `LaserError` if there is another value already."""
         before = self.cells.setdefault((row, key, origin), cell)
         if before["value"] != cell["value"]:
             both = f"{before.get('record')} and {cell.get('record')}"
             raise LaserError(f"two records for {row_name(row)}, {key}: {both}; give one, or --row NAME=PATH")
 
-    def cells_of(self, row: Row) -> list[Cell | None]:
-        """The cells of a row, one for each column."""
-        return [self.cells.get((row, column.key, column.origin)) for column in self.columns]
-
 
 def build_tables(numbers: Sequence[Number], published: dict[str, Any]) -> list[Table]:
     """Table 1 (cost), 2 (SUPERB), 3 (ablation), and one of the quick numbers if there are any."""
-    known = [(entry["table"], Row(entry["base"], entry["method"]), entry) for entry in published["values"]]
     training = [number for number in numbers if number.task == "training"]
     superb = [number for number in numbers if number.protocol == "superb" and number.task in METRICS]
     quick = [number for number in numbers if number.protocol == "quick"]
-
-    def rows_of(table: int, measured: Iterable[Row]) -> list[Row]:
-        return _ordered({row for place, row, _ in known if place == table} | set(measured))
-
-    def columns_of(titles: Iterable[tuple[str, str]]) -> list[Column]:
-        return [Column(key, f"{title}, {word}", word) for key, title in titles for word in ("published", "measured")]
-
-    scores = columns_of(METRICS.values())
-    cost = Table(
-        "1",
-        "Cost of fine-tuning",
-        columns_of([("processed_hours", "processed speech, h"), ("time", "fine-tuning time, h")]),
-        rows_of(1, (number.row for number in training)),
-        "Published times are on one GPU where nothing else is said, measured ones on the hardware in the record.",
-    )
-    full = Table(
-        "2",
-        "SUPERB: speech recognition (WER), phone recognition (PER) and query by example",
-        scores + columns_of((f"{key}_gain", title) for key, title in GAINS.items()),
-        rows_of(2, (number.row for number in superb if number.row.method != "soft_dtw")),
-        "A gain is relative to the base encoder; measured ones are computed from the measured cells.",
-    )
-    ablation = rows_of(3, (number.row for number in superb if number.row.method in ABLATION))
-    tables = [cost, full, Table("3", "What the regulariser does", scores, ablation)]
-    for place, row, entry in known:
-        cell = {name: entry[name] for name in ("value", "source", "place", "evidence")}
-        tables[place - 1].put(row, entry["column"], "published", cell)
+    measured = [number.row for number in superb]
+    places = ({number.row for number in training}, {row for row in measured if row.method != "soft_dtw"})
+    places += ({row for row in measured if row.method in ABLATION},)
+    for entry in published["values"]:
+        places[entry["table"] - 1].add(Row(entry["base"], entry["method"]))
+    tables = []
+    for (title, names), rows, note in zip(TABLES.items(), places, NOTES, strict=True):
+        columns = {(key, o): f"{name}, {o}" for key, name in names.items() for o in ("published", "measured")}
+        tables.append(Table(title, columns, _ordered(rows), note))
+    for entry in published["values"]:
+        cell = {name: entry[name] for name in ("value", "source", "evidence")}
+        tables[entry["table"] - 1].put(Row(entry["base"], entry["method"]), entry["column"], "published", cell)
     for number in training:
-        cost.put(number.row, number.metric, "measured", _cell(number))
+        tables[0].put(number.row, number.entry["metric"], "measured", _cell(number))
     shown = {number.record: number for number in reversed(superb) if _is_superbs(number)}  # of several layers the first
     for number in shown.values():
         for table in tables[1:]:
             if number.row in table.rows:
-                cell = _cell(number, 1 if number.unit == "percent" else 100)
-                table.put(number.row, number.metric, "measured", cell)
+                cell = _cell(number, 1 if number.entry["unit"] == "percent" else 100)
+                table.put(number.row, number.entry["metric"], "measured", cell)
     for record, task in sorted({(number.record, number.task) for number in superb if number.record not in shown}):
-        logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record, METRICS[task][0])
-    _put_gains(full)
+        logger.warning("%s has no %s on SUPERB's test data; it is not in the tables", record, METRICS[task])
+    for (row, key, origin), own in list(tables[1].cells.items()):  # relative to the base encoder
+        base = tables[1].cells.get((Row(row.base, "base"), key, "measured"))
+        if origin == "measured" and row.method != "base" and base and base["value"]:
+            gain = (own["value"] / base["value"] - 1) * (100 if key == "mtwv" else -100)
+            tables[1].put(row, f"{key}_gain", "measured", {"value": gain, "record": own["record"]})
     return tables + ([_quick_table(quick)] if quick else [])
 
 
 def _is_superbs(number: Number) -> bool:
     """Whether it is a number of SUPERB's: its metric, on its test set, and with its trials."""
-    on_test = number.split == "test-clean" or (number.task == "qbe" and number.split != "dev")
-    measured = number.metric == METRICS[number.task][0] and number.value is not None
-    return measured and on_test and number.trials in (None, "superb")
+    entry = number.entry
+    on_test = entry["split"] == "test-clean" or (number.task == "qbe" and entry["split"] != "dev")
+    return on_test and entry["metric"] == METRICS[number.task] and entry.get("trials") in (None, "superb")
 
 
-def _cell(number: Number, scale: float = 1, **more: Any) -> Cell:
-    cell: Cell = {"value": number.value * scale, "record": number.record, **more}
-    cell |= {"protocol": number.protocol} if number.protocol else {}
-    if number.deviation is not None:
-        cell |= {"standard_deviation": number.deviation * scale, "runs": number.runs}
-    return cell if number.layer is None else cell | {"layer": number.layer}
-
-
-def _put_gains(table: Table) -> None:
-    """Relative gains of the measured cells over their base encoder."""
-    for (row, key, origin), own in list(table.cells.items()):
-        base = table.cells.get((Row(row.base, "base"), key, "measured"))
-        if origin == "measured" and row.method != "base" and base and base["value"]:
-            change = (own["value"] - base["value"]) / base["value"] * 100
-            cell = {"value": change if key == "mtwv" else -change, "record": own["record"]}
-            table.put(row, f"{key}_gain", "measured", cell)
+def _cell(number: Number, scale: float = 1, **more: Any) -> dict[str, Any]:
+    cell = {"value": number.entry["value"] * scale, "record": number.record, "protocol": number.protocol, **more}
+    if (deviation := number.entry.get("standard_deviation")) is not None:
+        cell |= {"standard_deviation": deviation * scale, "runs": number.runs}
+    return cell
 
 
 def _quick_table(numbers: Sequence[Number]) -> Table:
     """One column for each task, metric and split, of the layer that the record reports."""
-    columns: dict[tuple[int, str], Column] = {}
+    columns: dict[tuple[int, str], str] = {}
     rows = _ordered({number.row for number in numbers})
-    table = Table("quick", "Protocol quick: small corpora, no SUPERB numbers", [], rows, _QUICK_NOTE)
+    table = Table("Quick. Protocol quick: small corpora, no SUPERB numbers", {}, rows, _QUICK_NOTE)
     for number in numbers:
-        named = QUICK_TITLES.get(f"{number.task} {number.metric}", QUICK_TITLES.get(number.metric))
-        if not (named or number.first) or number.value is None or not number.reported or number.split == "dev":
-            continue
-        key = f"{number.task} {number.metric} {number.split}"
-        title = f"{named or number.metric}, {number.split} (quick)"
-        shipped = number.task in TASKS  # these have no metric in common
-        place = list(TASKS).index(number.task) if shipped else len(TASKS)
-        columns[place, key] = Column(key, title if shipped else f"{number.task}: {title}", "quick")
-        table.put(number.row, key, "quick", _cell(number, decimals=2 if number.unit == "percent" else 4))
-    table.columns = [columns[key] for key in sorted(columns)]
+        metric, split = number.entry["metric"], number.entry["split"]
+        named = QUICK_TITLES.get(f"{number.task} {metric}", QUICK_TITLES.get(metric))
+        if (named or number.first) and number.reported and split != "dev":
+            key, title = f"{number.task} {metric} {split}", f"{named or metric}, {split} (quick)"
+            shipped = number.task in TASKS  # these have no metric in common
+            place = list(TASKS).index(number.task) if shipped else len(TASKS)
+            columns[place, key] = title if shipped else f"{number.task}: {title}"
+            cell = _cell(number, decimals=2 if number.entry["unit"] == "percent" else 4)
+            table.put(number.row, key, "quick", cell)
+    table.columns = {(key, "quick"): title for (_, key), title in sorted(columns.items())}
     return table
 
 
@@ -199,13 +172,13 @@ def _ordered(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (rank.get(row.base, last), row.base, rank.get(row.method, last), row.method))
 
 
-def _text(cell: Cell | None) -> str:
+def _text(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    value = cell["value"]
-    text = value if isinstance(value, str) else f"{value:.{cell.get('decimals', 2)}f}"
+    value, decimals = cell["value"], cell.get("decimals", 2)
+    text = value if isinstance(value, str) else f"{value:.{decimals}f}"
     if "standard_deviation" in cell:
-        text += f" ± {cell['standard_deviation']:.{cell.get('decimals', 2)}f} ({cell['runs']} runs)"
+        text += f" ± {cell['standard_deviation']:.{decimals}f} ({cell['runs']} runs)"
     return text + (" †" if cell.get("evidence") == "second-hand" else "")
 
 
@@ -218,31 +191,20 @@ def to_markdown(tables: list[Table], published: dict[str, Any]) -> str:
     """All tables as Markdown, with sources and records below."""
     lines = []
     for table in tables:
-        heading = f"Table {table.number}" if table.number.isdigit() else "Quick"
-        lines += [f"### {heading}. {table.title}", ""]
-        lines.append("| " + " | ".join(["encoder", *(_plain(column.title) for column in table.columns)]) + " |")
-        lines.append("|---" * (1 + len(table.columns)) + "|")
+        rows = [["encoder", *map(_plain, table.columns.values())]]
         for row in table.rows:
-            lines.append("| " + " | ".join([_plain(row_name(row)), *map(_text, table.cells_of(row))]) + " |")
-        lines += ["", *([table.note, ""] if table.note else [])]
+            rows.append([_plain(row_name(row)), *(_text(table.cells.get((row, *column))) for column in table.columns)])
+        head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+        lines += [f"### {table.title}", "", head, "|---" * len(rows[0]) + "|", *rest, ""]
+        lines += [table.note, ""] if table.note else []
+    cells = [cell for table in tables for cell in table.cells.values()]
     lines += [_NOTE, "", "Sources of published values:", ""]
-    used = {cell["source"] for table in tables for cell in table.cells.values() if "source" in cell}
+    used = {cell.get("source") for cell in cells}
     lines += [f"- [{s['title']}]({s['url']})" for name, s in published["sources"].items() if name in used]
-    records = sorted({cell["record"] for table in tables for cell in table.cells.values() if "record" in cell})
-    if records:
+    if records := sorted({cell["record"] for cell in cells if "record" in cell}):
         lines += ["", "Records of measured values:", ""]
         lines += ["- `" + " ".join(record.split()).replace("`", "'") + "`" for record in records]
     return "\n".join(lines) + "\n"
-
-
-def to_json(tables: list[Table], published: dict[str, Any]) -> dict[str, Any]:
-    """The same as plain data; an empty cell is `None`."""
-    data = []
-    for table in tables:
-        rows = [{"encoder": row_name(row), **vars(row), "cells": table.cells_of(row)} for row in table.rows]
-        columns = [vars(column) for column in table.columns]
-        data.append({"table": table.number, "title": table.title, "columns": columns, "rows": rows})
-    return {"tables": data, "sources": published["sources"]}
 
 
 def published_values() -> dict[str, Any]:
@@ -257,12 +219,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "put the records of PATH into the row NAME, such as 'HuBERT base + LASER' or one of your own; repeatable"
     add("--row", action="append", default=[], metavar="NAME=PATH", help=text)
     add("--output", type=Path, help="Markdown file to write; default: print")
-    add("--json", type=Path, help="JSON file to write")
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> list[Table]:
     """Render the tables; `LaserError` names a record that cannot be read, or two with values for one cell."""
-    published = published_values()
     places: list[tuple[Path, Row | None]] = [(path, None) for path in arguments.runs]
     for entry in arguments.row:
         name, equals, path = entry.partition("=")
@@ -270,17 +230,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise LaserError(f"--row expects NAME=PATH, got {entry!r}")
         places.append((Path(path), parse_row(name)))
     files = [(file, row) for path, row in places for file in find_records(path)]
-    for option, path in (("output", arguments.output), ("json", arguments.json)):
-        if path and path.resolve() in [file.resolve() for file, _ in files]:
-            raise LaserError(f"--{option} {path} is one of the records; give a file of its own")
-    numbers = read_numbers(files)
-    tables = build_tables(numbers, published)
-    markdown, data = to_markdown(tables, published), to_json(tables, published)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(markdown, encoding="utf-8")
+    output, published = arguments.output, published_values()
+    if output and output.resolve() in [file.resolve() for file, _ in files]:
+        raise LaserError(f"--output {output} is one of the records; give a file of its own")
+    tables = build_tables(read_numbers(files), published)
+    markdown = to_markdown(tables, published)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(markdown, encoding="utf-8")
     else:
         print(markdown, end="")
-    if arguments.json:
-        write_json(arguments.json, data)
-    return data
+    return tables

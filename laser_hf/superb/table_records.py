@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +26,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Number:
-    """One measured number of the row `row`; `task` to `split` are as in the record."""
+    """One measured number of the row `row`."""
 
     row: Row
-    task: str
-    protocol: str  # empty for training
-    metric: str
-    value: float | None
-    unit: str
-    split: str
+    task: str  # as in the record
+    protocol: str  # likewise; empty for training
     record: str  # its path
+    entry: Mapping[str, Any]  # of the record's metrics: `metric`, `value`, `unit`, `split` and what else is known
     reported: bool = True  # of the layer that the record reports first
     first: bool = False  # the record's primary metric
-    layer: int | None = None  # hidden state it was measured on, if the record says so
-    trials: str | None = None  # of query by example, `superb` or `subset`
-    deviation: float | None = None  # standard deviation over `runs`, if there were several
-    runs: int | None = None
+    runs: int | None = None  # if there were several
 
 
 def find_records(path: Path) -> list[Path]:
@@ -49,32 +44,24 @@ def find_records(path: Path) -> list[Path]:
     Below a folder with `results.json` only this summary counts. In a folder called `results`, such as that of the demo,
     every record counts whatever its name. `LaserError` if there is none.
     """
-    if path.is_file():
-        return [path]
-    if found := list(_walk(path)) if path.is_dir() else []:
-        return found
-    what = f"holds neither {RESULTS} nor {TRAINING_RECORD}" if path.is_dir() else "does not exist"
-    raise LaserError(f"{path} {what}; expected a record, or a folder with some")
+    found = [path] if path.is_file() else list(_walk(path)) if path.is_dir() else []
+    if not found:
+        what = f"holds neither {RESULTS} nor {TRAINING_RECORD}" if path.is_dir() else "does not exist"
+        raise LaserError(f"{path} {what}; expected a record, or a folder with some")
+    return found
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    if (folder / TRAINING_RECORD).is_file():
-        yield folder / TRAINING_RECORD
+    yield from (file for file in (folder / TRAINING_RECORD, folder / RESULTS) if file.is_file())
     if (folder / RESULTS).is_file():
-        yield folder / RESULTS
         return
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             yield from _walk(entry)
-        elif folder.name == "results" and entry.suffix == ".json" and _is_evaluation(entry):
-            yield entry
-
-
-def _is_evaluation(file: Path) -> bool:
-    try:
-        return bool(read_record(file).get("metrics"))
-    except LaserError:
-        return False
+        elif folder.name == "results" and entry.suffix == ".json":
+            with contextlib.suppress(LaserError):  # no record
+                if read_record(entry).get("metrics"):
+                    yield entry
 
 
 def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
@@ -89,8 +76,8 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
         try:
             if record["task"] == "training":
                 hours = {"processed_hours": record["processed_hours"], "time": record["wall_seconds"] / 3600}
-                about = (row or trained_row(record), "training", "")
-                numbers += [Number(*about, name, value, "hours", "train", path) for name, value in hours.items()]
+                entries = [{"metric": name, "value": value, "unit": "hours"} for name, value in hours.items()]
+                numbers += [Number(row or trained_row(record), "training", "", path, entry) for entry in entries]
                 continue
             if record["task"] == "search":
                 raise LaserError(f"{file} is the record of a search, whose table is search.md; give its runs' records")
@@ -108,12 +95,11 @@ def read_numbers(files: Iterable[tuple[Path, Row | None]]) -> list[Number]:
 
 
 def _evaluation(record: Mapping[str, Any], row: Row, path: str) -> Iterator[Number]:
-    first, runs = record["metrics"][0], len(record.get("runs") or ()) or None
-    for metric in record["metrics"]:
-        named = (metric[key] for key in ("metric", "value", "unit", "split"))
-        reported, is_first = metric.get("layer") == first.get("layer"), metric is first
-        known = (metric.get(key) for key in ("layer", "trials", "standard_deviation"))
-        yield Number(row, record["task"], record["protocol"], *named, path, reported, is_first, *known, runs)
+    first, about = record["metrics"][0], (row, record["task"], record["protocol"], path)
+    for entry in record["metrics"]:
+        if all(entry[key] is not None for key in ("metric", "value", "unit", "split")):
+            reported = entry.get("layer") == first.get("layer")
+            yield Number(*about, entry, reported, entry is first, len(record.get("runs") or ()) or None)
 
 
 def trained_row(record: Mapping[str, Any]) -> Row:
@@ -127,13 +113,9 @@ def trained_row(record: Mapping[str, Any]) -> Row:
 def evaluated_row(model: str, file: Path) -> Row:
     """The row of an evaluated model: by its training record if it has one, else as an encoder of its own."""
     folder = Path(located(model))
-    candidates = [folder, *(parent for parent in file.resolve().parents if parent.name == folder.name)]
-    for candidate in candidates:
+    for candidate in (folder, *(parent for parent in file.resolve().parents if parent.name == folder.name)):
         if (candidate / TRAINING_RECORD).is_file():
             return trained_row(read_record(candidate / TRAINING_RECORD))
-    if model in BASES:
-        return Row(BASES[model], "base")
-    if model in PUBLISHED_ENCODERS:
-        return Row(*PUBLISHED_ENCODERS[model])
     # A local base encoder is named as its fine-tuned runs name it.
-    return Row(folder.name if folder.is_dir() else model, "base")
+    own = (BASES.get(model) or (folder.name if folder.is_dir() else model), "base")
+    return Row(*PUBLISHED_ENCODERS.get(model, own))

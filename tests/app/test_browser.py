@@ -122,13 +122,11 @@ def choose(page, label: str, text: str) -> None:
 
 def search(page, word: str) -> list[list[list[str]]]:
     """Picks a word on a fresh page, searches, and returns the rows of both tables."""
-    page.reload()
-    page.get_by_role("button", name="Search").wait_for()
     choose(page, "A word of these recordings", word)
     page.get_by_role("button", name="Play").first.wait_for()
     page.get_by_role("button", name="Search").click()
     page.get_by_text("s on both sides").wait_for()  # the best hit
-    page.wait_for_function(f"({ROWS})(document.querySelectorAll('[role=grid]')[1]).length == 10")
+    page.wait_for_function(f"({ROWS})(document.querySelectorAll('[role=grid]')[1]).length == 10", polling=200)
     return [rows(page, table) for table in (0, 1)]
 
 
@@ -150,9 +148,14 @@ def test_words_are_found(open_page, app):
     `test_search.py` searches ten words without a browser.
     """
     collection = Collection(HELDOUT)
-    words = [pick for pick in collection.picks if len(pick.split()[0]) >= 6 and pick.endswith("(voice v17)")][:3]
+    words = [pick for pick in collection.picks if len(pick.split()[0]) >= 6 and pick.endswith("(voice v17)")][:2]
     page, differ = open_page(), 0
+    assert page.get_by_label("Encoder").input_value() == "shipped encoder"
+    assert page.get_by_label("Beside it").input_value() == "outputs/demo"
     for pick in words:
+        if differ:
+            page.reload()
+            page.get_by_role("button", name="Search").wait_for()
         first, second = search(page, pick)
         holding = {one.utterance for _, one in collection.words if one.label == pick.split()[0]}
         assert first[0][1].removesuffix(".opus") in holding, pick
@@ -160,7 +163,7 @@ def test_words_are_found(open_page, app):
         assert len(first) == len(second) == 10
         assert not any(row[1].startswith("v17") for row in first + second)
         differ += first != second
-    assert differ == len(words) == 3
+    assert differ == len(words) == 2
 
     page.get_by_role("grid").nth(1).get_by_text(second[3][1]).first.click()
     heard = page.get_by_text(f"{second[3][1]}, ")
@@ -168,7 +171,7 @@ def test_words_are_found(open_page, app):
     assert second[3][2].split()[0] in heard.inner_text()
     assert page.locator("img").first.evaluate("image => image.naturalWidth") > 500
     page.get_by_role("button", name="Play").last.click()
-    page.wait_for_function("window.played.length && window.played.at(-1).currentTime > 0.2")
+    page.wait_for_function("window.played.length && window.played.at(-1).currentTime > 0.2", polling=200)
     assert page.evaluate("window.played.at(-1).duration") > 0.5
     picture(page, "app.png", full_page=True)
 
@@ -185,10 +188,11 @@ def test_what_is_no_audio_is_refused_with_a_sentence(open_page, app, tmp_path):
     assert list(app[2].rglob("words.wav"))  # deleted with the folder, see the fixture
 
 
-def test_a_large_upload_is_refused(open_page, app):
+def test_a_large_upload_is_refused(browser, app):
     file = {"name": "large.wav", "mimeType": "audio/wav", "buffer": bytes(11 * 2**20)}
-    answer = open_page().request.post(f"{app[0]}gradio_api/upload", multipart={"files": file})
-    assert answer.status == 413
+    context = browser.new_context()
+    assert context.request.post(f"{app[0]}gradio_api/upload", multipart={"files": file}).status == 413
+    context.close()
     assert not list(app[2].rglob("large.wav"))
 
 
@@ -226,10 +230,3 @@ def test_it_listens_on_this_machine_alone(app):
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if " 0A " in line]
     assert [place for place in listening if place.endswith(f":{port}")] == [f"0100007F:{port}"]
     assert f":{port} " not in Path("/proc/net/tcp6").read_text()
-
-
-def test_the_shipped_encoder_is_the_first(open_page):
-    page = open_page()
-    assert page.get_by_label("Encoder").input_value() == "shipped encoder"
-    assert page.get_by_label("Beside it").input_value() == "outputs/demo"
-    assert ENCODER_DIR.is_dir()

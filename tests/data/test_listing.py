@@ -21,7 +21,6 @@ from laser_hf.data import (
     find_audio_files,
     listing,
     load_speech,
-    manifest,
     source_digest,
 )
 from laser_hf.data.files import AUDIO_SUFFIXES, cache_folder
@@ -181,7 +180,7 @@ def test_a_manifest_trains_as_its_folder(
     digest = source_digest(libri, "train")
     expected, lengths = pairs(folder).fingerprint(), pairs(folder, min_seconds=0.42)
     path = (libri if inside else tmp_path_factory.mktemp("elsewhere")) / f"train{suffix}"
-    manifest.main([str(libri / "train"), "--output", str(path)])
+    listing.main([str(libri / "train"), "--output", str(path)])
     assert capsys.readouterr().out == f"{path}: 8 utterances, 0.0 hours\n"
     assert [entry.name for entry in path.parent.iterdir() if "part" in entry.name] == []
     never_opened()
@@ -202,7 +201,7 @@ def test_a_manifest_trains_as_its_folder(
 
 
 def test_a_file_that_no_longer_fits_its_manifest_is_named_when_it_is_read(libri, tmp_path, speech):
-    manifest.write_manifest(libri / "train", tmp_path / "m.tsv")
+    listing.write_manifest(libri / "train", tmp_path / "m.tsv")
     found = pairs(load_speech(tmp_path / "m.tsv"))
     first, second = (libri / "train/10/20" / f"10-20-000{index}.flac" for index in range(2))
     soundfile.write(first, speech(0.9), RATE)
@@ -213,7 +212,7 @@ def test_a_file_that_no_longer_fits_its_manifest_is_named_when_it_is_read(libri,
 
 
 def test_a_manifest_without_checksums_has_its_headers_read(libri):
-    manifest.write_manifest(libri / "train", libri / "m.tsv")
+    listing.write_manifest(libri / "train", libri / "m.tsv")
     expected = pairs(load_speech(libri / "m.tsv")).fingerprint()
     columns = [line.split("\t") for line in (libri / "m.tsv").read_text().splitlines()]
     assert columns[0].pop() == "crc"
@@ -263,20 +262,20 @@ def test_what_is_wrong_with_a_manifest(tmp_path, text, message):
 
 
 def test_what_a_manifest_cannot_be(libri, tmp_path, speech):
-    manifest.write_manifest(libri / "dev", tmp_path / "m.tsv")
+    listing.write_manifest(libri / "dev", tmp_path / "m.tsv")
     with pytest.raises(LaserError, match="no split 'train'; leave the split out"):
         load_speech(tmp_path / "m.tsv", "train")
     (tmp_path / "m.parquet").write_bytes(b"PAR1")
     with pytest.raises(LaserError, match=r"m.parquet cannot be read.*a manifest is"):
         load_speech(tmp_path / "m.parquet")
     with pytest.raises(LaserError, match=r"m.csv is a file that is no manifest"):
-        manifest.write_manifest(libri, tmp_path / "m.csv")
+        listing.write_manifest(libri, tmp_path / "m.csv")
     with pytest.raises(LaserError, match=r"there is no folder .*absent with audio"):
-        manifest.write_manifest(tmp_path / "absent", tmp_path / "m.tsv")
+        listing.write_manifest(tmp_path / "absent", tmp_path / "m.tsv")
     with pytest.raises(LaserError, match=r"cannot write .*absent/m.tsv \(No such file"):
-        manifest.write_manifest(libri, tmp_path / "absent" / "m.tsv")
+        listing.write_manifest(libri, tmp_path / "absent" / "m.tsv")
     soundfile.write(libri / "dev" / "a\tb.flac", speech(0.3), RATE)
     with pytest.raises(LaserError, match=r"m.tsv: .*a\tb.*\.parquet"):
-        manifest.write_manifest(libri / "dev", tmp_path / "m.tsv")
-    manifest.write_manifest(libri / "dev", tmp_path / "m.parquet")
+        listing.write_manifest(libri / "dev", tmp_path / "m.tsv")
+    listing.write_manifest(libri / "dev", tmp_path / "m.parquet")
     assert load_speech(tmp_path / "m.parquet")["id"][:] == ["30-40-0000", "a\tb"]

@@ -61,6 +61,31 @@ def test_draws_for_an_utterance():
     assert anonymous[1]["parts"][1] == expected[1]["parts"][1] | {"name": "nobody"}
 
 
+class OfBatches(OfSpeaker):
+    """Writes `apply_batch` alone."""
+
+    apply = Perturbation.apply
+
+    def apply_batch(self, waveforms, drawn):
+        return [one["number"] * waveform for waveform, one in zip(waveforms, drawn, strict=True)]
+
+
+class OfNothing(OfBatches):
+    """Writes neither."""
+
+    apply_batch = Perturbation.apply_batch
+
+
+def test_apply_or_apply_batch_is_enough():
+    waveforms, drawn = [torch.ones(3), torch.ones(2)], [{"name": "a", "number": 2.0}, {"name": "b", "number": 3.0}]
+    assert OfBatches().apply(waveforms[0], **drawn[0]).tolist() == [2, 2, 2]
+    composed = Compose([OfBatches(), OfBatches()])
+    assert composed.apply(waveforms[1], parts=drawn).tolist() == [6, 6]
+    for fails in (lambda: OfNothing().apply(waveforms[0]), lambda: OfNothing().apply_batch(waveforms, [{}, {}])):
+        with pytest.raises(NotImplementedError, match="OfNothing has neither apply nor apply_batch"):
+            fails()
+
+
 OWN = """
 from laser_hf.data import Perturbation
 from laser_hf.plugins import Option

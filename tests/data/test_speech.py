@@ -211,7 +211,7 @@ import json, sys, time, types
 waits = []
 time.sleep = waits.append  # what load_dataset would wait between its tries
 package = sys.modules["laser_hf"] = types.ModuleType("laser_hf")  # the encoders are not needed here
-package.__path__ = [sys.argv[1]]
+package.__path__, package.__version__ = [sys.argv[1]], ""
 from laser_hf.data.speech import load_speech, source_digest
 from laser_hf.errors import LaserError
 for line in sys.stdin:

@@ -1,7 +1,7 @@
 """What strangers do with a published encoder, by its id and without laser_hf: load, extract, fine-tune, evaluate.
 
 The models come from a Hub on 127.0.0.1 through the real client. All that needs transformers happens in one process,
-because importing it takes most of the time; the published evaluation script runs in another.
+because importing it takes most of the time; the published evaluation script runs at its end.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ from safetensors.torch import load as load_safetensors
 from laser_hf.publishing import export_encoder
 from laser_hf.publishing.upload import EVALUATION_SCRIPTS
 
-pytestmark = pytest.mark.slow  # a process of its own that trains and one that evaluates
+pytestmark = pytest.mark.slow  # a process of its own that trains and evaluates
 KINDS = ("hubert", "wavlm")
 SPEECH = REPOSITORY / "laser_hf" / "demo" / "speech" / "heldout"
 
-_WITHOUT_LASER_HF = 'import sys\nsys.modules["laser_hf"] = None\n'
-
-_DRIVER = (
-    _WITHOUT_LASER_HF
-    + '''
-import contextlib, io, json, re, shutil
+_DRIVER = '''
+import sys
+sys.modules["laser_hf"] = None
+import contextlib, io, json, re, runpy, shutil
 from pathlib import Path
 import numpy as np, soundfile, torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -152,10 +150,15 @@ if asked["real speech"]:
     seen["real"] = [run["trainer"].state.log_history[-1]["train_loss"], len(run["utterances"])]
 for name in ("eval_ctc.py", "eval_requirements.txt"):
     shutil.copy(hf_hub_download("org/hubert-laser", name), asked["out"])
+script = asked["out"] + "/eval_ctc.py"
+sys.argv = [script, "--model", "org/wavlm-laser-ctc", *asked["evaluation"]]
+printed = io.StringIO()
+with contextlib.redirect_stdout(printed):
+    runpy.run_path(script, run_name="__main__")
+seen["evaluation"] = printed.getvalue()
 seen["laser_hf"] = [name for name in sys.modules if name.startswith("laser_hf.")]
 Path(asked["out"], "seen.json").write_text(json.dumps(seen))
 '''
-)
 
 
 def published_files(kind: str, folder: Path) -> dict[str, bytes]:
@@ -166,16 +169,6 @@ def published_files(kind: str, folder: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     files["README.md"] = (Path(__file__).parent / "golden" / "laser.md").read_bytes()
     return {**files, **{name: (scripts / name).read_bytes() for name in EVALUATION_SCRIPTS}}
-
-
-def run(hub: HubServer, home: Path, *program: str) -> subprocess.CompletedProcess:
-    """Python away from the repository, with the Hub on 127.0.0.1."""
-    environment = {**os.environ, **hub.environment(home), "HF_TOKEN": "hf_test"}
-    done = subprocess.run(
-        [sys.executable, *program], env=environment, cwd=home.parent, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +189,22 @@ def published(tmp_path_factory):
             "example": str(REPOSITORY / "examples" / "ctc_finetuning.md"),
             "speech": str(SPEECH / "v17"),
             "utterances": [str(path) for path in utterances],
+            "evaluation": [
+                "--data",
+                str(SPEECH),
+                "--split",
+                "v17",
+                "--max_utterances",
+                "4",
+                "--output",
+                "results.json",
+            ],
             "real speech": str(SHARED_SPEECH / "heldout-clean-5") if SHARED_SPEECH.is_dir() else None,
         }
-        run(hub, folder / "home", "-c", _DRIVER, json.dumps(asked))
+        environment = {**os.environ, **hub.environment(folder / "home"), "HF_TOKEN": "hf_test"}
+        command = [sys.executable, "-c", _DRIVER, json.dumps(asked)]
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
         yield hub, folder, json.loads((out / "seen.json").read_text())
 
 
@@ -286,10 +292,7 @@ def test_published_script_evaluates_the_published_ctc_model(published):
     hub, folder, seen = published
     script = folder / "out" / "eval_ctc.py"
     assert script.read_bytes() == (REPOSITORY / "laser_hf" / "publishing" / "eval_ctc.py").read_bytes()
-    program = f'{_WITHOUT_LASER_HF}import runpy; runpy.run_path({str(script)!r}, run_name="__main__")'
-    command = ["--data", str(SPEECH), "--split", "v17", "--max_utterances", "4", "--output", "results.json"]
-    done = run(hub, folder / "home", "-c", program, "--model", "org/wavlm-laser-ctc", *command)
-    assert "WER" in done.stdout
+    assert "WER" in seen["evaluation"]
     record = json.loads((folder / "results.json").read_text())
     lines = (SPEECH / "v17" / "s1" / "v17-s1.trans.txt").read_text().lower().splitlines()[:4]
     references = [line.split(maxsplit=1)[1] for line in lines]

@@ -11,6 +11,7 @@ from conftest import make_waveform
 from shadow_device import shadow_device
 from training_runs import NO_DROPOUT, arguments, losses, start
 from transformers import TrainerCallback
+from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 from laser_hf.training import LaserTrainer, parse_options, run_training
 
@@ -95,10 +96,16 @@ def check_waits(waits):
     assert sum(waits["log 1"].values()) <= 4, waits["log 1"]
 
 
+# Every objective at every place and in every precision, and every place in every precision.
+CASES = [
+    (objective, where, precision)
+    for number, objective in enumerate(OBJECTIVES)
+    for where, precision in zip(("worker", "device"), ("fp32", "bf16") if number % 2 else ("bf16", "fp32"), strict=True)
+]
+
+
 @pytest.mark.slow  # a run each
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("where", ["worker", "device"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "where", "precision"), CASES)
 def test_an_update_waits_once(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, objective, where, precision):
     extra = ("--perturb_on", where, "--bf16", str(precision == "bf16"))
     record, waits, _ = short_run(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, objective, *extra)
@@ -121,6 +128,24 @@ def test_on_a_gpu_views_are_made_there_and_the_run_is_that_of_the_cpu(
     record, by_step, _ = start(tiny_encoder, small_tree, tmp_path / "cpu", *NO_DROPOUT, *argv)
     assert record["perturbed_on"] == "worker"
     assert losses(tmp_path / "gpu") == pytest.approx(by_step, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_with_activation_checkpointing_trained_layers_are_computed_twice(
+    monkeypatch, tmp_path, tiny_encoder, small_tree, noise
+):
+    """By the option, through the Trainer: the same losses, and still one wait an update."""
+    forward, computed = HubertFeedForward.forward, []
+    for checkpointing in ("false", "true"):
+        extra = (*NO_DROPOUT, "--eval_data", "", "--gradient_checkpointing", checkpointing)
+        with monkeypatch.context() as patch:
+            calls = []
+            patch.setattr(HubertFeedForward, "forward", lambda *given, calls=calls: calls.append(1) or forward(*given))
+            _, waits, _ = short_run(patch, tmp_path / checkpointing, tiny_encoder, small_tree, noise, "laser", *extra)
+        check_waits(waits)
+        computed.append(len(calls))
+    assert computed[1] - computed[0] == 3 * 2 * 2  # updates, micro-batches, trained layers
+    assert losses(tmp_path / "true") == losses(tmp_path / "false")
 
 
 @pytest.mark.slow

@@ -42,11 +42,19 @@ def lines(folder) -> list[dict]:
     return [{key: value for key, value in line.items() if not any(t in key for t in timed)} for line in history(folder)]
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_encoder, small_tree, tmp_path_factory):
+    """An undisturbed run: record, log and weights."""
+    output = tmp_path_factory.mktemp("whole")
+    record, _, weights = start(tiny_encoder, small_tree, output, *LOGGED)
+    return record, lines(output), weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_ends_the_update_and_the_run_goes_on(number, tiny_encoder, small_tree, tmp_path, monkeypatch):
+def test_a_signal_ends_the_update_and_the_run_goes_on(number, whole, tiny_encoder, small_tree, tmp_path, monkeypatch):
     before = signal.getsignal(number)
-    expected, _, weights = start(tiny_encoder, small_tree, tmp_path / "whole", *LOGGED)
+    expected, log, weights = whole
     with monkeypatch.context() as patched:
         patched.setattr(LaserTrainer, "training_step", signalled(number, 2))
         with pytest.raises(Stopped, match=f"stopped after update 3 by {number.name}"):
@@ -56,7 +64,7 @@ def test_a_signal_ends_the_update_and_the_run_goes_on(number, tiny_encoder, smal
     assert not (tmp_path / "out" / TRAINING_RECORD).exists()
     record, _, found = start(tiny_encoder, small_tree, tmp_path / "out", *LOGGED)
     assert_same_weights(found, weights)
-    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
+    assert lines(tmp_path / "out") == log
     for name in ("updates", "processed_hours", "data", "recipe"):
         assert record[name] == expected[name]
 

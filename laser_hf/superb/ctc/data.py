@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from ...data import BadAudio, decode_audio
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
-from ...records import read_json, write_json
 from ..frame_store import FrameStore
 from .task import LISTED, CtcTask, UnusableText
 
@@ -76,108 +75,85 @@ class Split(torch.utils.data.Dataset):
 
     def digest(self) -> str:
         """Changes when ids, samples or targets of the utterances do."""
-        content = json.dumps([[utterance.id, utterance.sha256, utterance.target] for utterance in self.utterances])
+        content = json.dumps([[one.id, one.sha256, one.target] for one in self.utterances])
         return sha256(content.encode()).hexdigest()[:16]
 
     def __getitem__(self, item: tuple[int, float]) -> dict[str, Any]:
         index, weight = item
-        entry = {"index": index, "weight": weight, "target": torch.tensor(self.utterances[index].target)}
-        if self.store is not None:
-            return entry | {"states": self.store[index]}
-        return entry | {"waveform": self.waveform(index)}
+        frames = {"waveform": self.waveform(index)} if self.store is None else {"states": self.store[index]}
+        return {"index": index, "weight": weight, "target": torch.tensor(self.utterances[index].target), **frames}
 
     def counts(self) -> dict[str, Any]:
         """Utterances, hours and what was skipped, for a record."""
-        words = Counter(word for entry in self.skipped for word in entry.words)
+        count, words = len(self.skipped), Counter(word for entry in self.skipped for word in entry.words)
         skipped: dict[str, Any] = {
-            "utterances": len(self.skipped),
-            "share": round(len(self.skipped) / (len(self.skipped) + self.usable), 4),
+            "utterances": count,
+            "share": round(count / max(count + self.usable, 1), 4),
             "by_kind": dict(sorted(Counter(entry.reason.partition(":")[0] for entry in self.skipped).items())),
             "listed": {entry.id: entry.reason for entry in self.skipped[:LISTED]},
         }
         if words:
             skipped |= {"unknown_words": len(words), "unknown_words_listed": dict(words.most_common(LISTED))}
         hours = round(sum(self.samples) / SAMPLE_RATE / 3600, 4)
-        found: dict[str, Any] = {"split": self.name, "utterances": len(self), "hours": hours, "skipped": skipped}
-        if self.unknown:
-            found["unknown_units"] = {"count": self.unknown.total(), "listed": dict(self.unknown.most_common(LISTED))}
-        return found
+        unknown = {"count": self.unknown.total(), "listed": dict(self.unknown.most_common(LISTED))}
+        found = {"split": self.name, "utterances": len(self), "hours": hours, "skipped": skipped}
+        return found | ({"unknown_units": unknown} if self.unknown else {})
 
 
-class Known:
-    """What decoding found in recordings that were read before, by the digest of their bytes: a JSON file."""
+def look(audio: Any, shortest: int, known: dict[str, Any]) -> tuple[int, str, str]:
+    """Samples of a recording, digest of its waveform, and what is wrong with it if it cannot be used.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.found = path, {}
-        with contextlib.suppress(LaserError):  # none yet, or damaged
-            self.found = read_json(path, dict)
-
-    def look(self, audio: Any, shortest: int) -> tuple[int, str, str]:
-        """Samples, digest of the waveform, and what is wrong with it if it cannot be used."""
-        data, path = audio.get("bytes"), audio.get("path")
-        with contextlib.suppress(OSError, TypeError):  # decoding says what is wrong
-            data = Path(path).read_bytes() if data is None else data
-        key = None if data is None else f"{sha256(data).hexdigest()} {shortest}"
-        if key in self.found:
-            return tuple(self.found[key])
-        try:
-            waveform = decode_audio(audio, min_seconds=shortest / SAMPLE_RATE).waveform
-            found = len(waveform), sha256(waveform.numpy()).hexdigest(), ""
-        except BadAudio as error:
-            found = 0, "", str(error)
-        return self.found.setdefault(key, found) if key else found
-
-    def save(self) -> None:
-        """Write the file."""
-        write_json(self.path, self.found)
+    `known` holds what decoding found before, by the digest of the file's bytes.
+    """
+    data, path = audio.get("bytes"), audio.get("path")
+    with contextlib.suppress(OSError, TypeError):  # decoding says what is wrong
+        data = Path(path).read_bytes() if data is None else data
+    key = None if data is None else f"{sha256(data).hexdigest()} {shortest}"
+    if key in known:
+        return tuple(known[key])
+    try:
+        waveform = decode_audio(audio, min_seconds=shortest / SAMPLE_RATE).waveform
+        found = len(waveform), sha256(waveform.numpy()).hexdigest(), ""
+    except BadAudio as error:
+        found = 0, "", str(error)
+    return known.setdefault(key, found) if key else found
 
 
 def read_split(
-    speech: Any,
-    name: str,
-    task: CtcTask,
-    shortest: int = 400,
-    limit: int | None = None,
-    progress: bool = True,
-    known: Known | None = None,
+    speech: Any, name: str, task: CtcTask, known: dict, shortest: int = 400, limit: int | None = None, bar: bool = True
 ) -> Split:
     """Decode every utterance of a split, from `laser_hf.data.load_speech`, once and keep those that can be used.
 
     An utterance needs `shortest` samples (one frame). `limit` keeps so many, spread evenly over the usable ones. What
-    is `known` is not decoded again. `LaserError` for no transcripts at all, no usable utterance, or if half of the text
-    has no label.
+    is `known` is not decoded again: see `look`. `LaserError` for no transcripts at all, no usable utterance, or if half
+    of the text has no label.
     """
     if "text" not in speech.column_names:
         raise LaserError(f"split {name} has no transcripts: no SPEAKER-CHAPTER.trans.txt files, or no column `text`")
-    ids, texts = list(speech["id"]), list(speech["text"])
-    known = known or Known(Path())
+    ids, texts = list(speech["id"]), [text or "" for text in speech["text"]]
 
-    def look(row: int) -> Utterance:
+    def read(row: int) -> Utterance:
         try:
-            text = texts[row] or ""
-            units, target = task.units(text), task.encode(text)
+            units, target = task.units(texts[row]), task.encode(texts[row])
         except UnusableText as error:
             return Utterance(ids[row], row, reason=str(error), words=error.words)
-        samples, digest, reason = known.look(speech[row]["audio"], shortest)
+        samples, digest, reason = look(speech[row]["audio"], shortest, known)
         return Utterance(ids[row], row, samples, digest, units, target, reason)
 
+    shown = {"total": len(ids), "desc": f"reading {name}", "disable": not bar or None, "mininterval": 1}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        looks = pool.map(look, range(len(speech)))
-        found = list(
-            tqdm(looks, total=len(speech), desc=f"reading {name}", disable=not progress or None, mininterval=1)
-        )
+        found = list(tqdm(pool.map(read, range(len(ids))), **shown))
     usable = [utterance for utterance in found if not utterance.reason]
     split = Split(name, speech, usable, [utterance for utterance in found if utterance.reason], len(usable))
-    if split.skipped:
-        counts = split.counts()["skipped"]
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts["by_kind"].items())
-        if words := list(counts.get("unknown_words_listed", ())):
-            kinds += f"; {counts['unknown_words']} words without a pronunciation: {', '.join(words[:10])}, ..."
-        logger.warning("%s: %d of %d utterances skipped (%s)", name, len(split.skipped), len(found), kinds)
+    skipped = split.counts()["skipped"]
     if not usable:
-        raise LaserError(f"split {name}: none of its {len(found)} utterances can be used ({split.counts()['skipped']})")
-    if limit is not None and limit < len(usable):
-        # Spread over the split: the first ones would be a few speakers.
+        raise LaserError(f"split {name}: none of its {len(found)} utterances can be used ({skipped})")
+    if split.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped["by_kind"].items())
+        if words := list(skipped.get("unknown_words_listed", ())):
+            kinds += f"; {skipped['unknown_words']} words without a pronunciation: {', '.join(words[:10])}, ..."
+        logger.warning("%s: %d of %d utterances skipped (%s)", name, len(split.skipped), len(found), kinds)
+    if limit is not None and limit < len(usable):  # the first ones would be a few speakers
         split.utterances = [usable[pick] for pick in torch.linspace(0, len(usable) - 1, limit).long().tolist()]
     split.unknown = Counter(unit for one in split.utterances for unit in one.units if unit not in task.LABELS)
     if split.unknown:
@@ -202,16 +178,11 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         return batch
     batch["targets"] = pad_sequence([item["target"] for item in items], True, 1)
     batch["target_lengths"] = torch.tensor([len(item["target"]) for item in items])
-    batch["weights"] = torch.tensor([item["weight"] for item in items])
-    if "states" in items[0]:
-        batch["lengths"] = torch.tensor([item["states"].shape[1] for item in items])
-        # (layers, frames, dim) -> (frames, layers, dim) and back: sequences are padded along their first dimension.
-        padded = pad_sequence([item["states"].transpose(0, 1) for item in items])
-        batch["states"] = padded.permute(2, 1, 0, 3).contiguous()
-    else:
-        batch["lengths"] = torch.tensor([len(item["waveform"]) for item in items])
-        batch["waveforms"] = pad_sequence([item["waveform"] for item in items], True)
-    return batch
+    batch["weights"], stored = torch.tensor([item["weight"] for item in items]), "states" in items[0]
+    # Sequences are padded along their first dimension; that of states is the layer.
+    frames = [item["states"].transpose(0, 1) if stored else item["waveform"] for item in items]
+    batch["lengths"], padded = torch.tensor([len(one) for one in frames]), pad_sequence(frames, True)
+    return batch | ({"states": padded.permute(2, 0, 1, 3).contiguous()} if stored else {"waveforms": padded})
 
 
 @dataclass(eq=False)

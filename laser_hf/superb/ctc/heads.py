@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ...errors import LaserError
-from ...records import RESULTS, read_record
 from ..features import WeightedSum
-from .tasks import TASKS
-
-WEIGHTS_NAME = "ctc_head.safetensors"
 
 
-def ctc_losses(
-    log_probs: torch.Tensor, frames: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
-) -> torch.Tensor:
+def ctc_losses(log_probs: Tensor, frames: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Loss of each utterance divided by the length of its target, (batch,) float32.
 
     Their mean is `torch.nn.CTCLoss(reduction="mean", zero_infinity=True)`: a target that does not fit into its frames
@@ -37,7 +25,7 @@ def ctc_losses(
     return losses / target_lengths.clamp(min=1).to(losses)
 
 
-def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
+def time_warp(features: Tensor, window: int) -> Tensor:
     """Move a random moment of one utterance (frames, dim) by up to `window` frames; the length stays.
 
     Of T frames the centre is drawn from {window, ..., T - window - 1} and its new place from
@@ -54,7 +42,7 @@ def time_warp(features: torch.Tensor, window: int) -> torch.Tensor:
     return torch.cat(resized, dim=2)[0, 0]
 
 
-def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
+def draw_mask(batch: int, size: int, masks: int, width: int) -> Tensor:
     """Positions to clear, (batch, size) bool: for each utterance `masks` runs of 0 to `width` - 1 positions.
 
     A run starts in {0, ..., max(1, size - widest) - 1} where `widest` is the widest run of the whole batch.
@@ -69,8 +57,7 @@ def draw_mask(batch: int, size: int, masks: int, width: int) -> torch.Tensor:
 class SpecAugment:
     """SpecAugment (Park et al., 2019) with S3PRL's numbers. Masked values are 0.
 
-    Random numbers come from torch's CPU generator on every device: a seed gives the same masks
-    everywhere, and a resumed run goes on with the same ones.
+    Random numbers come from torch's CPU generator on every device: a seed gives the same masks everywhere.
     """
 
     warp_window: int = 5  # frames by which a moment moves at most; 0 for no warp
@@ -79,7 +66,7 @@ class SpecAugment:
     time_masks: int = 2  # likewise of frames; placed anywhere in the padded batch, as in S3PRL
     time_mask_width: int = 40
 
-    def __call__(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Augment a padded batch (batch, frames, dim) with `lengths` (batch,) frames in use."""
         batch, frames, dim = features.shape
         if self.warp_window:
@@ -96,7 +83,7 @@ class SpecAugment:
         return features
 
 
-def reverse_valid(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def reverse_valid(features: Tensor, lengths: Tensor) -> Tensor:
     """Reverse the first `lengths` (batch,) frames of each utterance of (batch, frames, dim); padding stays."""
     position = torch.arange(features.shape[1], device=features.device)
     lengths = lengths.to(features.device).unsqueeze(1)
@@ -115,7 +102,7 @@ class BiLstm(nn.LSTM):
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
 
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, input_size) -> (batch, frames, 2 * hidden_size); frames in the padding mean nothing."""
         if features.is_cuda:
             return self.packed(features, lengths)
@@ -123,22 +110,25 @@ class BiLstm(nn.LSTM):
         back = reverse_valid(self._one_way(reverse_valid(features, lengths), "_reverse"), lengths)
         return torch.cat((ahead, back), dim=2)
 
-    def packed(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def packed(self, features: Tensor, lengths: Tensor) -> Tensor:
         """`forward` as one call of cuDNN."""
         sequences = pack_padded_sequence(features, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(super().forward(sequences)[0], True, total_length=features.shape[1])[0]
 
-    def _one_way(self, features: torch.Tensor, way: str) -> torch.Tensor:
+    def _one_way(self, features: Tensor, way: str) -> Tensor:
         weights = [getattr(self, f"{name}_l0{way}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         start = features.new_zeros(1, len(features), self.hidden_size)
         return torch.lstm(features, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
 
 
 class LstmHead(nn.Module):
-    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR)."""
+    """Linear projection, bidirectional LSTM layers each with dropout behind it, linear output (SUPERB's ASR).
+
+    Without LSTM layers, two linear maps and nothing between them, each frame by itself (SUPERB's PR).
+    """
 
     def __init__(
-        self, dim: int, classes: int, projection_size: int, lstm_size: int, lstm_layers: int = 2, dropout: float = 0.2
+        self, dim: int, classes: int, projection_size: int, lstm_size: int = 0, lstm_layers: int = 0, dropout: float = 0
     ):
         super().__init__()
         self.projection = nn.Linear(dim, projection_size)
@@ -147,25 +137,12 @@ class LstmHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(sizes[-1], classes)
 
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) with `lengths` (batch,) -> logits (batch, frames, classes)."""
         hidden = self.projection(features)
         for lstm in self.lstms:
             hidden = self.dropout(lstm(hidden, lengths))
         return self.output(hidden)
-
-
-class LinearHead(nn.Module):
-    """Two linear maps and nothing between them (SUPERB's PR): `dim` -> `projection_size` -> `classes`."""
-
-    def __init__(self, dim: int, classes: int, projection_size: int):
-        super().__init__()
-        self.projection = nn.Linear(dim, projection_size)
-        self.output = nn.Linear(projection_size, classes)
-
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(batch, frames, dim) -> logits (batch, frames, classes), each frame by itself."""
-        return self.output(self.projection(features))
 
 
 class CtcHead(nn.Module):
@@ -179,7 +156,7 @@ class CtcHead(nn.Module):
         self.weighted_sum = WeightedSum(layers)
         self.head, self.augment, self.stack = head, augment, stack
 
-    def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """States (layers, batch, frames, dim), frames in use (batch,) -> (batch, frames // stack, classes) float32."""
         features = self.weighted_sum(states)
         if self.training and self.augment is not None:
@@ -192,32 +169,11 @@ class CtcHead(nn.Module):
 class Heads(nn.ModuleList):
     """Heads that see the same states, each with random numbers of its own: none knows of the others."""
 
-    def forward(
-        self, states: torch.Tensor, lengths: torch.Tensor, seeds: Sequence[int] | None = None
-    ) -> list[torch.Tensor]:
+    def forward(self, states: Tensor, lengths: Tensor, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """What each head makes of a batch, as `CtcHead`; `seeds` are of what they draw in training."""
         found = []
         with torch.random.fork_rng([states.device] if states.is_cuda else []):
-            for number, head in enumerate(self):
-                if seeds is not None:
-                    torch.manual_seed(seeds[number])
+            for head, seed in zip(self, seeds or [0] * len(self), strict=True):
+                torch.manual_seed(seed)
                 found.append(head(states, lengths))
         return found
-
-
-def load_head(folder: str | Path) -> tuple[CtcHead, dict[str, Any]]:
-    """The head of a finished `asr` or `pr` run in evaluation mode, and the record of the run.
-
-    `LaserError` if the folder holds no such run, or its head is damaged.
-    """
-    folder = Path(folder)
-    record = read_record(folder / RESULTS)
-    if record["task"] not in TASKS or not (folder / WEIGHTS_NAME).is_file():
-        raise LaserError(f"{folder} holds no {WEIGHTS_NAME}; give the output folder of one asr or pr run")
-    task, head = TASKS[record["task"]], record["head"]
-    built = task.build_head(SimpleNamespace(**record["recipe"]), head["layers"], head["dim"])
-    try:
-        built.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    except (SafetensorError, RuntimeError) as error:
-        raise LaserError(f"{folder / WEIGHTS_NAME} is damaged, or not the head of {RESULTS}: {error}") from error
-    return built.eval(), record

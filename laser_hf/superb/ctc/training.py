@@ -9,35 +9,31 @@ import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ...console import LogLines
 from ...errors import LaserError
+from ...records import read_json
 from ...runs import WRITING, seal_checkpoint
-from ..features import EncoderFeatures
 from .data import Split, UpdateSampler, collate
 from .heads import CtcHead, Heads, ctc_losses
-from .task import CtcTask, Decoded, Recipe
+from .task import Decoded
+
+if TYPE_CHECKING:
+    from .run import Command
 
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "best_heads.pt"
-
-
-class Best(NamedTuple):
-    """The best weights of a head so far, after the update `step`; none of them below `value` without a step."""
-
-    value: float
-    step: int | None = None
-    weights: dict[str, torch.Tensor] | None = None
 
 
 class CtcTrainer(Trainer):
@@ -48,51 +44,38 @@ class CtcTrainer(Trainer):
     Checkpoints hold the heads, not the encoder. An update is the same, up to rounding, whatever the number of processes
     and the micro-batch size.
 
-    Args:
-        heads: by (seed, learning rate).
-        features: of the encoder, which stays as it is; it is moved to the device of training.
-        args: options of the Trainer; `gradient_accumulation_steps` is set here. Its seed orders the batches.
-        micro_batch_size: utterances a process holds at once in training; `None` for whole batches.
+    `command` has the options of the Trainer, `args`, whose seed orders the batches; its encoder moves to their device.
+    `heads` are by (seed, learning rate).
     """
 
-    def __init__(
-        self,
-        heads: Mapping[tuple[int, float], CtcHead],
-        features: EncoderFeatures,
-        task: CtcTask,
-        recipe: Recipe,
-        args: TrainingArguments,
-        train: Split,
-        dev: Split,
-        micro_batch_size: int | None = None,
-    ) -> None:
+    def __init__(self, command: Command, heads: Mapping[tuple[int, float], CtcHead]) -> None:
+        self.features, self.task, args, recipe = command.features, command.task, command.args, command.recipe
+        train, dev, *_ = command.splits
         if args.n_gpu > 1:
             logger.warning("%d GPUs are visible; start with `accelerate launch` to use more than one", args.n_gpu)
             args._n_gpu = 1
-        groups = task.groups(train.samples, [len(one.target) for one in train.utterances], recipe)
-        updates = (recipe.max_steps, getattr(recipe, "batches_per_update", 1))
-        place = (args.world_size, args.process_index, args.seed)
-        self.sampler = UpdateSampler(groups, *updates, micro_batch_size, *place)
+        groups = self.task.groups(train.samples, [len(one.target) for one in train.utterances], recipe)
+        updates = (recipe.max_steps, getattr(recipe, "batches_per_update", 1), command.arguments.micro_batch_size)
+        self.sampler = UpdateSampler(groups, *updates, args.world_size, args.process_index, args.seed)
         args.gradient_accumulation_steps = self.sampler.micro_batches
         self.runs, self.heads = list(heads), list(heads.values())
         # What a log says of one head of several ends in its number.
         self.marks = [f"/{number}" for number in range(len(heads))] if len(heads) > 1 else [""]
-        self.best: list[Best] = [Best(math.inf if task.FIRST_BEST is None else task.FIRST_BEST) for _ in heads]
+        limit = math.inf if self.task.FIRST_BEST is None else self.task.FIRST_BEST
+        # The best weights of each head so far, after the update `step`; without a step none was below the value.
+        self.best: list[dict[str, Any]] = [{"value": limit, "step": None, "weights": None} for _ in heads]
         model = Heads(self.heads)
         super().__init__(model=model, args=args, data_collator=collate, train_dataset=train, eval_dataset=dev)
         self.loss_is_scaled_for_ga = True  # compute_loss weights every utterance by its share in the update
         LogLines.replace_bars(self, {name: name.upper() for name in ("per", "wer", "cer")}, "dev")
-        self.features, self.task = features, task
         self.features.encoder.to(args.device)
         self._sums = torch.zeros(len(heads), device=args.device)  # of losses since the last log line
-        self._started = time.perf_counter()
-        self._earlier: float | None = None
+        self._started, self.earlier_seconds = time.perf_counter(), 0.0  # of training, by the log of earlier starts
 
     def create_optimizer(self, model=None):
         """Adam, which is AdamW without weight decay, with torch's defaults as in S3PRL; a group for each head."""
-        groups = [
-            {"params": [*head.parameters()], "lr": rate} for (_, rate), head in zip(self.runs, self.heads, strict=True)
-        ]
+        heads = zip(self.runs, self.heads, strict=True)
+        groups = [{"params": [*head.parameters()], "lr": rate} for (_, rate), head in heads]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         return self.optimizer
 
@@ -113,17 +96,12 @@ class CtcTrainer(Trainer):
         if model.training:
             place = [self.state.global_step, inputs["indices"]]
             seeds = [int(sha256(json.dumps([seed, *place]).encode()).hexdigest()[:12], 16) for seed, _ in self.runs]
-        found = []
-        for head, log_probs in zip(self.heads, model(states, frames, seeds), strict=True):
-            used = frames // head.stack
-            losses = ctc_losses(log_probs, used, inputs["targets"], inputs["target_lengths"])
-            found.append((log_probs, used, losses))
-        return found
+        used, targets = frames // self.heads[0].stack, (inputs["targets"], inputs["target_lengths"])
+        return [(one, used, ctc_losses(one, used, *targets)) for one in model(states, frames, seeds)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Share of this micro-batch in the losses of the update, added over heads: their gradients do not meet."""
-        if not inputs["indices"]:
-            # The other processes wait for this one's gradients.
+        if not inputs["indices"]:  # the other processes wait for this one's gradients
             nothing = torch.zeros(self.features.layers, 1, 20, self.features.dim, device=self.args.device)
             return 0.0 * sum(found.sum() for found in model(nothing, torch.tensor([20], device=self.args.device)))
         # DDP averages the gradients over the processes, hence the factor.
@@ -173,8 +151,7 @@ class CtcTrainer(Trainer):
         batches = [own[start : start + size] for start in range(0, len(own), size)]
         self.model.eval()  # the Trainer's next update sets it to training again
         found: list[tuple[int, int, list[str], float]] = []
-        # A generator of its own: decoding must not change what training draws.
-        loader = self._dataloader(split, batches, torch.Generator())
+        loader = self._dataloader(split, batches, torch.Generator())  # its own, so as not to change what training draws
         shown = self.args.process_index == 0 and not self.args.disable_tqdm
         for inputs in tqdm(loader, desc=f"decoding {split.name}", disable=not shown or None, leave=False):
             inputs = self._prepare_inputs(inputs)
@@ -185,14 +162,12 @@ class CtcTrainer(Trainer):
                 units, numbers = map(self.task.decode, paths), [number] * len(paths)
                 found += zip(numbers, inputs["indices"], units, losses.tolist(), strict=True)
         found = sorted(gather_object(found))
-        by_head = [[entry[1:] for entry in found if entry[0] == number] for number in range(len(self.heads))]
-        return [
-            (
-                [Decoded(split.utterances[i].id, units, list(split.utterances[i].units)) for i, units, _ in own],
-                sum(loss for _, _, loss in own) / len(own),
-            )
-            for own in by_head
-        ]
+        by_head = []
+        for number in range(len(self.heads)):
+            own = [(split.utterances[index], *entry) for which, index, *entry in found if which == number]
+            decoded = [Decoded(one.id, units, list(one.units)) for one, units, _ in own]
+            by_head.append((decoded, sum(loss for *_, loss in own) / len(own)))
+        return by_head
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Error rates of the dev split in percent, and its loss, by head; the weights of the best are kept."""
@@ -200,11 +175,11 @@ class CtcTrainer(Trainer):
         for number, (decoded, loss) in enumerate(self.decode(self.eval_dataset)):
             if self.left_out(number) == step:
                 raise LaserError(f"no gradient of {step} updates was a number: is the encoder finite?")
-            values = self.task.metrics(decoded)
-            metrics |= {f"eval_{name}{self.marks[number]}": one for name, one in {**values, "loss": loss}.items()}
-            if values[self.task.PRIMARY] < self.best[number].value:
+            values = self.task.metrics(decoded) | {"loss": loss}
+            metrics |= {f"eval_{name}{self.marks[number]}": one for name, one in values.items()}
+            if (value := values[self.task.PRIMARY]) < self.best[number]["value"]:
                 weights = {name: weight.cpu().clone() for name, weight in self.heads[number].state_dict().items()}
-                self.best[number] = Best(values[self.task.PRIMARY], step, weights)
+                self.best[number] = {"value": value, "step": step, "weights": weights}
         self.log({**metrics, "trained_seconds": self.trained_seconds()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -214,25 +189,19 @@ class CtcTrainer(Trainer):
 
         `selected` says of each the `step` (`None` for the last) and the `rule` it was chosen by.
         """
-        rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
+        self.selected = []
         for head, best in zip(self.heads, self.best, strict=True):
-            if best.step is None:
-                limit = (self.task.PRIMARY, self.task.FIRST_BEST)
-                logger.warning("no dev %s was below %s: the head of the last update is tested", *limit)
+            rule = f"lowest dev {self.task.PRIMARY}, looked at every {self.args.eval_steps} updates"
+            if best["step"] is None:
+                rule = f"last update: no dev {self.task.PRIMARY} was below {self.task.FIRST_BEST}"
+                logger.warning(rule)
             else:
-                head.load_state_dict(best.weights)
-        last = "last update: no dev value was low enough to be kept"
-        self.selected = [{"step": best.step, "rule": last if best.step is None else rule} for best in self.best]
-
-    def earlier_seconds(self) -> float:
-        """Seconds of training that the log knows of earlier starts."""
-        if self._earlier is None:
-            self._earlier = max((entry.get("trained_seconds", 0.0) for entry in self.state.log_history), default=0.0)
-        return self._earlier
+                head.load_state_dict(best["weights"])
+            self.selected.append({"step": best["step"], "rule": rule})
 
     def trained_seconds(self) -> float:
-        """Those, and the seconds since the trainer was made."""
-        return self.earlier_seconds() + time.perf_counter() - self._started
+        """Seconds of training, over all starts."""
+        return self.earlier_seconds + time.perf_counter() - self._started
 
     def _save_checkpoint(self, model, trial):
         """Write it aside, with the best heads, so that it appears whole or not at all, and older ones go only then."""
@@ -245,11 +214,14 @@ class CtcTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            torch.save([tuple(best) for best in self.best], Path(folder) / WRITING / name / BEST_NAME)
+            torch.save(self.best, Path(folder) / WRITING / name / BEST_NAME)
             seal_checkpoint(Path(folder) / WRITING / name, Path(folder) / name)
             rotate_checkpoints(folder, limit)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.best = [Best(*best) for best in torch.load(Path(resume_from_checkpoint) / BEST_NAME, weights_only=True)]
+        folder = Path(resume_from_checkpoint)
+        self.best = torch.load(folder / BEST_NAME, weights_only=True)
+        log = read_json(folder / TRAINER_STATE_NAME)["log_history"]
+        self.earlier_seconds = max((entry.get("trained_seconds", 0.0) for entry in log), default=0.0)

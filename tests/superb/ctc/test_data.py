@@ -18,7 +18,7 @@ from .conftest import write_chapter
 def read(folder, texts=("ONE TWO", "THREE"), limit=None):
     if not folder.exists():
         write_chapter(folder, "11", list(texts), 0)
-    return read_split(load_speech(folder), "some", Asr(), limit=limit, progress=False)
+    return read_split(load_speech(folder), "some", Asr(), {}, limit=limit, bar=False)
 
 
 def test_characters_without_a_label_are_counted_and_listed(tmp_path, caplog):

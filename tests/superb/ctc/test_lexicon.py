@@ -10,10 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laser_hf.errors import LaserError
-from laser_hf.superb.ctc import lexicon as room
-from laser_hf.superb.ctc.lexicon import ARPABET, SUPERB_ENTRIES, SUPERB_LEXICON, Lexicon
+from laser_hf.superb.ctc import tasks as room
 from laser_hf.superb.ctc.task import UnusableText
-from laser_hf.superb.ctc.tasks import Pr
+from laser_hf.superb.ctc.tasks import ARPABET, SUPERB_ENTRIES, SUPERB_LEXICON, Lexicon, Pr
 
 
 def test_the_first_pronunciation_of_the_first_file_counts(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 
 import pytest
 import torch
 from transformers import Trainer
 
 from laser_hf.errors import LaserError
+from laser_hf.superb.__main__ import main
 from laser_hf.superb.ctc import task as recipe
 from laser_hf.superb.ctc.run import Command
 from laser_hf.superb.ctc.tasks import ASR, PR, Asr, Pr
@@ -72,7 +74,8 @@ def test_the_seed_and_the_splits_are_superbs():
 
 def test_the_trainer_is_told_so(tmp_path):
     command = Command.__new__(Command)
-    command.arguments, command.recipe, command.use_cpu = parse(Asr, "--output_dir", str(tmp_path)), ASR["superb"], True
+    command.arguments = parse(Asr, "--output_dir", str(tmp_path), "--device", "cpu")
+    command.recipe = ASR["superb"]
     args = command.training_arguments()
     assert args.lr_scheduler_type == "constant"
     assert (args.warmup_steps, args.weight_decay, args.max_grad_norm) == (0, 0.0, 1.0)
@@ -124,12 +127,10 @@ def chosen_recipe(arguments, recipes):
 
 
 def test_several_learning_rates():
-    words = ["--learning_rate", "1e-3", "1e-4", "--dropout", "0.1"]
+    words = ["--learning_rate", "1e-3", "1e-4", "0.001", "--dropout", "0.1"]
     chosen = recipe.choose_recipes(parse(Asr, *words), ASR)
     assert [one.learning_rate for one in chosen] == [1e-3, 1e-4]
     assert {one.dropout for one in chosen} == {0.1}
-    with pytest.raises(LaserError, match="--learning_rate names a rate twice"):
-        recipe.choose_recipes(parse(Asr, "--learning_rate", "1e-3", "0.001"), ASR)
 
 
 def test_values_given_on_the_command_line():
@@ -138,25 +139,38 @@ def test_values_given_on_the_command_line():
     chosen = chosen_recipe(parse(Pr, "--protocol", "quick", "--batch_size", "3"), PR)
     assert chosen == dataclasses.replace(PR["quick"], batch_size=3)
     assert chosen_recipe(parse(Pr), PR) == PR["superb"]
-    with pytest.raises(LaserError, match="--max_steps must be at least 1, got 0"):
-        chosen_recipe(parse(Pr, "--max_steps", "0"), PR)
+    with pytest.raises(LaserError, match="--eval_steps 2000 exceeds --max_steps 100"):
+        chosen_recipe(parse(Asr, "--max_steps", "100"), ASR)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--learning_rate", "nan"], "--learning_rate must be above 0, got nan"),
-        (["--learning_rate", "inf"], "--learning_rate must be above 0, got inf"),
+        (["--learning_rate", "1e-3", "nan"], "--learning_rate must be above 0, got 'nan'"),
+        (["--learning_rate", "inf"], "--learning_rate must be above 0, got 'inf'"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, got '0'"),
         (["--max_grad_norm", "-1"], "--max_grad_norm must be above 0"),
         (["--dropout", "1"], "--dropout must be from 0 to 0.95"),
         (["--warp_window", "-1"], "--warp_window must be at least 0"),
         (["--max_train_utterances", "-3"], "--max_train_utterances must be at least 2"),
-        (["--max_steps", "100"], "--eval_steps 2000 exceeds --max_steps 100"),
+        (["--runs", "0"], "--runs must be at least 1, got '0'"),
+        (["--micro_batch_size", "0"], "--micro_batch_size must be at least 1"),
+        (["--eval_batch_size", "-1"], "--eval_batch_size must be at least 1"),
+        (["--logging_steps", "0"], "--logging_steps must be at least 1"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers must be at least 0"),
+        (["--runs", "1.5"], "--runs must be a whole number, got '1.5'"),
     ],
 )
-def test_values_out_of_range(words, message):
-    with pytest.raises(LaserError, match=message):
-        chosen_recipe(parse(Asr, *words), ASR)
+def test_values_out_of_range(words, message, capsys):
+    """They are refused as the command line is read, and the help shows the range."""
+    with pytest.raises(SystemExit):
+        parse(Asr, *words)
+    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["asr", "--help"])
+    (line,) = re.findall(rf"^  {words[0]} .*(?:\n {{20}}.*)*", capsys.readouterr().out, re.MULTILINE)
+    shown = message.partition(" must be ")[2].partition(", got")[0]
+    assert "whole number" in shown or f"({shown}" in " ".join(line.split())
 
 
 def test_what_accelerate_was_told_decides_the_precision(monkeypatch):

@@ -30,8 +30,7 @@ def trained(words, keys, spoil=None):
         heads[seed, rate] = Asr.build_head(made.recipe, made.features.layers, made.features.dim)
         if (seed, rate) == spoil:
             torch.nn.init.constant_(heads[seed, rate].head.output.weight, float("nan"))
-    how = (made.features, made.task, made.recipe, made.training_arguments(), *made.splits[:2])
-    trainer = CtcTrainer(heads, *how)
+    trainer = CtcTrainer(made, heads)
     trainer.train()
     return dict(zip(keys, trainer.best, strict=True)), trainer
 
@@ -59,8 +58,8 @@ def test_each_head_is_what_it_is_alone(cache, tiny_encoder, corpus, tmp_path, mo
         encoded.clear()
         alone, other = trained(at(f"alone-{number}"), [key])
         assert len(encoded) == once  # four heads cost what one does
-        assert alone[key].step == together[key].step
-        assert alone[key].value == together[key].value
+        assert alone[key]["step"] == together[key]["step"]
+        assert alone[key]["value"] == together[key]["value"]
         for name, weight in other.heads[0].state_dict().items():
             assert torch.equal(weight, trainer.heads[number].state_dict()[name]), name
         losses = [
