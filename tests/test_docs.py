@@ -150,11 +150,11 @@ NEEDS = {
 }
 # Where a command that needs nothing is executed, as it is or with fewer updates, other speech or another folder.
 EXECUTED = {
-    r"make demo": "tests/demo/test_demo.py::test_the_demo_ends_with_its_table",
+    r"make demo": "tests/test_package.py::test_demo_train_measure_and_push_from_the_wheel",
     r"make test": "tests/test_docs.py::test_commands_are_executed_or_need_something_that_the_page_names",
     r"(train\.py|laser-hf train) --preset demo --train_data my_speech": "tests/test_docs.py::test_your_own_speech",
     r"superb table": "tests/superb/test_table.py::test_golden_text",
-    r"laser-hf app *(#|$)": "tests/app/test_browser.py::test_the_shipped_encoder_is_the_first",
+    r"laser-hf app *(#|$)": "tests/app/test_browser.py::test_words_are_found",
     r"--num_processes 2 .*--preset demo --use_cpu": "tests/training/test_family.py::test_two_processes_equal_one",
     r"my_losses:|my_views:": "tests/test_docs.py::test_an_own_objective_and_view_train",
     r"my_tasks:": "tests/test_docs.py::test_an_own_task_measures",
