@@ -150,7 +150,7 @@ NEEDS = {
 }
 # Where a command that needs nothing is executed, as it is or with fewer updates, other speech or another folder.
 EXECUTED = {
-    r"make demo": "tests/test_package.py::test_demo_train_measure_and_push_from_the_wheel",
+    r"make demo": "tests/test_package.py::test_the_demo_ends_with_its_table",
     r"make test": "tests/test_docs.py::test_commands_are_executed_or_need_something_that_the_page_names",
     r"(train\.py|laser-hf train) --preset demo --train_data my_speech": "tests/test_docs.py::test_your_own_speech",
     r"superb table": "tests/superb/test_table.py::test_golden_text",
