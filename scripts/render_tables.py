@@ -126,7 +126,8 @@ def soft_dtw_more_table() -> str:
         parts.insert(0, _contest("normalised soft-DTW, one thread", record["divergence_one_thread"]))
     rows = [row for cases in (record["divergence"], record["loss"]) for row in cases.values()]
     failed = {name: row["failed"] for contestants in rows for name, row in contestants.items() if "failed" in row}
-    parts.append("; ".join(f"{name}: {why}" for name, why in failed.items() if "left out" not in why))
+    missing = {name: why.removeprefix("Unavailable: ") for name, why in failed.items() if "left out" not in why}
+    parts.append("; ".join(f"{name} takes no part: {why}" for name, why in missing.items()))
     if "dense" in record:
         shown = [
             f"{milliseconds(record['dense'][name]['time']['median'])} with {record['dense'][name]['cells_in_use']:.1%}"

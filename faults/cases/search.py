@@ -29,7 +29,8 @@ def result(lab: Lab) -> dict[str, Any]:
     record = read_json(lab.out / "search.json")
     points = [{name: value for name, value in point.items() if name != "seconds"} for point in record["points"]]
     found = {"search.md": (lab.out / "search.md").read_text(), "points": points, "best": record["best"]}
-    return found | {run.name: digest(run / "model.safetensors") for run in sorted(lab.out.glob("runs/*/"))}
+    weights = sorted(lab.out.glob("runs/*/model.safetensors"))
+    return found | {file.parent.name: digest(file) for file in weights}
 
 
 def _search(*more: str, change: Callable[[Lab], Any] | None = None, **how: Any) -> Callable[[Lab], Outcome]:

@@ -18,7 +18,8 @@ class Objective(Plugin, nn.Module):
     A method derives from it, fills in class attributes (also those of `Plugin`) and writes `terms`. One with weights of
     its own, such as Spin, makes them in `__init__` and overrides `build` to learn the dimension of the frames.
 
-    Example, in a file `my_losses.py`, used with `--objective my_losses:Huber --objective_options delta=0.5`:
+    Examples:
+        >>> # my_losses.py, for `--objective my_losses:Huber --objective_options delta=0.5`
         >>> class Huber(Objective):
         ...     name, title, summary = "huber", "Huber", "Each frame is pulled towards the other view's frame."
         ...     options = (Option("delta", 1.0, "where the square ends", above=0),)
@@ -32,8 +33,7 @@ class Objective(Plugin, nn.Module):
         term_labels: name of each loss term and its label in plots; the first, "total", is differentiated.
         short_labels: what the lines of a training's log call them; by default their names.
         term_names: names of the terms, in order; follows from `term_labels`.
-        unit: "pairs": the loss of an update is the mean of `total` over its pairs. "frames": terms are sums over the
-            frames of a pair, and the loss is their sum over the update by its number of frames.
+        unit: what the loss of an update is a mean of: "pairs", or "frames" (terms are sums over the frames of a pair).
         needs_twin: the second frames come from a frozen copy of the encoder with its initial weights.
         equal_lengths: the two views of a pair must have equally many frames.
         anti_collapse: option to raise when the frames become alike, such as "--alpha"; empty if there is none.

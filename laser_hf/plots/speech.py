@@ -84,7 +84,7 @@ def load_pairs(
         speech = load_speech(source, split, name=name, streaming=not local)
         if local and count < len(speech):
             picks = set(torch.linspace(0, len(speech) - 1, count).long().tolist())
-            speech = speech.select(i for i, one in enumerate(speech["id"]) if i in picks or is_named(one))
+            speech = speech.select([i for i, one in enumerate(speech["id"]) if i in picks or is_named(one)])
         where = Path(source, split) if split and Path(source, split).is_dir() else source
         for item in itertools.islice(speech, None if local else count):
             pair = transform.pair(item["id"], item["audio"])

@@ -179,7 +179,7 @@ def _words(result: Result, texts: Values) -> dict[str, str]:
     value, unit = number(metric["value"]), {"percent": " %", "fraction": ""}.get(metric["unit"], f" {metric['unit']}")
     deviation, runs = metric.get("standard_deviation"), result.record.get("runs")
     if deviation is not None and runs:
-        value, unit = f"{value} ± {number(deviation)}", f"{unit} ({_count(len(runs), 'run')})"
+        value, unit = f"{value} ± {deviation:.2g}", f"{unit} ({_count(len(runs), 'run')})"
     task = f"{texts['tasks'].get(task, task.replace('_', ' '))} ({texts['protocols'].get(protocol, protocol)})"
     measure = ", ".join(filter(None, (measure, metric["split"], layer, *_subsets(result.record, metric))))
     words = {"task": task, "measure": measure, "text": (value + unit).strip(), "model": result.model}
@@ -214,17 +214,17 @@ def _comparison(results: Sequence[Result], texts: Values, own_seed: str) -> list
     names = [own_seed, *dict.fromkeys(result.model for result in results if result.whose == SEED)]
     for result in (result for result in results if result.whose != OTHER):
         words = _words(result, texts)
-        new = {**words, OWN: [], BASE: [], SEED: [], "files": {}, "of": {}}
+        new = {**words, OWN: [], BASE: [], SEED: [], "files": {}, "of": {}, "names": names}
         row = rows.setdefault((words["task"], words["measure"]), new)
         row[result.whose].append(words["text"])
         if result.whose != BASE:
             row["of"][own_seed if result.whose == OWN else result.model] = (result.metric["value"], words["text"])
         row["files"][words["file"]] = None
     for row in rows.values():
-        row["names"] = names
         row["values"] = [row["of"].get(name, (None, "not measured"))[1] for name in names]
         if len(found := [value for value, _ in row["of"].values()]) > 1:
-            row["mean"] = f"{number(statistics.fmean(found))} ± {number(statistics.stdev(found))} ({len(found)} seeds)"
+            mean, unit = number(statistics.fmean(found)), " %" if "%" in row["text"] else ""
+            row["mean"] = f"{mean} ± {statistics.stdev(found):.2g}{unit} ({len(found)} seeds)"
     return list(rows.values())
 
 

@@ -66,7 +66,7 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
         notes.append('the language of the speech is not known; --facts with {"speech": {"languages": [...]}} says it')
     if not request.allow_unevaluated and not any(result.whose == OWN for result in results):
         models = ", ".join(sorted({result.model for result in results}))
-        none = f"no downstream result of this model in {request.run_dir}/results/, and none given with --results"
+        none = f"no downstream result of this model in {request.run_dir}/results/*.json, and none given with --results"
         others = f" (there are some of {models})" if models else ""
         mend = "Evaluate it first, or publish it as it is with --allow_unevaluated; its card will say so"
         raise LaserError(f"{none}{others}. {mend}")

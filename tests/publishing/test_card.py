@@ -260,7 +260,7 @@ def numbers_without_record(card: str, *records) -> list[str]:
         elif isinstance(value, str):
             texts.append(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            known.update({number(value), number(abs(value)), str(value), f"{value:,}"})
+            known.update({number(value), number(abs(value)), str(value), f"{value:,}", f"{value:.2g}"})
 
     for record in records:
         visit(record)
@@ -317,7 +317,7 @@ def test_own_objectives_and_perturbations_describe_themselves(own_record):
     card = render(own_record)
     assert placeholders(card) == []
     assert "# HuBERT base, fine-tuned with Pull" in card
-    assert "one that differs in loudness" in card
+    assert "and with changed loudness" in card
     assert "Pulls the means of the two views together." in card
     assert settings(card)["strength"] == "2.5"
     assert settings(card)["decibels"] == "3, 6"
@@ -412,7 +412,7 @@ def test_noise_makes_no_claim_about_speakers():
     assert "Noise Robust Speech Representations" in card
     assert "meghanani_nrssft" in card
     assert "noise-robust" in parse(card).data.tags
-    assert "one that differs in background noise" in card
+    assert "and with changed background noise" in card
     assert "Nothing was done to remove what tells speakers apart." in card
     assert "*who* says it" not in card
     assert "meant to remove what tells speakers apart" not in card
@@ -451,7 +451,7 @@ def test_results_of_an_earlier_revision_are_another_models(tmp_path):
 
 def test_the_demo_encoder_and_speech_are_known():
     card = render(demo_record())
-    assert "# The small HuBERT that laser_hf ships for its demo, fine-tuned with LASER" in card
+    assert "# A small demo HuBERT, fine-tuned with LASER" in card
     assert "synthetic speech of the laser_hf demo, the local folder `train`" in card
     assert parse(card).data.license == "cc-by-4.0"
     assert parse(card).data.base_model is None

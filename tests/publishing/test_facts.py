@@ -23,7 +23,7 @@ def test_published_values_are_of_this_base_and_method():
     rows = published_values(make_record(), "HuBERT base", "LASER")
     assert {row["model"] for row in rows} == {"HuBERT base", "HuBERT base with LASER"}
     assert all(row["source"].startswith("[") for row in rows)
-    assert published_values(make_record(), "the small HuBERT that laser_hf ships for its demo", "LASER") == []
+    assert published_values(make_record(), "a small demo HuBERT", "LASER") == []
     score = {**make_record(), "method": "score", "preset": "hubert-base-score"}
     assert "HuBERT base with SCORE" in {row["model"] for row in published_values(score, "HuBERT base", "SCORE")}
 
@@ -52,7 +52,7 @@ def test_base_models_on_the_disk_that_are_known(tmp_path):
     # A copy of the shipped encoder, wherever it lies.
     digest = tensors_digest(load_pretrained(str(ENCODER_DIR))[0].state_dict())
     copy = find_facts(local_record("/somewhere/mine", digest))
-    assert copy["base_title"] == "the small HuBERT that laser_hf ships for its demo"
+    assert copy["base_title"] == "a small demo HuBERT"
     assert copy["base_model"] is None
     with pytest.raises(LaserError, match="above all its licence"):
         find_facts(local_record("/somewhere/mine"))

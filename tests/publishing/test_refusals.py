@@ -110,7 +110,8 @@ def test_what_was_measured_of_the_base_model_in_the_same_record(make_run, refuse
     words = {"task": "discrimination", "metrics": [{**ratio, "value": 0.5}], "base": base}
     run.add_result("words", run.digest, **words)
     task = "word and phone discrimination (quick, not a SUPERB number)"
-    assert f"| {task} | same / different (lower is better), heldout | 0.5 | 0.75 | " in show(run)
+    measure = "mean distance, same word / different words (lower is better), heldout"
+    assert f"| {task} | {measure} | 0.5 | 0.75 | " in show(run)
     run.add_result("words", "0" * 64, model=str(run), **words)
     assert "was made with other weights" in refuse(run)
 

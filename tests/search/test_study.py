@@ -159,7 +159,7 @@ def test_seeds_are_averaged(cheap, tmp_path):
     assert best.user_attrs["values"] == pytest.approx([1.001, 1.002, 1.006])
     assert best.value == pytest.approx(1.003)
     assert "| 1 | 2 | 1.0030 | 0.0026 |" in written  # root of (4 + 1 + 9) / 2, in thousandths
-    assert {path.name for path in tmp_path.glob("runs/*/")} == {
+    assert {path.name for path in tmp_path.glob("runs/*") if path.is_dir()} == {
         f"sigma-{n}_seed-{s}" for n in (1, 2) for s in (1, 2, 6)
     }
     failed = cheap.make_plan(tmp_path / "failed", "sigma=1,2", seeds=(1, 2))
