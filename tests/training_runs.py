@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import socket
+import traceback
 
 import torch
 from accelerate.commands import launch
@@ -62,6 +64,31 @@ def kill_in_step_4(monkeypatch):
 
 def train(argv):
     run_training(parse_options(argv))
+
+
+def in_a_fork(test):
+    """Run a test in a fork of this process, so that what it changes in torch and transformers ends with it."""
+
+    @functools.wraps(test)
+    def forked(**fixtures):
+        context = multiprocessing.get_context("fork")
+        said = context.SimpleQueue()
+
+        def child():
+            try:
+                test(**fixtures)
+                said.put("")
+            except BaseException:
+                said.put(traceback.format_exc()[-20_000:])
+
+        process = context.Process(target=child)
+        process.start()
+        process.join()
+        assert process.exitcode == 0, process.exitcode
+        trouble = said.get()
+        assert not trouble, trouble
+
+    return forked
 
 
 def fork_two(argv, main=train, second=None):

@@ -1,4 +1,7 @@
-"""Whole runs on a shadow of a GPU: nothing mixes devices, and the program waits for the device once an update."""
+"""Whole runs on a shadow of a GPU: nothing mixes devices, and the program waits for the device once an update.
+
+Each in a fork: after one of them, transformers draws other numbers for weights that it does not load.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import soundfile
 from accelerate.state import AcceleratorState
 from conftest import make_waveform
 from shadow_device import shadow_device
-from training_runs import NO_DROPOUT, arguments, losses, start
+from training_runs import NO_DROPOUT, arguments, in_a_fork, losses, start
 from transformers import TrainerCallback
 from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
@@ -106,6 +109,7 @@ CASES = [
 
 @pytest.mark.slow  # a run each
 @pytest.mark.parametrize(("objective", "where", "precision"), CASES)
+@in_a_fork
 def test_an_update_waits_once(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, objective, where, precision):
     extra = ("--perturb_on", where, "--bf16", str(precision == "bf16"))
     record, waits, _ = short_run(monkeypatch, tmp_path, tiny_encoder, small_tree, noise, objective, *extra)
@@ -114,6 +118,7 @@ def test_an_update_waits_once(monkeypatch, tmp_path, tiny_encoder, small_tree, n
 
 
 @pytest.mark.slow
+@in_a_fork
 def test_on_a_gpu_views_are_made_there_and_the_run_is_that_of_the_cpu(
     monkeypatch, tmp_path, tiny_encoder, small_tree, noise
 ):
@@ -131,6 +136,7 @@ def test_on_a_gpu_views_are_made_there_and_the_run_is_that_of_the_cpu(
 
 
 @pytest.mark.slow
+@in_a_fork
 def test_with_activation_checkpointing_trained_layers_are_computed_twice(
     monkeypatch, tmp_path, tiny_encoder, small_tree, noise
 ):
@@ -149,6 +155,7 @@ def test_with_activation_checkpointing_trained_layers_are_computed_twice(
 
 
 @pytest.mark.slow
+@in_a_fork
 def test_voice_stays_in_the_worker(monkeypatch, tmp_path, tiny_encoder, small_tree, noise):
     pytest.importorskip("parselmouth")
     extra = ("--perturbations", "voice", "noise", "--max_steps", "1", "--eval_data", "")
