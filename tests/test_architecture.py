@@ -58,8 +58,8 @@ def test_imports_point_one_way():
 
 
 def test_modules_stay_small():
-    """Kernels and the stand-alone `eval_ctc.py` may be longer."""
-    allowed = {"ops/soft_dtw/cpu_kernels.py": 360, "publishing/eval_ctc.py": 350}
+    """The stand-alone `eval_ctc.py` may be longer."""
+    allowed = {"publishing/eval_ctc.py": 350}
     lengths = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")
     }
