@@ -32,6 +32,7 @@ TESTS = (
 )
 """Primary tests: number, claim, point, point that it is compared with."""
 SMALL = 0.05
+NOT_RUN = "Not run yet."
 Record = dict[str, Any]
 
 
@@ -74,7 +75,9 @@ def _stage(stage: str, record: Record, where: Path, sets: dict[str, list[str]]) 
     """What the record of one stage holds of the plan's measures, of the last layer where nothing else is said."""
     metrics = record.get("metrics", [])
     if stage == "train":
-        return training(record, read_json(where / "training_log.json")["log"])
+        found = training(record, read_json(where / "training_log.json")["log"])
+        # Paths of a machine, and times of one that did other work as well.
+        return {key: value for key, value in found.items() if key not in ("command", "wall_seconds")}
     if stage == "qbe":
         found = words.precisions(where / "scores.tsv")
         means = {name: float(np.mean([found[query] for query in sets[name]])) for name in sets}
@@ -223,7 +226,7 @@ def heads_table(record: Record) -> str:
         "encoder", "", "views", "PER, %", "CER, %", "QbE, MAP by hidden state (all queries)",
         "perturbed queries, last",
     ]  # fmt: skip
-    return table(header, rows)
+    return table(header, rows) if rows else NOT_RUN
 
 
 def rates_table(record: Record) -> str:
@@ -233,7 +236,8 @@ def rates_table(record: Record) -> str:
         qbe = runs_of(record, one.name, "qbe")
         if "rates" in one.tables and qbe:
             rows.append([one.label, one.group, _mean(qbe, "choose", 4), _mean(qbe, "report", 4)])
-    return table(["learning rate", "updates", "QbE, MAP, held-out clean (to choose on)", "QbE, MAP, test-other"], rows)
+    header = ["learning rate", "updates", "QbE, MAP, held-out clean (to choose on)", "QbE, MAP, test-other"]
+    return table(header, rows) if rows else NOT_RUN
 
 
 def how(record: Record) -> str:
