@@ -158,7 +158,7 @@ def tests_table(record: Record) -> str:
     """The primary tests and their verdicts."""
     rows = []
     for one in record["tests"]:
-        digits, unit = (1, " %") if one["test"] == "T4" else (4, "")
+        digits, unit = (1, " points") if one["test"] == "T4" else (4, "")
         effect = f"{one['effect']:+.{digits}f}{unit} ({one['low']:+.{digits}f} … {one['high']:+.{digits}f})"
         p = [f"{one[key]:.4f}" for key in ("p", "holm")]
         verdict = "**holds**" if one["holds"] else "not shown"

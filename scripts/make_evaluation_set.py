@@ -38,7 +38,7 @@ from laser_hf.superb.qbe.data import TABLES, read_tables
 CLEAN, OTHER = "train-clean-5", "test-other"  # as LibriSpeech unpacks
 TRAIN, HELDOUT, TEST = SPLITS = ("train-clean-5", "heldout-clean-5", "test-other-100")
 HELDOUT_SPEAKERS = (32, 3664, 5789, 6848)  # two women, two men
-TRAIN_SPEAKERS = (  # all others that were at hand when the set was made; Mini-LibriSpeech may have more
+TRAIN_SPEAKERS = (  # a fixed list; Mini-LibriSpeech may have more
     19, 118, 163, 332, 460, 669, 1088, 1737, 1867, 1898, 1970, 2416, 3242, 3526, 3947, 4640, 4680, 6272, 7312, 7367,
     7859, 8629,
 )  # fmt: skip

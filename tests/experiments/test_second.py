@@ -110,7 +110,7 @@ def test_tables(folder, tmp_path, capsys):
     text = second.tests_table(record)
     assert text in capsys.readouterr().out
     assert "| +0.2500 (+0.2500 … +0.2500) |" in text
-    assert "-20.0 % (-20.0 … -20.0)" in text.splitlines()[-1]
+    assert "-20.0 points (-20.0 … -20.0)" in text.splitlines()[-1]
     base, laser, equal, idm = second.design_table(record, "shipped").splitlines()[2:]
     assert base.startswith("| the encoder as it is |  | 0.2500 |  |")
     assert laser.startswith("| LASER, alpha 1 | perturbed | 0.5000 ± 0.0000 | +0.2500 (+0.2500 … +0.2500) | 1.0000")

@@ -26,7 +26,7 @@ ARPABET = ("SIL", "SPN", *sorted([*(vowel + stress for vowel in _VOWELS for stre
 SUPERB_LEXICON = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")
 """Usual names of the files that define SUPERB's PR numbers, in the order in which they are read."""
 SUPERB_LINES = ((199_000, 210_000), (14_716, 14_716))
-"""Least and greatest number of their lines. The first, of 200,000 words, was not at hand to count."""
+"""Least and greatest number of their lines. The first, of 200,000 words, is not yet counted."""
 SUPERB_ENTRIES = {
     "CONTINYOOD": "K AH0 N T IH1 N Y UH0 D",
     "SHOVEL'D": "SH AH1 V AH0 L D",
