@@ -108,9 +108,18 @@ def peak_memory_mib(function: Callable[..., Any], *arguments: Any, warm_up: Sequ
         arguments: of the call that counts.
         warm_up: arguments of a small first call that does not count.
     """
+    return in_a_process(_measure_memory, function, arguments, warm_up)
+
+
+def in_a_process(measure: Callable[..., None], function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `measure(sender, function, *arguments)` sends through its pipe from a fresh process.
+
+    Raises:
+        RuntimeError: the process ended without sending anything.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(sender, function, arguments, warm_up))
+    process = context.Process(target=measure, args=(sender, function, *arguments))
     process.start()
     sender.close()
     try:

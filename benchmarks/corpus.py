@@ -14,7 +14,6 @@ What the machine did beside is in the record as its load before and after.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -63,15 +62,7 @@ def build_tree(root: Path, files: int) -> int:
 
 def measured(function: Callable[..., Any], cache: Path, *arguments: Any) -> dict[str, float]:
     """Seconds, processor seconds with those of children, and peaks of memory of a call in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, function, cache, arguments))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        process.join()
+    return common.in_a_process(_measure, function, cache, arguments)
 
 
 def _measure(sender, function, cache, arguments) -> None:
