@@ -18,6 +18,7 @@ TASKS = {
     "qbe": ("laser_hf.superb.qbe.task:", "query by example: finding the recordings that hold a spoken word"),
     "discrimination": ("laser_hf.superb.discrimination.task:", "word discrimination and ABX, without any training"),
     "sid": ("laser_hf.superb.sid:", "speaker identification: how much of who speaks is in the frames"),
+    "ks": ("laser_hf.superb.ks:", "keyword spotting: accuracy on Speech Commands, or on your own words"),
     "table": ("laser_hf.superb.table:", "the paper's tables from records, beside the published values"),
 }
 """Place and summary of the shipped tasks by name."""

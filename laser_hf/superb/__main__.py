@@ -12,7 +12,7 @@ from .. import cli
 from ..errors import LaserError
 from . import TASKS, find_task
 
-INPUTS = ("model", "data", "dev_data", "alignments", "lexicon")
+INPUTS = ("model", "data", "dev_data", "test_data", "alignments", "lexicon")
 """Options of the tasks that name what is read."""
 
 

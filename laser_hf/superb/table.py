@@ -54,6 +54,8 @@ QUICK_TITLES = {
     "abx_within": "ABX-like error, within speakers",
     "zerospeech_abx_across": "triphone ABX error, across speakers",
     "zerospeech_abx_within": "triphone ABX error, within speakers",
+    "ks accuracy": "keyword spotting, %",
+    "ks last_layer_accuracy": "keyword spotting on the last layer, %",
     "sid accuracy": "speaker identification, %",
     "sid last_layer_accuracy": "speaker identification on the last layer, %",
 }

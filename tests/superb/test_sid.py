@@ -10,7 +10,7 @@ from laser_hf.errors import LaserError
 from laser_hf.records import read_record
 from laser_hf.superb.__main__ import main
 from laser_hf.superb.features import load_features
-from laser_hf.superb.sid import SpeakerHead, pooled, split_by_speaker, train_heads
+from laser_hf.superb.sid import MeanHead, pooled, split_by_speaker, train_heads
 
 
 def test_the_mean_may_come_first():
@@ -18,7 +18,7 @@ def test_the_mean_may_come_first():
     torch.manual_seed(0)
     lengths = [9, 4, 7]
     states = [torch.randn(3, length, 6) for length in lengths]
-    head = SpeakerHead(3, 6, 5)
+    head = MeanHead(3, 6, 5)
     torch.nn.init.normal_(head.weighted_sum.weights)
     shares = head.weighted_sum.weights.softmax(0)
     summed = pad_sequence([(shares[:, None, None] * one).sum(0) for one in states], batch_first=True)
@@ -26,7 +26,7 @@ def test_the_mean_may_come_first():
     means = torch.stack([row[:length].mean(0) for row, length in zip(projected, lengths, strict=True)])
     found = head(torch.stack([one.mean(1) for one in states], 1))
     torch.testing.assert_close(found, head.output(means))
-    alone = SpeakerHead(3, 6, 5, layer=1)
+    alone = MeanHead(3, 6, 5, layer=1)
     expected = alone.output(alone.projection(torch.stack([one[1].mean(0) for one in states])))
     torch.testing.assert_close(alone(torch.stack([one.mean(1) for one in states], 1)), expected)
 
@@ -65,7 +65,7 @@ def test_what_can_be_told_apart_is_learned_and_noise_is_not():
     for count in (200, 80, 80):
         labels = torch.arange(count) % 4
         data.append((torch.stack([centres[labels] + 0.3 * torch.randn(count, 8), torch.randn(count, 8)]), labels))
-    heads = [SpeakerHead(2, 8, 4, layer) for layer in (None, 0, 1)]
+    heads = [MeanHead(2, 8, 4, layer) for layer in (None, 0, 1)]
     weighted, right, noise = train_heads(heads, data, {"max_steps": 200, "eval_steps": 50, "learning_rate": 1e-2}, 0)
     assert weighted["test"] > 95
     assert right["test"] > 95
