@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-DEMO_DIR = Path(__file__).resolve().parent
-SPEECH_DIR = DEMO_DIR / "speech"
+SPEECH_DIR = Path(__file__).resolve().with_name("speech")
 """The synthesised speech set (`train` and `heldout` in LibriSpeech's layout, and its tables)."""
-ENCODER_DIR = DEMO_DIR / "encoder"
+ENCODER_DIR = SPEECH_DIR.with_name("encoder")
 """The small HuBERT checkpoint that the demo fine-tunes."""
-
-__all__ = ["DEMO_DIR", "ENCODER_DIR", "SPEECH_DIR"]

@@ -6,12 +6,6 @@ from .panels import self_similarity_figure, silhouette, words_figure
 from .run import draw_run, run_title
 
 __all__ = [
-    "alignment_figure",
-    "draw_run",
-    "run_title",
-    "self_similarity_figure",
-    "shares_beyond",
-    "silhouette",
-    "training_figure",
-    "words_figure",
-]
+    "alignment_figure", "draw_run", "run_title", "self_similarity_figure", "shares_beyond", "silhouette",
+    "training_figure", "words_figure",
+]  # fmt: skip

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..figures import save
     from ..records import read_json
     from .curves import training_figure
-    from .run import HISTORY, attempt, curve_marks, draw_run, read_run, term_labels
+    from .run import HISTORY, attempt, curve_marks, draw_run, objective_of, read_run
 
     records = {run: read_run(run) for run in options.runs}
     names = {run: run.resolve().name for run in options.runs}
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         drawn += draw_run(run, folder, **how)
     if options.output or len(names) > 1:
         path = options.output or (options.output_dir or Path()) / CURVES
-        labels = {term: label for record in records.values() for term, label in term_labels(record).items()}
+        labels = {term: label for one in records.values() for term, label in objective_of(one).term_labels.items()}
         marks = curve_marks([*records.values()])
         logs = attempt(path.name, lambda: {name: read_json(run / HISTORY)["log"] for run, name in names.items()})
         together = logs and attempt(path.name, lambda: training_figure(logs, labels, *marks))

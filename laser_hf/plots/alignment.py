@@ -1,23 +1,21 @@
 """How far the frames of two views are aligned from where they belong, which the drawn speed tells exactly.
 
-Speed changed by a factor `s` moves what is at time `s * t` of the clean view to the time `t` of the perturbed one. With
-frame centres `c + k * h`, the perturbed frame j belongs to the time `s * (c + j * h)` of the clean view. Other
-perturbations of this package leave all times as they are: `s` is 1.
+Speed changed by a factor `s` moves what is at time `s * t` of the clean view to the time `t` of the perturbed one;
+other perturbations of this package leave all times as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 
+from .. import figures
 from ..errors import LaserError
 from ..ops import soft_dtw_alignment
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DISTANCES = torch.arange(201, dtype=torch.float64) / 1000  # seconds
 METHODS = ("along the soft-DTW alignment", "nearest frames, in any order")
@@ -67,12 +65,11 @@ def shares_beyond(
 
 def alignment_figure(shares: Mapping[str, torch.Tensor], frame_seconds: float) -> Figure:
     """How far aligned frames of all pairs are from the true warp: `shares` from `shares_beyond`, by encoder."""
-    from ..figures import LINE_COLOURS, LINE_STYLES, new_figure
-
-    figure, axes = new_figure(1, 2, (8.6, 4.4))
+    figure, axes = figures.new_figure(1, 2, (8.6, 4.4))
+    lines = list(zip(shares.items(), figures.LINE_COLOURS, figures.LINE_STYLES, strict=False))
     one_frame = int((DISTANCES - frame_seconds).abs().argmin())
     for number, (axis, method) in enumerate(zip(axes, METHODS, strict=True)):
-        for (name, beyond), colour, style in zip(shares.items(), LINE_COLOURS, LINE_STYLES, strict=False):
+        for (name, beyond), colour, style in lines:
             label = f"{name}: {100 * beyond[number][one_frame]:.1f} %"
             axis.plot(1000 * DISTANCES, 100 * beyond[number], color=colour, linestyle=style, label=label)
         axis.axvline(1000 * frame_seconds, color="0.6", linewidth=0.8, zorder=0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from .. import figures
 from ..errors import LaserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 History = Sequence[Mapping[str, Any]]
 
@@ -31,12 +34,6 @@ def _series(history: History, key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def alarm_step(history: History) -> int | None:
-    """The first update at which the collapse monitor warned, or `None`."""
-    fired = (one["step"] for one in history if one.get("eval_collapse") or one.get("collapse"))
-    return min(fired, default=None)
-
-
 def training_figure(
     runs: Mapping[str, History], terms: Mapping[str, str] | None = None, warm_up: int = 0, held_out: int | None = None
 ) -> Figure:
@@ -47,13 +44,7 @@ def training_figure(
     `runs` are logs by the name of the run (`LaserError` if none holds a loss), `terms` the objective's `term_labels`,
     `warm_up` updates until the learning rate has its peak, and `held_out` the number of held-out pairs.
     """
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    from ..figures import LINE_COLOURS, new_figure
-
-    labels = {"loss": "total loss", **(terms or {})}
-    labels["loss"] = labels.pop("total", labels["loss"])
+    labels = {"loss" if term == "total" else term: label for term, label in (terms or {"total": "total loss"}).items()}
     values = {
         key: {name: (_series(log, key), _series(log, f"eval_{key}")) for name, log in runs.items()}
         for key in (*labels, *_MEASURES)
@@ -62,9 +53,9 @@ def training_figure(
     if "loss" not in panels:
         raise LaserError(f"the log of {', '.join(runs) or 'no run'} holds no loss; is it a training_log.json?")
     rows, columns = -(-len(panels) // _COLUMNS), min(_COLUMNS, len(panels))
-    figure, axes = new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
-    colours = {name: LINE_COLOURS[index % len(LINE_COLOURS)] for index, name in enumerate(runs)}
-    alarms = {name: step for name, log in runs.items() if (step := alarm_step(log)) is not None}
+    figure, axes = figures.new_figure(rows, columns, (4 * columns, 2.9 * rows + 0.6), squeeze=False)
+    colours = dict(zip(runs, itertools.cycle(figures.LINE_COLOURS), strict=False))
+    fired = {n: [e["step"] for e in log if e.get("eval_collapse") or e.get("collapse")] for n, log in runs.items()}
     for axis, key in zip(axes.flat, panels, strict=False):
         relative = key in labels and all(found[0] > 0 for pair in values[key].values() for _, found in pair if found)
         shown = []
@@ -82,8 +73,9 @@ def training_figure(
             axis.set_yscale("log")
         if warm_up:
             axis.axvspan(0, warm_up, color="0.93", zorder=0)
-        for name, step in alarms.items():
-            axis.axvline(step, color=_ALARM if len(runs) == 1 else colours[name], linestyle=":", linewidth=1.6)
+        for name in filter(fired.get, runs):
+            colour = _ALARM if len(runs) == 1 else colours[name]
+            axis.axvline(min(fired[name]), color=colour, linestyle=":", linewidth=1.6)
         title, unit = _MEASURES.get(key, (labels.get(key), "% of its start" if relative else "value"))
         axis.set_title(textwrap.fill(title, 44), fontsize=10)
         axis.set(xlabel="update", ylabel=unit)
@@ -99,7 +91,7 @@ def training_figure(
         keys.append(Line2D([], [], color="black", marker="o", markersize=4, linewidth=1.8, label=label))
     if warm_up:
         keys.append(Patch(color="0.93", label="warm-up"))
-    if alarms:
+    if any(fired.values()):
         colour = _ALARM if len(runs) == 1 else "black"
         keys.append(Line2D([], [], color=colour, linestyle=":", linewidth=1.6, label="collapse alarm"))
     if keys:

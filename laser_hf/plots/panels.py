@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch.nn.functional import normalize
 
+from .. import figures
 from ..superb.discrimination import Token
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHOWN_SECONDS = 3.0  # of an utterance
 _WORD_SIZE = 8  # points
@@ -21,8 +20,6 @@ def self_similarity_figure(
     frames: Mapping[str, torch.Tensor], frame_seconds: float, words: Sequence[Token] = ()
 ) -> Figure:
     """Cosines of an utterance's first frames `(n, dim)` by encoder, of two the difference; `words` stand above."""
-    from ..figures import new_figure, plt
-
     unit = (normalize(one[: round(SHOWN_SECONDS / frame_seconds)].double(), dim=1) for one in frames.values())
     matrices = {name: (one @ one.T).clamp(-1, 1) for name, one in zip(frames, unit, strict=True)}
     # Cosines within one encoder are rarely negative: the colour scale starts at the smallest one.
@@ -36,7 +33,7 @@ def self_similarity_figure(
     # The layout does not know the height of the slanted words, so the title of a panel is moved above them.
     height = _WORD_SIZE * (1 + 0.5 * max(len(word.label) for word in inside)) if inside else 0
     size = (4.4 * len(matrices) + 0.8, 4.3 + height / 72)
-    figure, axes = new_figure(1, len(matrices), size, squeeze=False)
+    figure, axes = figures.new_figure(1, len(matrices), size, squeeze=False)
     for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
         seconds = len(matrix) * frame_seconds
         colours, lowest, highest = scales[name]
@@ -52,7 +49,7 @@ def self_similarity_figure(
             named = axis.secondary_xaxis("top")
             named.set_xticks([word.start + word.duration / 2 for word in inside], [word.label for word in inside])
             named.tick_params(length=0, labelsize=_WORD_SIZE, labelrotation=60)
-            plt.setp(named.get_xticklabels(), ha="left", rotation_mode="anchor")
+            figures.plt.setp(named.get_xticklabels(), ha="left", rotation_mode="anchor")
         axis.set_title(name, fontsize=10, y=1, pad=6 + height)
         if name in ("change", list(frames)[-1]):
             label = "change of the cosine" if name == "change" else "cosine of two frames"
@@ -96,22 +93,19 @@ def words_figure(vectors: Mapping[str, torch.Tensor], tokens: Sequence[Token]) -
     off, and the axes are the first two principal components of all of them together. A panel's title has the silhouette
     coefficients in all dimensions, by word and by speaker.
     """
-    from matplotlib.lines import Line2D
-
-    from ..figures import MARKERS, POINT_COLOURS, new_figure
-
     labels, voices = [token.label for token in tokens], [token.speaker for token in tokens]
     words, speakers = sorted(set(labels)), sorted(set(voices))
-    if len(words) > len(POINT_COLOURS) or len(speakers) > len(MARKERS):
+    if len(words) > len(figures.POINT_COLOURS) or len(speakers) > len(figures.MARKERS):
         raise ValueError(f"too few colours or markers for {len(words)} words of {len(speakers)} speakers")
-    colours, markers = dict(zip(words, POINT_COLOURS, strict=False)), dict(zip(speakers, MARKERS, strict=False))
+    colours = dict(zip(words, figures.POINT_COLOURS, strict=False))
+    markers = dict(zip(speakers, figures.MARKERS, strict=False))
     how = {"linestyle": "", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.4}
     unit = [normalize(matrix.double(), dim=1) for matrix in vectors.values()]
     points, explained = principal_components(torch.cat([matrix - matrix.mean(0) for matrix in unit]))
     limits = [(float(low) - 0.05, float(high) + 0.05) for low, high in zip(points.amin(0), points.amax(0), strict=True)]
     (left, right), (bottom, top) = limits
     size = (4.6 * len(vectors) + 1.4, max(4.2, 1.7 + 4 * (top - bottom) / (right - left)))
-    figure, axes = new_figure(1, len(vectors), size, squeeze=False)
+    figure, axes = figures.new_figure(1, len(vectors), size, squeeze=False)
     parts = points.split(len(tokens))
     for axis, (name, matrix), part in zip(axes.flat, vectors.items(), parts, strict=True):
         for token, (x, y) in zip(tokens, part.tolist(), strict=True):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 
+from .. import figures
 from ..data import PairTransform, build_perturbation
-from ..encoders import SAMPLE_RATE, load_encoder
+from ..encoders import load_encoder
 from ..errors import LaserError
 from ..objectives import Objective, find_objective
 from ..records import TRAINING_RECORD, located, read_json, read_record
-from ..superb.discrimination import token_frames
+from ..superb.discrimination.tokens import frame_times, token_frames
 from ..superb.features import EncoderFeatures, pick_device
 from ..superb.frame_store import encode
 from .alignment import alignment_figure, shares_beyond
@@ -23,15 +25,11 @@ from .curves import training_figure
 from .panels import self_similarity_figure, words_figure
 from .speech import ViewPair, WordSpeech, load_pairs, load_words, or_shipped
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 logger = logging.getLogger(__name__)
 
 HISTORY = "training_log.json"
 SHIPPED_ENCODER = "{laser_hf}/demo/encoder"
 MAX_PAIRS = 64  # whose alignments are measured; as many as training looks at by default
-_Found = TypeVar("_Found")
 
 
 def draw_run(
@@ -63,13 +61,11 @@ def draw_run(
     title, drawn = run_title(record), []
 
     def draw(name: str, about: str, make: Callable[[], Figure]) -> None:
-        from ..figures import save
-
         if (figure := attempt(name, make)) is not None:
-            drawn.append(save(figure, folder / name, f"{title}{about}"))
+            drawn.append(figures.save(figure, folder / name, f"{title}{about}"))
 
     if (history := attempt("the curves", lambda: read_json(run_dir / HISTORY)["log"])) is not None:
-        terms, marks = term_labels(record), curve_marks([record])
+        terms, marks = objective_of(record).term_labels, curve_marks([record])
         draw("loss_terms.png", "", lambda: training_figure({title: history}, terms, *marks))
     encoders = attempt("anything but the curves", lambda: _load_encoders(run_dir, record, base))
     if encoders is None:
@@ -80,21 +76,22 @@ def draw_run(
         draw("words.png", about, lambda: words_figure(_word_vectors(encoders, words), words.tokens))
     pairs = attempt("the utterance", lambda: _find_pairs(record, data, splits, utterance))
     if pairs:
-        first, features = pairs[0], next(iter(encoders.values()))
-        times, gamma = _times(features), record["recipe"]["objective"].get("gamma", 0.1)
+        first, encoder = pairs[0], next(iter(encoders.values()))
+        seconds, middle = encoder.frame_seconds, frame_times(encoder)["first_seconds"]
+        gamma = record["recipe"]["objective"].get("gamma", 0.1)
 
         def shares(features: EncoderFeatures) -> torch.Tensor:
             frames = ((*_frames(features, pair.clean, pair.perturbed), pair.speed) for pair in pairs)
-            return shares_beyond(frames, gamma, *times)
+            return shares_beyond(frames, gamma, seconds, middle)
 
         def similarities() -> Figure:
             cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
             frames = {name: _frames(one, first.clean)[0] for name, one in encoders.items()}
             spoken = words.spoken(first.utterance) if words and not cropped else []
-            return self_similarity_figure(frames, times[0], spoken)
+            return self_similarity_figure(frames, seconds, spoken)
 
         about = f"\n{len(pairs)} pairs of views ({first.source}), last layer; one of them: {first.change}"
-        draw("alignment.png", about, lambda: alignment_figure({n: shares(f) for n, f in encoders.items()}, times[0]))
+        draw("alignment.png", about, lambda: alignment_figure({n: shares(f) for n, f in encoders.items()}, seconds))
         draw("self_similarity.png", f"\n{first.utterance} ({first.source}), last layer", similarities)
     return drawn
 
@@ -117,12 +114,7 @@ def run_title(record: Mapping[str, Any]) -> str:
     """What was trained, from the record of a run: "LASER on hubert-base-ls960, 3600 updates"."""
     shipped = record["recipe"]["model"]["model_name_or_path"] == SHIPPED_ENCODER
     base = "the shipped encoder" if shipped else record["base_model"]["name"]
-    return f"{getattr(_objective(record), 'title', '') or record['method']} on {base}, {record['updates']} updates"
-
-
-def term_labels(record: Mapping[str, Any]) -> Mapping[str, str]:
-    """Labels of the loss terms of a run; empty if its objective is somebody's own and cannot be imported here."""
-    return getattr(_objective(record), "term_labels", {})
+    return f"{objective_of(record).title or record['method']} on {base}, {record['updates']} updates"
 
 
 def curve_marks(records: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
@@ -134,11 +126,12 @@ def curve_marks(records: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
     return round(warm_up * updates) if warm_up < 1 else int(warm_up), pairs.pop() if len(pairs) == 1 else None
 
 
-def _objective(record: Mapping[str, Any]) -> type[Objective] | None:
-    return attempt("title and terms of the method", lambda: find_objective(record["method"]))
+def objective_of(record: Mapping[str, Any]) -> type[Objective]:
+    """That of a run; the base class, which has no title, if it is somebody's own and cannot be imported here."""
+    return attempt("title and terms of the method", lambda: find_objective(record["method"])) or Objective
 
 
-def attempt(what: str, action: Callable[[], _Found]) -> _Found | None:
+def attempt(what: str, action: Callable[[], Any]) -> Any:
     """What `action` gives, or `None` and a warning if the data do not allow it."""
     try:
         return action()
@@ -180,11 +173,6 @@ def _find_words(record: Mapping[str, Any], data, alignments, splits) -> WordSpee
     return load_words(held_out if data is None else data, alignments, splits)
 
 
-def _times(features: EncoderFeatures) -> tuple[float, float]:
-    """Seconds of a frame, and of the centre of the first one."""
-    return features.frame_seconds, features.shortest / 2 / SAMPLE_RATE
-
-
 def _frames(features: EncoderFeatures, *waveforms: torch.Tensor) -> list[torch.Tensor]:
     """Of the last layer, `(frames, dim)` each."""
     return features(list(waveforms), [features.layers - 1])[0]
@@ -194,7 +182,7 @@ def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) ->
     """Mean of the last-layer frames of each word, `(tokens, dim)`, for each encoder."""
     vectors = {}
     for name, features in encoders.items():
-        (frames,), (seconds, middle) = encode(features, words.waveforms, [features.layers - 1]), _times(features)
-        parts = token_frames(frames, words.tokens, 1 / seconds, middle)
+        (frames,) = encode(features, words.waveforms, [features.layers - 1])
+        parts = token_frames(frames, words.tokens, **frame_times(features))
         vectors[name] = normalize(torch.stack([part.mean(0) for part in parts]), dim=1)
     return vectors

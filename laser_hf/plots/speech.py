@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -26,7 +26,6 @@ DEMO_SPLIT = "heldout"
 WORD_TIMES = ("words.tsv", "alignments.tsv")
 MAX_WORDS, MAX_SPEAKERS = 8, 6  # there are 8 colours and 8 markers
 MIN_LETTERS, MIN_SECONDS = 5, 0.2  # shorter words are mostly function words, whose spoken forms vary
-_Speech = TypeVar("_Speech")
 
 
 def source_name(source: str | Path) -> str:
@@ -37,7 +36,7 @@ def source_name(source: str | Path) -> str:
     return path.resolve().name if path.exists() else str(source)
 
 
-def or_shipped(load: Callable[..., _Speech], source: str | Path, **how: Any) -> _Speech:
+def or_shipped(load: Callable[..., Any], source: str | Path, **how: Any) -> Any:
     """`load(source, ...)`; the same from the shipped speech without a source or, with a warning, if that fails."""
     if source:
         try:
@@ -155,19 +154,17 @@ def find_word_times(data: str | Path) -> Path:
     raise LaserError(f"no word times for {data} ({' or '.join(WORD_TIMES)} there or above it); give --alignments FILE")
 
 
-def choose_words(
-    tokens: Iterable[Token], words: int = MAX_WORDS, speakers: int = MAX_SPEAKERS, per_speaker: int = 2
-) -> list[Token]:
+def choose_words(tokens: Iterable[Token]) -> list[Token]:
     """The words that most speakers say, of these the ones said most often, by the speakers who say most of them.
 
-    At most so many `words`, each said by two of the speakers chosen, `speakers`, and tokens of one word `per_speaker`,
-    from utterances that hold many of the words; in alphabetical order where they are equally frequent.
+    At most `MAX_WORDS`, each said by two of at most `MAX_SPEAKERS` speakers, and two tokens of a word by each, from
+    utterances that hold many of the words; in alphabetical order where they are equally frequent.
     """
     pool = sorted(tokens)
-    chosen = _shared_words(pool)[:words]
+    chosen = _shared_words(pool)[:MAX_WORDS]
     pool = [token for token in pool if token.label in chosen]
     said = Counter(token.speaker for token in pool)
-    kept = sorted(said, key=lambda speaker: (-said[speaker], speaker))[:speakers]
+    kept = sorted(said, key=lambda speaker: (-said[speaker], speaker))[:MAX_SPEAKERS]
     pool = [token for token in pool if token.speaker in kept]
     shared = set(_shared_words(pool))  # a word may have lost its second speaker
     pool = [token for token in pool if token.label in shared]
@@ -175,7 +172,7 @@ def choose_words(
     taken: dict[tuple[str, str], list[Token]] = {}
     for token in sorted(pool, key=lambda token: (-rich[token.utterance], token)):
         taken.setdefault((token.label, token.speaker), []).append(token)
-    return sorted(token for found in taken.values() for token in found[:per_speaker])
+    return sorted(token for found in taken.values() for token in found[:2])
 
 
 def _shared_words(tokens: Sequence[Token]) -> list[str]:

@@ -8,7 +8,6 @@ import pytest
 from laser_hf.errors import LaserError
 from laser_hf.objectives import OBJECTIVES, LaserLoss
 from laser_hf.plots import training_figure
-from laser_hf.plots.curves import alarm_step
 from laser_hf.plots.run import curve_marks
 
 from .conftest import make_history
@@ -72,8 +71,11 @@ def test_warm_up_alarm_and_held_out_pairs_are_marked():
     assert (span.get_x(), span.get_width()) == (0, 3)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["held-out (32 pairs)", "warm-up", "collapse alarm"]
-    assert alarm_step(log[:2]) is None
-    assert alarm_step([{"step": 5, "collapse": 1}]) == 5  # of training frames, without held-out ones
+    (legend,) = training_figure({"run": log[:2]}, None, 3, 32).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["held-out (32 pairs)", "warm-up"]
+    # Of training frames, without held-out ones.
+    figure = training_figure({"run": [{"step": step, "loss": 1.0, "collapse": int(step > 4)} for step in (4, 5, 6)]})
+    assert set(figure.axes[0].lines[-1].get_xdata()) == {5}
 
 
 @pytest.mark.parametrize(("steps", "marked"), [(20, 20), (0.1, 9), (0, 0), (None, 0)])

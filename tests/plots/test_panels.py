@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from laser_hf.plots import self_similarity_figure, silhouette, words_figure
+from laser_hf.plots import self_similarity_figure, silhouette, speech, words_figure
 from laser_hf.plots.panels import principal_components
 from laser_hf.plots.speech import choose_words
 from laser_hf.superb.discrimination import Token
@@ -125,10 +125,12 @@ def random_tokens(seed: int) -> list[Token]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_words_of_most_speakers_come_first(seed):
+def test_words_of_most_speakers_come_first(seed, monkeypatch):
+    monkeypatch.setattr(speech, "MAX_WORDS", 5)
+    monkeypatch.setattr(speech, "MAX_SPEAKERS", 4)
     tokens = random_tokens(seed)
-    found = choose_words(tokens, words=5, speakers=4, per_speaker=2)
-    assert found == choose_words(tokens[::-1], words=5, speakers=4, per_speaker=2) == sorted(found)
+    found = choose_words(tokens)
+    assert found == choose_words(tokens[::-1]) == sorted(found)
     assert set(found) <= set(tokens)
 
     def rank(label):
@@ -155,7 +157,7 @@ def test_words_of_most_speakers_come_first(seed):
         assert not left or max(left) <= min(kept)
 
 
-def test_words_of_one_speaker_are_not_shown():
+def test_words_of_one_speaker_are_not_shown(monkeypatch):
     lone = [Token(f"u{n}", 0.0, 1.0, "lone", "s1") for n in range(9)]
     shared = [Token("u1", 2.0, 1.0, "shared", "s1"), Token("v1", 0.0, 1.0, "shared", "s2")]
     assert choose_words(lone + shared) == sorted(shared)
@@ -164,7 +166,8 @@ def test_words_of_one_speaker_are_not_shown():
     more = [Token("v1", 1.0, 1.0, "shared", "s2"), Token("u1", 4.0, 1.0, "rare", "s1")]
     more.append(Token("w1", 0.0, 1.0, "rare", "s3"))
     assert {token.label for token in choose_words(shared + more)} == {"shared", "rare"}
-    assert {token.label for token in choose_words(shared + more, speakers=2)} == {"shared"}
+    monkeypatch.setattr(speech, "MAX_SPEAKERS", 2)
+    assert {token.label for token in choose_words(shared + more)} == {"shared"}
 
 
 def test_colours_are_words_and_markers_speakers_in_one_plane():
