@@ -18,15 +18,8 @@ IDM_OPTIONS = (
     Option("alpha", 0.4, "weight of the regulariser (IDM term); 0: none", low=0),
     Option("sigma", 1, "window of the regulariser in frames", low=1),
     Option("margin", 1.1, "distance beyond which frames do not repel (WavLM: 1.0)", above=0),
-    Option(
-        "distance",
-        "euclidean",
-        "distance of the regulariser; released: euclidean",
-        choices=("euclidean", "sqeuclidean"),
-    ),
-    Option(
-        "reference_frames", None, "weights of the regulariser as if every utterance had so many frames", kind=int, low=1
-    ),
+    Option("distance", "euclidean", "regulariser distance; released: euclidean", choices=("euclidean", "sqeuclidean")),
+    Option("reference_frames", None, "regulariser weights as if every utterance had so many frames", kind=int, low=1),
 )
 
 
@@ -83,12 +76,9 @@ def contrastive_idm(
     valid = frames_in_use(lengths, longest)
     d = _distances(x.masked_fill(~valid.unsqueeze(2), 0.0), distance)
     index = torch.arange(longest, device=x.device)
-    offset = index.unsqueeze(0) - index.unsqueeze(1)
-    if reference_frames is None:
-        weight = offset.square().to(x.dtype) + 1.0
-    else:
-        scale = reference_frames / lengths.to(x.dtype)
-        weight = (offset * scale[:, None, None]).square() + 1.0
+    offset = (index.unsqueeze(0) - index.unsqueeze(1)).to(x.dtype)
+    scale = 1.0 if reference_frames is None else (reference_frames / lengths.to(x.dtype))[:, None, None]
+    weight = (offset * scale).square() + 1.0
     terms = torch.where(offset.abs() >= sigma, weight * (margin - d).clamp(min=0.0), d / weight)
     terms = terms.masked_fill(~(valid.unsqueeze(2) & valid.unsqueeze(1)), 0.0)
     return terms.sum(dim=(1, 2)) / lengths.to(x.dtype).square()

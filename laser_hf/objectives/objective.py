@@ -126,10 +126,9 @@ class Objective(Plugin, nn.Module):
         )
         seen = m.device.type == n.device.type == "cpu"  # reading them elsewhere is a host sync
         if x.shape[1] != y.shape[1] or (seen and not torch.equal(m, n)):
-            raise ValueError(
-                f"the two views must have equally many frames, got {m.tolist()} of {x.shape[1]} and {n.tolist()} of "
-                f"{y.shape[1]}; {self.title or type(self).__name__} needs perturbations that keep the duration"
-            )
+            given = f"{m.tolist()} of {x.shape[1]} and {n.tolist()} of {y.shape[1]}"
+            needs = f"{self.title or type(self).__name__} needs perturbations that keep the duration"
+            raise ValueError(f"the two views must have equally many frames, got {given}; {needs}")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{option.name}={getattr(self, option.name)!r}" for option in self.options)

@@ -29,8 +29,8 @@ from .fairseq import CLASSES, find_weights, infer_config, rename
 RECORD_NAME = RECORDS[1]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of `laser-hf convert`."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert a checkpoint and say what was done; `LaserError` as `convert_checkpoint`."""
     parser = argparse.ArgumentParser(
         prog="laser-hf convert",
         formatter_class=cli.HelpFormatter,
@@ -48,12 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     normalise = "waveforms of zero mean and unit variance (default: as the checkpoint says, else for large models only)"
     add("--do_normalize", choices=("true", "false"), help=normalise)
     add("--overwrite_output_dir", action="store_true", help="write over a model that is there")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Convert a checkpoint and say what was done; `LaserError` as `convert_checkpoint`."""
-    options = vars(build_parser().parse_args(argv))
+    options = vars(parser.parse_args(argv))
     options["do_normalize"] = {"true": True, "false": False}.get(options["do_normalize"])
     record = convert_checkpoint(**options)
     left_out = ", ".join(record["dropped"]) or "nothing"

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,6 @@ RECORDS = (TRAINING_RECORD, "conversion.json")
 SAMPLE_RATE = 16_000
 TOLERANCE = 1e-3
 """Allowed difference in units of the root mean square of the numbers kept; processors differ by far less."""
-Load = Callable[[str, Sequence[float]], torch.Tensor]
-"""Loads the encoder in a folder and runs it on a waveform: `(samples,)` to frames `(frames, dimension)`."""
 
 
 def export_encoder(
@@ -54,7 +52,8 @@ def export_encoder(
     """
     output_dir = Path(output_dir)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    refuse_infinite(state, "refusing to export weights that are not finite")
+    infinite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    refuse_names(infinite, "refusing to export weights that are not finite")
     config = copy.deepcopy(base_config)
     config.architectures = [type(model).__name__]
     config.dtype = next(iter(state.values())).dtype
@@ -120,12 +119,12 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | N
     return f"frames that differ by up to {worst:.3g} from those at the end of training (values of about {scale:.3g})"
 
 
-def check_reload(folder: Path, record: Mapping[str, Any], load: Load) -> None:
+def check_reload(folder: Path, record: Mapping[str, Any]) -> None:
     """`LaserError` unless plain transformers load `folder` and give the frames in `record` (`sample_features`)."""
     if not record.get("sample_features"):
         raise LaserError("the record has no sample_features, with which a reload is compared; run the training again")
     try:
-        frames = load(str(folder), made_up_sound())
+        frames = load_in_fresh_process(str(folder), made_up_sound())
     except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip().splitlines()[-1]
         fails = "the exported encoder does not work with plain AutoModel and AutoFeatureExtractor"
@@ -184,21 +183,15 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", str(error))
-        raise LaserError(
-            f"{path} is damaged, or holds more than weights and plain values{f' ({named[1]})' if named else ''}, and "
-            "loading that could run any code. If you trust it, save its weights alone (S3PRL: the entry Upstream, "
-            'fairseq: model) with the toolkit that wrote it, torch.save(torch.load(FILE)["Upstream"], "upstream.pt")'
-        ) from error
+        what = f"is damaged, or holds more than weights and plain values{f' ({named[1]})' if named else ''}"
+        save = 'torch.save(torch.load(FILE)["Upstream"], "upstream.pt") for S3PRL, ["model"] for fairseq'
+        mend = f"If you trust it, save its weights alone with the toolkit that wrote it: {save}"
+        raise LaserError(f"{path} {what}, and loading that could run any code. {mend}") from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise LaserError(f"{path} cannot be read, it is damaged or cut off ({error})") from error
     if not isinstance(content, Mapping):
         raise LaserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
-
-
-def refuse_infinite(weights: Mapping[str, torch.Tensor], reason: str) -> None:
-    """Raise `LaserError` if a weight is not finite."""
-    refuse_names([name for name, tensor in weights.items() if not torch.isfinite(tensor).all()], reason)
 
 
 def refuse_names(names: Sequence[str], reason: str) -> None:

@@ -83,11 +83,10 @@ def find_facts(record: Values, given: Values | None = None) -> dict[str, Any]:
     facts["licence_title"] = called = texts["licences"].get(facts["licence"], facts["licence"])
     usual, given_text = f"The base model is published under {called}; so are these weights.", facts["licence_text"]
     facts["licence_text"] = texts["licence_texts"].get(given_text, given_text) or usual
-    done = f", fine-tuned with {facts['method_title']}" if method else ", converted for transformers"
-    if method and facts["robust"]:
-        done = f", fine-tuned to be {facts['robust']} with {facts['method_title']}"
-    title = facts["base_title"]
-    facts["title"] = facts["title"] or f"{title[0].upper()}{title[1:]}{done}"
+    aim = f" to be {facts['robust']}" if facts["robust"] else ""
+    done = f"fine-tuned{aim} with {facts['method_title']}" if method else "converted for transformers"
+    title = f"{facts['base_title']}, {done}"
+    facts["title"] = facts["title"] or title[0].upper() + title[1:]
     return facts
 
 

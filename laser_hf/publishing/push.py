@@ -17,13 +17,13 @@ from .. import cli
 from ..errors import LaserError
 from ..records import read_json
 from . import upload
-from .export import RECORDS, Load, load_in_fresh_process
+from .export import RECORDS
 from .facts import find_facts
 from .repository import Bundle, prepare
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of `laser-hf push`."""
+def _read_request(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; `LaserError` for names and combinations that no Hub would take."""
     parser = argparse.ArgumentParser(
         prog="laser-hf push",
         formatter_class=cli.HelpFormatter,
@@ -51,11 +51,28 @@ def build_parser() -> argparse.ArgumentParser:
     add("--space", action="store_true", help="also publish the page of `laser-hf app` as a Space of the same name")
     add("--show_card", action="store_true", help="print the model card as well")
     add("--token", help="Hub token with write access; it stays in the shell's history, so prefer to log in")
-    return parser
+    request = parser.parse_args(argv)
+    request.branch, request.published = request.revision or constants.DEFAULT_REVISION, request.run_dir is None
+    on_main = request.branch == constants.DEFAULT_REVISION
+    if request.published and (not request.results or request.seeds or request.space):
+        raise LaserError("give the RUN_DIR to publish, or --results FILE to add to a published model, without --space")
+    try:
+        validate_repo_id(request.repo_id)
+    except HFValidationError as error:
+        raise LaserError(f"--repo_id {request.repo_id}: {error}") from error
+    if request.tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", request.tag):
+        raise LaserError(f"--tag {request.tag!r} is no tag name; something like v1.0")
+    if request.create_pr and not on_main:
+        raise LaserError("--create_pr opens a pull request against the main branch; leave --revision out")
+    if request.space and (request.create_pr or not on_main):
+        raise LaserError("--space shows the model of the main branch; leave --revision and --create_pr out")
+    if request.create_pr and request.tag:
+        raise LaserError("--tag marks what is published, and a pull request is not yet; tag it after merging")
+    return request
 
 
-def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) -> None:
-    """Check a run, show what would be uploaded and, with `--yes`, upload it; `load` reloads the encoder to check it."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check a run, show what would be uploaded and, with `--yes`, upload it."""
     request, target = _read_request(argv), None
     api = HfApi(token=request.token)
     with tempfile.TemporaryDirectory(prefix="laser-push-") as folder:
@@ -64,12 +81,12 @@ def main(argv: Sequence[str] | None = None, load: Load = load_in_fresh_process) 
         if request.published:
             request.run_dir = upload.fetch(api, request.repo_id, request.branch, Path(folder, "published"))
         try:
-            bundle = prepare(request, staging, load)
+            bundle = prepare(request, staging)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             what = f"{' or '.join(RECORDS)}, config.json or a result in {request.run_dir} does not hold what it should"
             raise LaserError(f"{what}, it was damaged or changed ({type(error).__name__} {error})") from error
         if request.show_card:
-            print(bundle.card)
+            print(bundle.files["README.md"].read_text(encoding="utf-8"))
         try:
             target = upload.inspect_target(api, request.repo_id, request.branch)
         except LaserError as error:
@@ -109,28 +126,6 @@ def check_beforehand(argv: Sequence[str], record: Mapping[str, Any]) -> None:
             raise LaserError("the Hub token may only read; log in with `hf auth login` and a token with write access")
     target = upload.inspect_target(api, request.repo_id, request.branch)
     upload.check_target(request, target, record["base_model"]["name"])
-
-
-def _read_request(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options; `LaserError` for names and combinations that no Hub would take."""
-    request = build_parser().parse_args(argv)
-    request.branch, request.published = request.revision or constants.DEFAULT_REVISION, request.run_dir is None
-    on_main = request.branch == constants.DEFAULT_REVISION
-    if request.published and (not request.results or request.seeds or request.space):
-        raise LaserError("give the RUN_DIR to publish, or --results FILE to add to a published model, without --space")
-    try:
-        validate_repo_id(request.repo_id)
-    except HFValidationError as error:
-        raise LaserError(f"--repo_id {request.repo_id}: {error}") from error
-    if request.tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", request.tag):
-        raise LaserError(f"--tag {request.tag!r} is no tag name; something like v1.0")
-    if request.create_pr and not on_main:
-        raise LaserError("--create_pr opens a pull request against the main branch; leave --revision out")
-    if request.space and (request.create_pr or not on_main):
-        raise LaserError("--space shows the model of the main branch; leave --revision and --create_pr out")
-    if request.create_pr and request.tag:
-        raise LaserError("--tag marks what is published, and a pull request is not yet; tag it after merging")
-    return request
 
 
 def _show(request: argparse.Namespace, bundle: Bundle, target: upload.Target | None) -> None:

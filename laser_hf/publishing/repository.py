@@ -18,7 +18,7 @@ from ..errors import LaserError
 from ..records import TRAINING_RECORD, each, located, read_json, read_record, tensors_digest, write_json
 from ..runs import differences
 from .card import placeholders, render_card
-from .export import EXPORTED, RECORDS, Load, check_reload, load_checkpoint, refuse_infinite, refuse_names
+from .export import EXPORTED, RECORDS, check_reload, load_checkpoint, refuse_names
 from .facts import OWN, find_facts, hub_entries, read_results
 from .upload import EVALUATION_SCRIPTS
 
@@ -34,11 +34,10 @@ class Bundle:
     files: dict[str, Path]
     record: dict[str, Any]
     message: str
-    card: str
     notes: list[str]
 
 
-def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
+def prepare(request: argparse.Namespace, staging: Path) -> Bundle:
     """Collect in `staging` and check what `request` (of `push`) asks to publish; `LaserError` says why not to."""
     sources = collect(request)
     name = next(name for name in RECORDS if name in sources)
@@ -83,12 +82,12 @@ def prepare(request: argparse.Namespace, staging: Path, load: Load) -> Bundle:
         raise LaserError(f"the model card has gaps: {'; '.join(gaps[:5])}")
     (staging / "README.md").write_text(card, encoding="utf-8")
     files = {"README.md": staging / "README.md", **files}
-    check_reload(staging, record, load)
+    check_reload(staging, record)
     message = facts["title"]
     if record["task"] == "training":
         hours = f"{record['processed_hours']:.4g} hours of speech"
         message = f"{facts['method_title']}: {record['updates']} updates on {record['base_model']['name']}, {hours}"
-    return Bundle(files, record, message, card, notes)
+    return Bundle(files, record, message, notes)
 
 
 def check_weights(
@@ -103,7 +102,8 @@ def check_weights(
 
     if not (trained := record.get("trained_parameters")):
         raise LaserError("the record of the run does not say which parameters were trained")
-    refuse_infinite(weights, "the export has weights that are not finite")
+    infinite = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    refuse_names(infinite, "the export has weights that are not finite")
     refuse_names(sorted({*trained} - {*weights}), "the record names trained parameters that the exported encoder lacks")
     base = record["base_model"]
     name = located(record["recipe"]["model"]["model_name_or_path"]) if base["local"] else base["name"]

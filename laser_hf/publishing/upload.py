@@ -1,7 +1,6 @@
 """Send a repository to the Hub: one commit, whole or not at all, and a tag that marks it; a Space beside it.
 
-Only transfers of files are repeated, by huggingface_hub; any other failure ends the push. The same command then goes
-on: files that have arrived are not sent again, and a commit that was made is recognised.
+After a failure the same command goes on: what has arrived is not sent again, and a commit that was made is recognised.
 """
 
 from __future__ import annotations

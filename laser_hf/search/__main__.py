@@ -63,8 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=seed, default=[], help="train each point with each seed and score the mean")
     add("--sampler", choices=("grid", "tpe"), default="grid", help="all combinations, or draw near good ones")
     add("--trials", type=Option("trials", 1, "", low=1), help="points that --sampler tpe draws")
-    jobs = Option("jobs", 1, "", low=1)
-    add("--jobs", type=jobs, default=1, help="points trained side by side on this machine")
+    add("--jobs", type=Option("jobs", 1, "", low=1), default=1, help="points trained side by side on this machine")
     add("--retry_failed", action="store_true", help="train again what failed before")
     add = parser.add_argument_group("score of a point, always of the last layer").add_argument
     add("--score", choices=("discrimination", "qbe"), default="discrimination", help="task")

@@ -1,8 +1,7 @@
 """The points of a search, in one SQLite file that any number of processes share, and the processes that train them.
 
-The process that trains a point holds a lock on a file, which the operating system releases when the process ends,
-however that happens. A point without a result whose lock is free was interrupted; the next process takes it. (Optuna's
-heartbeats need a minute, and its `optimize` gives points out twice.)
+The process that trains a point holds a lock on a file until it ends, however that happens: a point without a result
+whose lock is free was interrupted. (Optuna's heartbeats need a minute, and its `optimize` gives points out twice.)
 """
 
 from __future__ import annotations

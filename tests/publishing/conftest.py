@@ -17,7 +17,7 @@ from hub_server import HubServer
 from safetensors.torch import save
 
 from laser_hf import encoders, records
-from laser_hf.publishing import export_encoder, push, sample_features
+from laser_hf.publishing import export, export_encoder, push, sample_features
 from laser_hf.publishing.card import render_card
 from laser_hf.publishing.export import load_frames
 from laser_hf.publishing.facts import find_facts, read_results
@@ -296,7 +296,8 @@ def publish(capsys):
     """Runs `laser-hf push` in this process, with the reload in this process; returns what it printed."""
 
     def run(*words, repo_id: str = "org/hubert-laser", load=load_frames) -> str:
-        push.main(["--repo_id", repo_id, *map(str, words)], load=load)
+        with mock.patch.object(export, "load_in_fresh_process", load):
+            push.main(["--repo_id", repo_id, *map(str, words)])
         return capsys.readouterr().out
 
     return run

@@ -19,7 +19,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from laser_hf import cli
 from laser_hf.errors import LaserError
-from laser_hf.publishing import push, sample_features
+from laser_hf.publishing import export, push, sample_features
 from laser_hf.publishing.export import difference, load_frames
 from laser_hf.training import parse_options, run_training
 
@@ -66,7 +66,7 @@ def test_what_a_publication_lacks_is_said_before_the_first_update(hub, tmp_path)
 
 
 @pytest.mark.slow
-def test_train_publishes_and_its_model_loads_by_id(hub, tmp_path):
+def test_train_publishes_and_its_model_loads_by_id(hub, tmp_path, monkeypatch):
     out = tmp_path / "run"
     argv = ["--preset", "demo", "--output_dir", str(out), "--use_cpu", "--max_steps", "1", "--warmup_steps", "0"]
     argv += ["--pairs_per_update", "2", "--eval_data", "", "--eval_on_start", "false", "--plots", "false"]
@@ -92,7 +92,8 @@ def test_train_publishes_and_its_model_loads_by_id(hub, tmp_path):
     assert f"To publish it later: {cli.program()} push {later}" in said
     assert (out / "checkpoint-1" / "training_args.bin").is_file()
     assert not any(b"hf_test" in path.read_bytes() for path in out.rglob("*") if path.is_file())
-    push.main(shlex.split(later), load=load_frames)
+    monkeypatch.setattr(export, "load_in_fresh_process", load_frames)
+    push.main(shlex.split(later))
     files = hub.files(REPO)
     assert hub.repositories[REPO].private
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "eval_ctc.py"} <= set(files)
