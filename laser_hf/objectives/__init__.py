@@ -7,9 +7,7 @@ from .laser import LaserLoss, ScoreLoss, SoftDTWLoss
 from .objective import Objective, ProjectionHead
 from .spin import SpinLoss, sinkhorn
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (LaserLoss, SoftDTWLoss, ScoreLoss, SpinLoss, MseIdmLoss)
-}
+OBJECTIVES: dict[str, type[Objective]] = {o.name: o for o in (LaserLoss, SoftDTWLoss, ScoreLoss, SpinLoss, MseIdmLoss)}
 """The shipped objectives by name."""
 
 

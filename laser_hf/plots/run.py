@@ -17,7 +17,7 @@ from ..encoders import load_encoder
 from ..errors import LaserError
 from ..objectives import Objective, find_objective
 from ..records import TRAINING_RECORD, located, read_json, read_record
-from ..superb.discrimination.tokens import frame_times, token_frames
+from ..superb.discrimination.tokens import frame_times, read_alignments, token_frames
 from ..superb.features import EncoderFeatures, pick_device
 from ..superb.frame_store import encode
 from .alignment import alignment_figure, shares_beyond
@@ -81,13 +81,15 @@ def draw_run(
         gamma = record["recipe"]["objective"].get("gamma", 0.1)
 
         def shares(features: EncoderFeatures) -> torch.Tensor:
-            frames = ((*_frames(features, pair.clean, pair.perturbed), pair.speed) for pair in pairs)
+            last = [features.layers - 1]
+            frames = ((*features([pair.clean, pair.perturbed], last)[0], pair.speed) for pair in pairs)
             return shares_beyond(frames, gamma, seconds, middle)
 
         def similarities() -> Figure:
             cropped = record["recipe"]["data"].get("crop_seconds")  # anywhere: times of words do not hold there
-            frames = {name: _frames(one, first.clean)[0] for name, one in encoders.items()}
-            spoken = words.spoken(first.utterance) if words and not cropped else []
+            named = [] if cropped else [Path(first.utterance).name]
+            spoken = read_alignments(words.alignments, utterances=named).words if words else []
+            frames = {name: one([first.clean], [one.layers - 1])[0][0] for name, one in encoders.items()}
             return self_similarity_figure(frames, seconds, spoken)
 
         about = f"\n{len(pairs)} pairs of views ({first.source}), last layer; one of them: {first.change}"
@@ -171,11 +173,6 @@ def _find_words(record: Mapping[str, Any], data, alignments, splits) -> WordSpee
     if data is None and not held_out:
         raise LaserError("the run has no held-out speech; give --data beside --alignments")
     return load_words(held_out if data is None else data, alignments, splits)
-
-
-def _frames(features: EncoderFeatures, *waveforms: torch.Tensor) -> list[torch.Tensor]:
-    """Of the last layer, `(frames, dim)` each."""
-    return features(list(waveforms), [features.layers - 1])[0]
 
 
 def _word_vectors(encoders: Mapping[str, EncoderFeatures], words: WordSpeech) -> dict[str, torch.Tensor]:

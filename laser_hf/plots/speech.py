@@ -109,10 +109,6 @@ class WordSpeech:
     alignments: Path
     source: str
 
-    def spoken(self, utterance: str) -> list[Token]:
-        """All words of an utterance, in order; empty if it is not aligned."""
-        return read_alignments(self.alignments, utterances=[Path(utterance).name]).words
-
 
 def load_words(
     data: str | Path, alignments: str | Path | None = None, splits: Sequence[str] | None = None

@@ -88,12 +88,10 @@ def check_content(recipe: Mapping[str, Any], runs: Path) -> None:
                 raise LaserError(f"the content of --{name} has changed since {path.parent.name} was trained")
 
 
-def discrimination_score(
-    data: str | None = None, alignments: str | None = None, split: Sequence[str] | None = None
-) -> Score:
+def discrimination_score(data: str | None, alignments: str | None, split: Sequence[str] | None) -> Score:
     """Word discrimination as `laser-hf train --eval_alignments` measures it, so curves and tables show one quantity.
 
-    By default on the held-out voices of the shipped speech. `LaserError` for speech that cannot be used.
+    Without `data`, on the held-out voices of the shipped speech. `LaserError` for speech that cannot be used.
     """
     from ..superb.discrimination import load_aligned_speech
     from ..training.speech import DEMO_SPEECH, SETTINGS
@@ -122,7 +120,7 @@ def discrimination_score(
     return Score("discrimination", options, {"metric": "word_ap_across"}, title, chosen_on, used, digest.hexdigest())
 
 
-def qbe_score(data: str, metric: str = "map") -> Score:
+def qbe_score(data: str, metric: str) -> Score:
     """Query by example on the development queries of QUESST 2014, or on three tables; `LaserError` for neither."""
     from ..superb.qbe.data import read_data
 

@@ -169,7 +169,7 @@ def test_a_search_trains_scores_and_records(tiny_encoder, small_tree, words_of_t
     assert trained["updates"] == 5
     assert not list(run.glob("checkpoint-*"))
     # The score is that of the exported encoder, by the library.
-    score = discrimination_score(str(small_tree), str(words_of_tree))
+    score = discrimination_score(str(small_tree), str(words_of_tree), None)
     assert score.measure(run, folder / "again", "cpu") == pytest.approx(point["value"], abs=1e-6)
     assert read_record(run / "score" / "results.json")["value"] == point["value"]
     assert json.loads((run / SCORE).read_text())["value"] == point["value"]
@@ -209,7 +209,7 @@ def test_the_default_score_is_that_of_eval_alignments(tmp_path):
     from laser_hf.training.arguments import DataArguments
     from laser_hf.training.speech import load_evaluator
 
-    score = discrimination_score()
+    score = discrimination_score(None, None, None)
     assert Score(**json.loads(json.dumps(asdict(score)))) == score
     assert score.chosen_on == "the held-out voices of the shipped speech"
     assert score.data["words"] == 200
@@ -225,11 +225,11 @@ def test_words_that_no_two_speakers_share_cannot_score(small_tree, words_of_tree
     lonely = tmp_path / "words.tsv"
     lonely.write_text("\n".join([header, *(row.replace("\t", f"\tx{row[0]}", 1) for row in rows)]))
     with pytest.raises(LaserError, match="no two speakers share one"):
-        discrimination_score(str(small_tree), str(lonely))
+        discrimination_score(str(small_tree), str(lonely), None)
 
 
 def test_qbe_of_the_last_layer(tiny_encoder, qbe_tables, tmp_path):
-    score = qbe_score(str(qbe_tables))
+    score = qbe_score(str(qbe_tables), "map")
     assert "do not say whether" in score.chosen_on
     value = score.measure(tiny_encoder, tmp_path, "cpu")
     found = json.loads((tmp_path / "results.json").read_text())
@@ -261,7 +261,7 @@ def test_quesst_is_scored_on_its_development_queries(qbe_tables, tmp_path, monke
     assert asked == ["dev"]
     assert score.chosen_on == "the development queries of QUESST 2014"
     assert score.measure(tmp_path, tmp_path, "cpu") == 0.3
-    assert qbe_score(str(qbe_tables)).measure(tmp_path, tmp_path, "cpu") == 0.1
+    assert qbe_score(str(qbe_tables), "map").measure(tmp_path, tmp_path, "cpu") == 0.1
 
 
 # ------------------------------------------------------------------------------------------------ report
