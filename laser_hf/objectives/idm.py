@@ -14,11 +14,12 @@ from ..ops.soft_dtw.api import check_lengths, check_tensor, frames_in_use, squar
 from ..plugins import NOISE_ROBUST_BIBTEX, NOISE_ROBUST_PAPER, Option
 from .objective import Objective
 
+_DISTANCES = ("euclidean", "sqeuclidean")
 IDM_OPTIONS = (
     Option("alpha", 0.4, "weight of the regulariser (IDM term); 0: none", low=0),
     Option("sigma", 1, "window of the regulariser in frames", low=1),
     Option("margin", 1.1, "distance beyond which frames do not repel (WavLM: 1.0)", above=0),
-    Option("distance", "euclidean", "regulariser distance; released: euclidean", choices=("euclidean", "sqeuclidean")),
+    Option("distance", "euclidean", "distance of the regulariser; released: euclidean", choices=_DISTANCES),
     Option("reference_frames", None, "regulariser weights as if every utterance had so many frames", kind=int, low=1),
 )
 

@@ -119,9 +119,8 @@ def load_words(
     sub-folders of `data`. `LaserError` without such files, word times, or a word of two speakers.
     """
     folders = [Path(data) / split for split in splits or [""]]
-    for folder in folders:
-        if not folder.is_dir():
-            raise LaserError(f"no folder {folder}; expected audio files, whose names are those of utterances")
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise LaserError(f"no folder {missing[0]}; expected audio files, whose names are those of utterances")
     alignments = find_word_times(data) if alignments is None else Path(alignments)
     files = {path.stem: path for folder in folders for path in find_audio_files(folder)}
     words = long_words(read_alignments(alignments, utterances=files).words, MIN_LETTERS, MIN_SECONDS)

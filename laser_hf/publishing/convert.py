@@ -26,8 +26,6 @@ from ..records import TRAINING_RECORD, new_record, tensors_digest, write_json
 from .export import EXPORTED, RECORDS, export_encoder, load_checkpoint, sample_features
 from .fairseq import CLASSES, find_weights, infer_config, rename
 
-RECORD_NAME = RECORDS[1]
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint and say what was done; `LaserError` as `convert_checkpoint`."""
@@ -82,7 +80,7 @@ def convert_checkpoint(
     if (base is None) == (model_type is None):
         raise LaserError("give either a base model or a model type")
     inputs = [checkpoint, *(Path(base).iterdir() if base and Path(base).is_dir() else ())]
-    written = {(output_dir / name).resolve() for name in (*EXPORTED, RECORD_NAME)}
+    written = {(output_dir / name).resolve() for name in (*EXPORTED, RECORDS[1])}
     if overwritten := [path for path in inputs if path.resolve() in written]:
         read = f"{overwritten[0]}, which is read; choose another one"
         raise LaserError(f"--output_dir {output_dir} would overwrite {read}")
@@ -145,5 +143,5 @@ def convert_checkpoint(
         notes=notes,
         weights_sha256=digest,
     )
-    write_json(output_dir / RECORD_NAME, record)
+    write_json(output_dir / RECORDS[1], record)
     return record

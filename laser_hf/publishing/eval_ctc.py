@@ -302,8 +302,8 @@ def evaluate(arguments):
     }
 
 
-def main(argv=None):
-    """Evaluate, print a line, write the record."""
+def parse(argv=None):
+    """The command line."""
     parser = ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--model", required=True, help="CTC model, or bare encoder with --train_head: id on the Hub or folder")
@@ -330,6 +330,12 @@ def main(argv=None):
     counts = (arguments.max_utterances, arguments.head_utterances, arguments.head_steps)
     if any(number is not None and number < 1 for number in counts):
         parser.error("--max_utterances, --head_utterances and --head_steps must be at least 1")
+    return arguments
+
+
+def main(argv=None):
+    """Evaluate, print a line, write the record."""
+    arguments = parse(argv)
     record = evaluate(arguments)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
