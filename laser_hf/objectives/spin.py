@@ -149,7 +149,7 @@ class SpinLoss(Objective):
         scores_x, scores_y = (
             nn.functional.linear(view.masked_fill(~valid.unsqueeze(2), 0.0).flatten(0, 1), codebook) for view in (x, y)
         )
-        targets_x, targets_y = (sinkhorn(one, self.epsilon, self.iterations, used) for one in (scores_x, scores_y))
+        targets_x, targets_y = (sinkhorn(one, self.epsilon, self.iterations, used=used) for one in (scores_x, scores_y))
         swapped_x, swapped_y = (
             -(targets * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1).reshape(valid.shape).sum(dim=1)
             for scores, targets in ((scores_x, targets_y), (scores_y, targets_x))
