@@ -72,9 +72,7 @@ class CollapseMonitor(TrainerCallback):
             line[f"{self.prefix}collapse"] = int(collapsing)
         if collapsing and state.is_world_process_zero:
             mend = f"raise {self.remedy} or lower --learning_rate" if self.remedy else "lower --learning_rate"
-            logger.warning(
-                "Collapse: %s at step %d. The frames become alike; %s.", self.reason, state.global_step, mend
-            )
+            logger.warning("Collapse: %s at step %d. Frames become alike; %s.", self.reason, state.global_step, mend)
 
 
 class StopSignals(TrainerCallback):
