@@ -136,7 +136,7 @@ class CtcTask:
         text = "values of the protocol (superb / quick); a changed value is recorded, and is not called superb"
         add = parser.add_argument_group("recipe", text).add_argument
         for kind in field_options(type(cls.RECIPES["superb"])):
-            if kind.name != "--precision":  # --bf16
+            if kind.name[2:] != "precision":  # --bf16
                 values = [getattr(recipe, kind.name[2:]) for recipe in cls.RECIPES.values()]
                 shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
                 several = {"nargs": "+"} if kind.name == "--learning_rate" else {}
