@@ -97,7 +97,6 @@ def _run(where: Path, one: Point, note) -> dict[str, Any]:
                 "protocol": record["protocol"],
                 **{f"{entry['metric']} {entry['split']}": entry["value"] for entry in record["metrics"]},
                 "command": record["command"],
-                "wall_seconds": record["wall_seconds"],
             }
     return found
 
@@ -112,7 +111,6 @@ def training(record: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any
         "method": record["method"],
         "updates": record["updates"],
         "processed_hours": record["processed_hours"],
-        "wall_seconds": record["wall_seconds"],
         "skipped": record["data"]["skipped"],
         "collapse_at": record["collapse"]["fired_at"],
         "curves": curves,

@@ -76,8 +76,7 @@ def _stage(stage: str, record: Record, where: Path, sets: dict[str, list[str]]) 
     metrics = record.get("metrics", [])
     if stage == "train":
         found = training(record, read_json(where / "training_log.json")["log"])
-        # Paths of a machine, and times of one that did other work as well.
-        return {key: value for key, value in found.items() if key not in ("command", "wall_seconds")}
+        return {key: value for key, value in found.items() if key != "command"}  # with paths of a machine
     if stage == "qbe":
         found = words.precisions(where / "scores.tsv")
         means = {name: float(np.mean([found[query] for query in sets[name]])) for name in sets}

@@ -82,7 +82,6 @@ def methods_table(record: dict[str, Any]) -> str:
             [
                 one.method or one.label,
                 spread(values(runs, "train", "processed_hours"), 2),
-                spread([seconds / 60 for seconds in values(runs, "train", "wall_seconds")], 1),
                 spread(values(runs, "pr", f"per {TEST}"), 2),
                 spread(values(runs, "asr", f"wer {TEST}"), 1),
                 spread(values(runs, "asr", f"cer {TEST}"), 1),
@@ -91,8 +90,7 @@ def methods_table(record: dict[str, Any]) -> str:
             ]
         )
     header = [
-        "", "hours processed", "wall minutes, other work beside", "PER, %", "WER, %", "CER, %",
-        "QbE, mean average precision", "runs: PER / WER / QbE",
+        "", "hours processed", "PER, %", "WER, %", "CER, %", "QbE, mean average precision", "runs: PER / WER / QbE",
     ]  # fmt: skip
     return table(header, rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,7 +12,6 @@ from . import __version__, cli
 from .errors import LaserError
 
 PROGRAM = "laser-hf"
-
 
 COMMANDS = {
     "demo": ("laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
@@ -54,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=list(COMMANDS), help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     name = parser.parse_args(arguments[:1] or ["--help"]).command
-    module, function = COMMANDS[name][0].split(":")
     before, sys.argv = sys.argv, [f"{PROGRAM} {name}", *arguments[1:]]
     try:
-        getattr(importlib.import_module(module), function)(arguments[1:])
+        pkgutil.resolve_name(COMMANDS[name][0])(arguments[1:])
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:

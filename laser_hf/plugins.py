@@ -6,7 +6,7 @@ import argparse
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from .errors import LaserError
@@ -103,6 +103,16 @@ def _parse(value: Any, kind: type) -> Any:
     if kind is int and number != float(value):
         raise ValueError
     return number
+
+
+def value(default: Any, text: str, **bounds: Any) -> Any:
+    """A dataclass field that is an option: its default, help, and bounds as `Option` has them."""
+    return field(default=default, metadata={"help": text, **bounds})
+
+
+def field_options(kind: type) -> list[Option]:
+    """The options of a dataclass with `value`s, by the names that they have on the command line."""
+    return [Option(f"--{one.name}", one.default, **one.metadata) for one in fields(kind)]
 
 
 class Plugin:

@@ -151,19 +151,8 @@ def new_record(
         if missing := sorted(set(_METRIC) - set(metric)):
             raise ValueError(f"the metric {dict(metric)} lacks {', '.join(missing)}")
     evaluation = {"protocol": protocol, **(model or {}), **metrics[0], "metrics": list(metrics)} if metrics else {}
-    return portable(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "task": task,
-            **evaluation,
-            "recipe": dict(recipe),
-            "data": dict(data),
-            "seed": seed,
-            "wall_seconds": round(wall_seconds, 1),
-            **more,
-            **provenance(),
-        }
-    )
+    record = {"schema_version": SCHEMA_VERSION, "task": task, **evaluation, "recipe": dict(recipe), "data": dict(data)}
+    return portable({**record, "seed": seed, "wall_seconds": round(wall_seconds, 1), **more, **provenance()})
 
 
 def describe_model(name: str, revision: str | None = None, weights: Mapping[str, torch.Tensor] | None = None) -> dict:

@@ -96,7 +96,7 @@ class RunFolder:
             self._lock()
             self._delete(_LEFTOVERS)
         if overwrite:
-            self.clear()
+            self._delete((*self.progress, *self.owned, "broken-checkpoint-*", RECIPE_NAME, self.record))
         if self.finished and not reopen:
             start = "choose another --output_dir, or start over with --overwrite_output_dir"
             raise LaserError(f"{self.path} holds a finished run ({self.record}); {start}")
@@ -137,11 +137,8 @@ class RunFolder:
                 reads = f"{option} {given}, which this run reads; choose a folder of its own"
                 raise LaserError(f"--output_dir {self.path} holds {reads}")
 
-    def clear(self) -> None:
-        """Delete what an earlier run left, and nothing else; folders that this empties go too."""
-        self._delete((*self.progress, *self.owned, "broken-checkpoint-*", RECIPE_NAME, self.record))
-
     def _delete(self, patterns: Sequence[str]) -> None:
+        """Delete what an earlier run left, and nothing else; folders that this empties go too."""
         for found in [found for pattern in patterns for found in self.path.glob(pattern)]:
             if found.is_dir() and not found.is_symlink():
                 shutil.rmtree(found)

@@ -83,7 +83,7 @@ def test_clearing_leaves_what_is_not_ours(tmp_path):
     (tmp_path / "both" / "hyp.txt").write_text("")
     (tmp_path / "both" / "mine.txt").write_text("")
     (tmp_path / "mine.txt").write_text("")
-    run.clear()
+    run.check(overwrite=True)
     assert sorted(os.listdir(tmp_path)) == [".lock", "both", "mine.txt"]
     assert os.listdir(tmp_path / "both") == ["mine.txt"]
 

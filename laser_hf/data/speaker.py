@@ -173,9 +173,7 @@ class Equalizer(Perturbation):
         """`(samples,)` float64 of the cascade, until it has died away."""
         kinds = ["low_shelf", *["peaking"] * (len(self.frequencies) - 2), "high_shelf"]
         bands = zip(kinds, self.frequencies, gains, qualities, strict=True)
-        filters = [
-            biquad(kind, 2 * math.pi * hertz / SAMPLE_RATE, gain, quality) for kind, hertz, gain, quality in bands
-        ]
+        filters = [biquad(kind, 2 * math.pi * hertz / SAMPLE_RATE, *rest) for kind, hertz, *rest in bands]
         slowest = max(np.abs(np.roots(denominator)).max() for _, denominator in filters)
         samples = math.ceil(math.log(TAIL) / math.log(slowest)) + len(filters)
         response = torch.eye(1, samples, dtype=torch.float64)[0]

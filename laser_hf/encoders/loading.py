@@ -43,8 +43,7 @@ def load_encoder(
     name_or_path = str(name_or_path)
     model, base_config = load_pretrained(name_or_path, revision, token, training_config)
     where = {"revision": revision, "token": token}
-    optional = ("missing_entries", "connection_errors", "gated_repo")
-    quiet = {f"_raise_exceptions_for_{what}": False for what in optional}
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     path = cached_file(name_or_path, "preprocessor_config.json", **where, **quiet)
     try:
         settings = dict(json.loads(Path(path).read_text())) if path else {}
@@ -58,10 +57,8 @@ def load_encoder(
         asks = f"{name_or_path} asks for do_normalize={not do_normalize} in its preprocessor_config.json"
         logger.warning("%s; it runs here with %s.", asks, do_normalize)
     # The cache stores every file in a folder named by its commit.
-    commit = (
-        None if Path(name_or_path).is_dir() else Path(cached_file(name_or_path, "config.json", **where)).parent.name
-    )
-    return SpeechEncoder(model, base_config, do_normalize, commit).eval()
+    path = None if Path(name_or_path).is_dir() else cached_file(name_or_path, "config.json", **where)
+    return SpeechEncoder(model, base_config, do_normalize, path and Path(path).parent.name).eval()
 
 
 def load_pretrained(

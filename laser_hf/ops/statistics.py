@@ -26,6 +26,4 @@ def effective_rank(frames: torch.Tensor) -> float:
     total = singular.sum()
     if total <= 1e-12 * len(frames):
         return 1.0
-    share = singular / total
-    share = share[share > 0]
-    return torch.exp(-(share * share.log()).sum()).item()
+    return torch.special.entr(singular / total).sum().exp().item()

@@ -285,3 +285,13 @@ def plot_by_layer(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path:
         if len(lines) > 1:
             axis.legend(fontsize=8)
     figures.save(figure, path, title)
+
+
+def plot_layers(panels: Mapping[str, Sequence[str]], metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Entries of a record by layer: `panels` are names of metrics by title; a metric of views has a line for each."""
+    lines: dict[str, dict[str, dict[int, float]]] = {}
+    for label, names in panels.items():
+        for entry in (entry for entry in metrics if entry["metric"] in names):
+            for name, value in entry.get("views", {entry["metric"]: entry["value"]}).items():
+                lines.setdefault(label, {}).setdefault(name, {})[entry["layer"]] = value
+    plot_by_layer(lines, path, title)

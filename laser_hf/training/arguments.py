@@ -145,9 +145,7 @@ class ModelArguments:
 class DataArguments:
     """Speech for training and for evaluation."""
 
-    train_data: str = option(
-        "openslr/librispeech_asr", "Hub id, folder (a LibriSpeech tree), manifest or saved data set", aliases=["--data"]
-    )
+    train_data: str = option("openslr/librispeech_asr", "Hub id, folder, manifest, saved data set", aliases=["--data"])
     train_name: str | None = option(None, "configuration of a Hub data set")
     train_split: str | None = option(None, "split, or sub-folder of a LibriSpeech tree", aliases=["--split"])
     eval_data: str | None = setting(None, "held-out speech for loss terms and the collapse monitor")
@@ -164,9 +162,7 @@ class DataArguments:
     min_seconds: float = option(0.1, "shorter utterances are skipped and counted", low=0)
     crop_seconds: float | None = option(None, "of longer utterances a random piece is taken (Spin: 17)", above=0)
     max_seconds: float | None = option(None, "longer utterances are left out", above=0)
-    perturb_on: str = setting(
-        "auto", "what makes perturbed views; auto: a GPU where all of them can", choices=["auto", "worker", "device"]
-    )
+    perturb_on: str = setting("auto", "what perturbs; auto: a GPU if all can", choices=["auto", "worker", "device"])
     cache_decoded: str | None = setting(None, "keep decoded speech there; true: in datasets' cache", metavar="DIR")
 
     __post_init__ = check_values

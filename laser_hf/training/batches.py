@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
-from torch.profiler import record_function
 from transformers import PretrainedConfig
 
-from ..data import Perturbation, begin_pairs, draw_generator, pad_pairs
+from ..data import draw_generator, pad_pairs
 from ..data.pairs import in_memory
 from ..encoders import SAMPLE_RATE
 from ..errors import LaserError
@@ -43,20 +42,6 @@ def unpack(update: Update, device: torch.device | str) -> list[Pair]:
     lengths = [pair[view] for pair in update["pairs"] for view in VIEWS if pair[view] is not None]
     views = iter(to_device(update["samples"], torch.device(device)).split(lengths))
     return [pair | {view: None if pair[view] is None else next(views) for view in VIEWS} for pair in update["pairs"]]
-
-
-@torch.no_grad()
-def add_perturbed_views(
-    pairs: Sequence[Pair], perturbation: Perturbation | None, min_samples: int = 400
-) -> Callable[[], list[Pair]]:
-    """`begin_pairs` for the pairs of an update; `LaserError` where there is no perturbation to make the views."""
-    if perturbation is None and any(pair["perturbed"] is None for pair in pairs):
-        raise LaserError(
-            "the pairs lack their perturbed view (PairTransform with perturb=False), and the training set has no "
-            "attribute `perturbation` to make it with; PairDataset has one"
-        )
-    with record_function("perturb"):
-        return begin_pairs(pairs, perturbation, min_samples)
 
 
 def cut_by_length(pairs: Sequence[Pair], count: int) -> list[Batch]:
@@ -112,12 +97,9 @@ def check_views(dataset, objective: Objective) -> None:
     """`LaserError` on perturbations that change durations where `objective` needs equal ones, or cannot be batched."""
     transform, perturbation = getattr(dataset, "transform", None), getattr(dataset, "perturbation", None)
     if objective.equal_lengths and perturbation is not None and not perturbation.keeps_duration:
-        raise LaserError(
-            f"{objective.title or type(objective).__name__} needs perturbations that keep the duration (voice, "
-            "equalizer, noise; speed_pitch with --speed_factors 1)"
-        )
+        which = "voice, equalizer, noise; speed_pitch with --speed_factors 1"
+        name = objective.title or type(objective).__name__
+        raise LaserError(f"{name} needs perturbations that keep the duration ({which})")
     if transform is not None and not transform.perturb and not perturbation.batched:
-        raise LaserError(
-            f"{perturbation.title or type(perturbation).__name__} perturbs in the data-loading workers only: use "
-            "--perturb_on worker. If its `apply` works on the training device, set batched = True in the class"
-        )
+        mend = "use --perturb_on worker, or set batched = True in the class if its `apply` works on the training device"
+        raise LaserError(f"{perturbation.title or type(perturbation).__name__} perturbs in data workers only: {mend}")

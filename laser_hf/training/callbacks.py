@@ -72,9 +72,7 @@ class CollapseMonitor(TrainerCallback):
             line[f"{self.prefix}collapse"] = int(collapsing)
         if collapsing and state.is_world_process_zero:
             mend = f"raise {self.remedy} or lower --learning_rate" if self.remedy else "lower --learning_rate"
-            logger.warning(
-                "Collapse: %s at step %d. The frames become alike; %s.", self.reason, state.global_step, mend
-            )
+            logger.warning("Collapse: %s at step %d. Frames become alike; %s.", self.reason, state.global_step, mend)
 
 
 class StopSignals(TrainerCallback):
@@ -131,7 +129,7 @@ class UpdateProfiler(TrainerCallback):
     """
 
     def __init__(self, updates: int) -> None:
-        self.updates, self._seen = updates, 0
+        self.updates = updates
         self._profiler: torch.profiler.profile | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -139,26 +137,24 @@ class UpdateProfiler(TrainerCallback):
         if state.is_world_process_zero:
             when = torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.updates, repeat=1)
             write = partial(self._write, Path(args.output_dir))
-            self._seen = 0
             self._profiler = torch.profiler.profile(schedule=when, on_trace_ready=write, acc_events=True)
             self._profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """An update ends."""
         if self._profiler is not None:
-            self._seen += 1
             self._profiler.step()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Stop; a run that ends before the last update to be profiled is profiled as far as it goes."""
         if self._profiler is not None:
             self._profiler.stop()
-            self._profiler = None
-            if self._seen <= WARM_UP:
+            if self._profiler.step_num <= WARM_UP:
                 logger.warning("nothing is profiled: the run ended within the %d updates of the warm-up", WARM_UP)
+            self._profiler = None
 
     def _write(self, folder: Path, profiler: torch.profiler.profile) -> None:
-        updates = min(self._seen - WARM_UP, self.updates)
+        updates = min(profiler.step_num - WARM_UP, self.updates)
         if updates < 1:
             return
         events = profiler.key_averages()

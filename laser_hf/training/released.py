@@ -73,11 +73,8 @@ class ReleasedAdamW(torch.optim.Optimizer):
             for parameter in [parameter for parameter in group["params"] if parameter.grad is not None]:
                 gradient, state = parameter.grad, self.state[parameter]
                 if not state:
-                    state |= {
-                        "step": 0,
-                        "exp_avg": torch.zeros_like(gradient),
-                        "exp_avg_sq": torch.zeros_like(gradient),
-                    }
+                    moments = {name: torch.zeros_like(gradient) for name in ("exp_avg", "exp_avg_sq")}
+                    state |= {"step": 0, **moments}
                 state["step"] += 1
                 state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
                 state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

@@ -159,10 +159,8 @@ def _check_checkpoint(named: Path, recipe: Mapping[str, Any]) -> None:
     before = read_json(named / RECIPE_NAME)
     found = differences(before, {**recipe, "continued_from": before.get("continued_from")})
     if changed := [one for one in found if one.split()[0] not in _CONTINUED]:
-        raise LaserError(
-            f"{about} is of a run with another recipe ({'; '.join(changed)}); going on from it, only "
-            f"{', '.join(_CONTINUED)} may change"
-        )
+        allowed = f"going on from it, only {', '.join(_CONTINUED)} may change"
+        raise LaserError(f"{about} is of a run with another recipe ({'; '.join(changed)}); {allowed}")
 
 
 def _make_record(
@@ -261,7 +259,6 @@ def _publish(options: Options, output_dir: Path) -> None:
     try:
         push([*command, "--token", args.hub_token] if args.hub_token else command)
     except (LaserError, OSError, KeyboardInterrupt) as error:
-        raise LaserError(
-            f"the run is complete in {output_dir}, but it was not published: {str(error) or 'interrupted'}. To publish "
-            f"it later: {program()} {shlex.join(['push', *command])}"
-        ) from error
+        why, later = str(error) or "interrupted", f"{program()} {shlex.join(['push', *command])}"
+        what = f"the run is complete in {output_dir}, but it was not published: {why}"
+        raise LaserError(f"{what}. To publish it later: {later}") from error

@@ -64,10 +64,8 @@ def updates_of_seconds(seconds: Sequence[float], limit: float) -> list[list[int]
         updates[-1].append(index)
         total += seconds[index]
     if len(updates) == 1:
-        raise LaserError(
-            f"{sum(seconds):.0f} seconds of speech in {len(seconds)} utterances do not fill one update of {limit:g}; "
-            "lower --seconds_per_update or give more speech"
-        )
+        have = f"{sum(seconds):.0f} seconds of speech in {len(seconds)} utterances"
+        raise LaserError(f"{have} do not fill one update of {limit:g}; lower --seconds_per_update or give more speech")
     return updates[:-1]
 
 
@@ -77,10 +75,8 @@ def micro_batches(args: LaserTrainingArguments) -> int:
         here = args.seconds_per_update / args.world_size
         return math.ceil(here / (args.per_device_train_seconds or here))
     if args.pairs_per_update < args.world_size:
-        raise LaserError(
-            f"an update of {args.pairs_per_update} pairs cannot be shared by {args.world_size} processes; start "
-            "fewer, or raise --pairs_per_update (which changes the recipe)"
-        )
+        asked = f"an update of {args.pairs_per_update} pairs cannot be shared by {args.world_size} processes"
+        raise LaserError(f"{asked}; start fewer, or raise --pairs_per_update (which changes the recipe)")
     return math.ceil(args.pairs_per_update / (args.world_size * args.per_device_train_batch_size))
 
 

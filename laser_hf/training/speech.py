@@ -91,9 +91,7 @@ def same_speech(options: Options, train: PairDataset | PairStream) -> dict[str, 
         if isinstance(one, LaserError):
             raise one
         if other := [name for name, digest in one.items() if digest != first[name]]:
-            raise LaserError(
-                f"--{other[0]} holds other files for process {process} than for the first one; give both the same"
-            )
+            raise LaserError(f"--{other[0]} holds other files for process {process} than for the first; give the same")
     return {**stream, CONTENT: first}
 
 

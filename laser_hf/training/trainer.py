@@ -99,9 +99,7 @@ class LaserTrainer(UpdateTrainer):
         self.skip_log, self.eval_skip_log = SkipLog(), SkipLog()
         self.window = TrainingWindow(objective.term_names, args.device)
         self.losses = []
-        self._window_name = (
-            f"window-{args.process_index}-of-{args.world_size}.pt"  # of this process's part of a checkpoint
-        )
+        self._window_name = f"window-{args.process_index}-of-{args.world_size}.pt"  # in a checkpoint
 
     def _inner_training_loop(self, *args, **kwargs):
         checkpoint = kwargs.get("resume_from_checkpoint")
@@ -118,18 +116,15 @@ class LaserTrainer(UpdateTrainer):
         """`LaserError` on no usable utterance, too few updates or weights not finite; every process has to call it."""
         self._check_used()
         if (made := self.state.global_step) < self.args.max_steps:
-            raise LaserError(
-                f"training ended after {made} of --max_steps {self.args.max_steps}; start it again to go on"
-            )
+            raise LaserError(f"training ended after {made} of --max_steps {self.args.max_steps}; start again to go on")
         self._check_weights()
 
     def _check_used(self) -> None:
         if not self.own_state()["processed_seconds"]:
             found = self.skipped(self.skip_log).summary()
-            raise LaserError(
-                f"nothing is trained: none of the {found['utterances']} utterances that came up in "
-                f"{self.state.global_step} updates can be used ({found['by_kind']}); the log has the reasons"
-            )
+            these = f"the {found['utterances']} utterances that came up in {self.state.global_step} updates"
+            why = f"({found['by_kind']}); the log has the reasons"
+            raise LaserError(f"nothing is trained: none of {these} can be used {why}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`. In lines with a training loss, the loss and its terms are means over the same pairs."""

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..data import SkipLog
+from ..data import SkipLog, begin_pairs
 from ..encoders import receptive_field
 from ..errors import LaserError
 from ..records import write_json
-from .batches import Batch, Pair, Update, add_perturbed_views, cut_by_length, drawn_sides, memory_named, unpack
+from .batches import Batch, Pair, Update, cut_by_length, drawn_sides, memory_named, unpack
 from .means import from_all_processes, sum_over_processes
 from .model import pair_terms
 from .released import ReleasedAdamW
@@ -96,11 +96,16 @@ class UpdateTrainer(Trainer):
         item = next(self._items, None)
         self._ahead = item and {**item, "complete": self._begin(item, self.train_dataset)}
 
+    @torch.no_grad()
     def _begin(self, update: Update, dataset) -> Callable[[], list[Pair]]:
         """Begin to move the usable pairs to the device and to make their views there."""
         usable = [pair for pair in unpack(update, self.args.device) if not pair["skip"]]
-        shortest = receptive_field(self.model.encoder.config)
-        return add_perturbed_views(usable, getattr(dataset, "perturbation", None), shortest)
+        perturbation = getattr(dataset, "perturbation", None)
+        if perturbation is None and any(pair["perturbed"] is None for pair in usable):
+            lack = "the pairs lack their perturbed view (PairTransform with perturb=False), and the data set has no"
+            raise LaserError(f"{lack} attribute `perturbation` to make it with; PairDataset has one")
+        with record_function("perturb"):
+            return begin_pairs(usable, perturbation, receptive_field(self.model.encoder.config))
 
     def _cut(self, update: Update, dataset, count: int, skip_log: SkipLog) -> list[Batch]:
         """Micro-batches on the device, with both views."""
@@ -203,10 +208,8 @@ class UpdateTrainer(Trainer):
         if not (saved := sort_checkpoints(str(output_dir))):
             raise NonFiniteLossError(f"{what}; no update had been saved before it. Try {change}")
         options = shlex.join(["--resume_from_checkpoint", saved[-1], "--output_dir", f"{output_dir}-2"])
-        raise NonFiniteLossError(
-            f"{what}; the last finite state is {saved[-1]}. To go on from it with another rate, give the same command "
-            f"with {options} {change}"
-        )
+        mend = f"To go on from it with another rate, give the same command with {options} {change}"
+        raise NonFiniteLossError(f"{what}; the last finite state is {saved[-1]}. {mend}")
 
 
 class NonFiniteLossError(LaserError):

@@ -115,9 +115,9 @@ def test_auto_takes_triton_on_cuda_and_announces_another_choice_once(monkeypatch
         assert pick_backend("auto", _Tensor("cuda", torch.float64)) == "reference"
     assert pick_backend("auto", _Tensor("cuda", torch.float64)) == "reference"
     monkeypatch.setattr(api, "_TRITON_INSTALLED", False)
-    with pytest.warns(UserWarning, match="Triton is not installed"):
+    with pytest.warns(UserWarning, match="pip install triton"):
         assert pick_backend("auto", _Tensor("cuda")) == "reference"
     with pytest.raises(SoftDTWBackendError, match="pip install triton"):
         pick_backend("triton", _Tensor("cuda"))
-    with pytest.warns(UserWarning, match="no compiled backend for tensors on mps"):
+    with pytest.warns(UserWarning, match="cannot take tensors on mps"):
         assert pick_backend("auto", _Tensor("mps")) == "reference"

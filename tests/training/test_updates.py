@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
@@ -16,15 +18,7 @@ from laser_hf.encoders import SpeechEncoder
 from laser_hf.errors import LaserError
 from laser_hf.objectives import LaserLoss, MseIdmLoss
 from laser_hf.training import AlignmentModel, LaserTrainer, LaserTrainingArguments
-from laser_hf.training.batches import (
-    add_perturbed_views,
-    cut_by_length,
-    drawn_sides,
-    memory_named,
-    pack,
-    stack_views,
-    unpack,
-)
+from laser_hf.training.batches import cut_by_length, drawn_sides, memory_named, pack, stack_views, unpack
 from laser_hf.training.model import pair_terms
 
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout"), 0.0)
@@ -99,16 +93,16 @@ def test_waveforms_go_to_the_device_and_lengths_stay():
     assert batch["clean_lengths"].device.type == batch["perturbed_lengths"].device.type == "cpu"
 
 
-def test_perturbing_an_update_gives_what_the_workers_make():
+def test_perturbing_an_update_gives_what_the_workers_make(trainer):
     later = [pair(index, clean) for index, (clean, _) in enumerate(LENGTHS)]
     later[2] = PAIRS[2]  # made already
-    completed = add_perturbed_views(later, SpeedPitch())()
-    assert completed[2]["perturbed"] is PAIRS[2]["perturbed"]
+    completed = trainer._begin(pack(later), SimpleNamespace(perturbation=SpeedPitch()))()
+    assert torch.equal(completed[2]["perturbed"], PAIRS[2]["perturbed"])
     for one, other in zip(completed, later, strict=True):
         if other["perturbed"] is None:
             assert torch.equal(one["perturbed"], SpeedPitch().apply(other["clean"], **other["drawn"]))
     with pytest.raises(LaserError, match="no attribute `perturbation`"):
-        add_perturbed_views(later, None)
+        trainer._begin(pack(later), [])
 
 
 def test_what_does_not_fit_into_memory_is_named(monkeypatch):

@@ -28,7 +28,7 @@ BACKENDS = ("reference", "cpu", "triton")
 _GAMMA = Option("gamma", 0.1, "smoothing of soft-DTW", above=0)
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on CPU tensors; the tests use it where there is no GPU.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_TRITON_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
 @cache
@@ -44,33 +44,24 @@ def pick_backend(name: str, tensor: Tensor) -> str:
     Raises:
         SoftDTWBackendError: a backend that does not exist or cannot run on this tensor.
     """
-    kind = tensor.device.type
-    if name == "auto":
-        if kind == "cpu":
-            return "cpu"
-        if kind != "cuda":
-            _announce(f"no compiled backend for tensors on {tensor.device}")
-        elif not _TRITON_INSTALLED:
-            _announce("Triton is not installed; pip install triton")
-        elif tensor.dtype == torch.float32:
-            return "triton"
-        else:
-            _announce(f"the Triton backend computes in float32, the tensors are {tensor.dtype}")
-        return "reference"
-    if name not in BACKENDS:
+    kind, fault = tensor.device.type, ""
+    if name not in ("auto", *BACKENDS):
         raise SoftDTWBackendError(f"unknown soft-DTW backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
-    fault = ""
-    if name == "cpu" and kind != "cpu":
+    wanted = name if name != "auto" else "cpu" if kind == "cpu" else "triton"
+    if wanted == "cpu" and kind != "cpu":
         fault = f"cannot take tensors on {tensor.device}"
-    elif name == "triton" and not _TRITON_INSTALLED:
-        fault = "needs Triton (pip install triton)"
-    elif name == "triton" and kind != "cuda" and not _INTERPRETED:
+    elif wanted == "triton" and kind not in _TRITON_DEVICES:
         fault = f"cannot take tensors on {tensor.device}, only on CUDA"
-    elif name == "triton" and tensor.dtype != torch.float32:
+    elif wanted == "triton" and not _TRITON_INSTALLED:
+        fault = "needs Triton (pip install triton)"
+    elif wanted == "triton" and tensor.dtype != torch.float32:
         fault = f"takes float32, got {tensor.dtype}"
-    if fault:
+    if not fault:
+        return wanted
+    if name != "auto":
         raise SoftDTWBackendError(f"backend {name!r} {fault}; use 'auto' or 'reference'")
-    return name
+    _announce(f"backend {wanted!r} {fault}")
+    return "reference"
 
 
 def check_tensor(name: str, tensor: Tensor, shape: str, dims: int) -> None:
@@ -154,10 +145,8 @@ def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
 def check_frames(x: Tensor, y: Tensor) -> None:
     """Raise `ValueError` unless `x` is `(batch, m, d)` and `y` `(batch, n, d)`."""
     if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
-        raise ValueError(
-            "x and y must have shapes (batch, m, d) and (batch, n, d) with equal batch and d, got "
-            f"{tuple(x.shape)} and {tuple(y.shape)}"
-        )
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"x and y must have shapes (batch, m, d) and (batch, n, d), equal batch and d; got {shapes}")
 
 
 def soft_dtw_divergence(

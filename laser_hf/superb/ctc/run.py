@@ -58,8 +58,7 @@ class Command:
             raise LaserError("--ddp_backend is for several processes, started with accelerate launch")
         self.recipe, *_ = self.recipes = choose_recipes(arguments, kind.RECIPES)
         below = [f"{folder}/{name}" for folder in ("seed-*", "rate-*") for name in (*OWNED, RESULTS)]
-        progress = ("checkpoint-*", "features")
-        self.folder = RunFolder(arguments.output_dir, RESULTS, progress, (*OWNED, *below))
+        self.folder = RunFolder(arguments.output_dir, RESULTS, ("checkpoint-*", "features"), (*OWNED, *below))
         self.args = self.training_arguments()
         self.main = self.args.process_index == 0  # the process that writes
         if self.main:
@@ -192,9 +191,7 @@ class Command:
             logger.info("Everything is in %s", folder.path)
             for split in self.splits:
                 if (skipped := split.counts()["skipped"])["share"] >= 0.02:
-                    what = (
-                        f"{skipped['share']:.0%} of the utterances of {split.name} are left out: {skipped['by_kind']}"
-                    )
+                    what = f"{skipped['share']:.0%} of {split.name} is left out: {skipped['by_kind']}"
                     print(f"Note: {what}" + "; --oov g2p keeps unknown words" * ("unknown_word" in skipped["by_kind"]))
             for metric in record["metrics"]:
                 spread = f" ± {metric['standard_deviation']:.2f}" if "standard_deviation" in metric else ""

@@ -7,14 +7,14 @@ import dataclasses
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jiwer
 
 from ...errors import LaserError
-from ...plugins import Option
+from ...plugins import Option, field_options, value
 
 if TYPE_CHECKING:
     from .heads import CtcHead
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
 LISTED = 50
 """Skipped utterances, and words that the lexicon lacks, that a record lists by name; all of them are counted."""
-
-
-def value(default: Any, text: str, **bounds: Any) -> Any:
-    """A value of a recipe: its default, help, and bounds as `Option` has them."""
-    return field(default=default, metadata={"help": text, **bounds})
 
 
 @dataclass(frozen=True)
@@ -140,31 +135,25 @@ class CtcTask:
         add("--seed", type=int, default=1337, help="of the (first) run")
         text = "values of the protocol (superb / quick); a changed value is recorded, and is not called superb"
         add = parser.add_argument_group("recipe", text).add_argument
-        for entry in dataclasses.fields(cls.RECIPES["superb"]):
-            if entry.name != "precision":  # --bf16
-                values = [getattr(recipe, entry.name) for recipe in cls.RECIPES.values()]
+        for kind in field_options(type(cls.RECIPES["superb"])):
+            if kind.name[2:] != "precision":  # --bf16
+                values = [getattr(recipe, kind.name[2:]) for recipe in cls.RECIPES.values()]
                 shown = " / ".join("all" if one is None else f"{one:g}" for one in values)
-                kind = Option(f"--{entry.name}", entry.default, **entry.metadata)
-                several = {"nargs": "+"} if entry.name == "learning_rate" else {}
-                text = f"{kind.help}; default {shown}"
-                add(kind.name, type=kind, default=argparse.SUPPRESS, help=text, **several)
+                several = {"nargs": "+"} if kind.name == "--learning_rate" else {}
+                add(kind.name, type=kind, default=argparse.SUPPRESS, help=f"{kind.help}; default {shown}", **several)
         text = "these change a result by rounding and random draws only"
         add = parser.add_argument_group("machine", text).add_argument
         add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
         add("--bf16", action="store_true", help="mixed precision; not SUPERB's, and the record says so")
         numbers = (
-            Option(
-                "--micro_batch_size", None, "utterances in memory at once in training; default: the batch", int, low=1
-            ),
+            Option("--micro_batch_size", None, "utterances trained on at once; default: the batch", int, low=1),
             Option("--eval_batch_size", 16, "utterances decoded at once", low=1),
             Option("--dataloader_num_workers", 0, "processes that decode audio", low=0),
             Option("--logging_steps", None, "updates between two log lines; default: eval_steps / 4", int, low=1),
         )
         for number in numbers:
             add(number.name, type=number, default=number.default, help=number.help)
-        text = (
-            "keep hidden states on disk, so that an utterance is encoded once; dev: of that split; auto: yes for quick"
-        )
+        text = "keep hidden states on disk, to encode an utterance once; dev: of that split; auto: yes for quick"
         add("--cache_features", choices=("auto", "yes", "dev", "no"), default="auto", help=text)
         add("--report_to", choices=("tensorboard", "wandb", "none"), default="tensorboard", help="where to log")
         add("--ddp_backend", help="gloo for several processes on a CPU")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jiwer
 
 from ...errors import LaserError
-from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, collapse, error_rate, split_words, value
+from ...plugins import value
+from .task import LISTED, CtcTask, Decoded, Recipe, UnusableText, collapse, error_rate, split_words
 
 if TYPE_CHECKING:
     from .heads import CtcHead

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ...data import BadAudio, decode_audio, find_audio_files
 from ...encoders import SAMPLE_RATE
 from ...errors import LaserError
-from ...plugins import Option
+from ...plugins import field_options, value
 from .tokens import AlignedSpeech, Token, long_words, read_alignments
 
 logger = logging.getLogger(__name__)
@@ -24,30 +23,21 @@ SLACK = 0.03
 """Seconds that an alignment may reach beyond the end of its audio: it counts in whole frames."""
 
 
-def _setting(default: float, meaning: str, low: int = 1) -> Any:
-    return field(default=default, metadata={"help": meaning, "low": low})
-
-
 @dataclass(frozen=True)
 class DiscriminationSettings:
     """How much is measured; by default seconds' worth for a small encoder, and the words of Carlin et al. (2011)."""
 
-    max_utterances: int = _setting(60, "utterances encoded, the speakers in turn, those rich in shared words first")
-    min_letters: int = _setting(5, "letters of the shortest word compared", low=0)
-    min_seconds: float = _setting(0.5, "duration of the shortest word compared", low=0)
-    max_words: int = _setting(400, "word tokens compared, words said by several speakers first")
-    max_pairs: int = _setting(100_000, "pairs of word tokens compared", low=2)
-    phones_per_speaker: int = _setting(4, "tokens of each phone of each speaker in the ABX error")
-    max_speakers: int = _setting(8, "speakers in the ABX error")
-    seed: int = _setting(0, "of every selection", low=0)
-
-    @classmethod
-    def options(cls) -> list[Option]:
-        """The settings by the names that they have on the command line."""
-        return [Option(f"--{one.name}", one.default, **one.metadata) for one in fields(cls)]
+    max_utterances: int = value(60, "utterances encoded, speakers in turn, those rich in shared words first", low=1)
+    min_letters: int = value(5, "letters of the shortest word compared", low=0)
+    min_seconds: float = value(0.5, "duration of the shortest word compared", low=0)
+    max_words: int = value(400, "word tokens compared, words said by several speakers first", low=1)
+    max_pairs: int = value(100_000, "pairs of word tokens compared", low=2)
+    phones_per_speaker: int = value(4, "tokens of each phone of each speaker in the ABX error", low=1)
+    max_speakers: int = value(8, "speakers in the ABX error", low=1)
+    seed: int = value(0, "of every selection", low=0)
 
     def __post_init__(self) -> None:
-        for option in self.options():
+        for option in field_options(type(self)):
             option.check(getattr(self, option.name[2:]))
 
 

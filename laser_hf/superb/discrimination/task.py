@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +19,10 @@ import torch
 
 from ...errors import LaserError
 from ...ops.statistics import effective_rank, mean_pairwise_cosine
+from ...plugins import field_options
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
-from ..features import VIEWS, Features, chosen_features, perturbed, plot_by_layer
+from ..features import VIEWS, Features, chosen_features, perturbed, plot_layers
 from ..features import add_arguments as add_feature_arguments
 from ..frame_store import encode
 from ..qbe.scoring import average_precision
@@ -31,7 +32,6 @@ from .tokens import AlignedSpeech, Token, frame_times, token_frames
 
 logger = logging.getLogger(__name__)
 
-NAME = "discrimination"
 HELP = "diagnostics in seconds: same-different word discrimination, ABX-like phone error, collapse statistics"
 PLOT = "discrimination.png"
 PANELS = {
@@ -168,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", nargs="+", help="sub-folders of --data to use; default: all")
     add("--alignments", type=Path, required=True, help="tab-separated words (and phones) with times")
     add("--zerospeech", action="store_true", help="also ABX as the ZeroSpeech challenges have it (needs the extra abx)")
-    for option in DiscriminationSettings.options():
+    for option in field_options(DiscriminationSettings):
         if option.name != "--seed":
             add(option.name, type=option, default=option.default, help=option.help)
 
@@ -205,10 +205,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     by_layer = list(zip(layers, found, strict=True))[::-1]
     metrics = [entry | {"split": split, "layer": layer} for layer, entries in by_layer for entry in entries]
     if len(layers) > 1:
-        plot_layers(metrics, arguments.output_dir / PLOT, arguments.model)
+        plot_layers(PANELS, metrics, arguments.output_dir / PLOT, arguments.model)
     source = {"source": str(arguments.data), "alignments": str(arguments.alignments), "splits": arguments.split}
     record = new_record(
-        NAME,
+        "discrimination",
         protocol="quick",
         model=features.describe(arguments.model),
         metrics=metrics,
@@ -219,13 +219,3 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     folder.finish(record)
     return record
-
-
-def plot_layers(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """The diagnostics against the layer."""
-    lines: dict[str, dict[str, dict[int, float]]] = {}
-    for label, names in PANELS.items():
-        for entry in (entry for entry in metrics if entry["metric"] in names):
-            for name, value in entry.get("views", {entry["metric"]: entry["value"]}).items():
-                lines.setdefault(label, {}).setdefault(name, {})[entry["layer"]] = value
-    plot_by_layer(lines, path, title)

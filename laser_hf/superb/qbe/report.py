@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..features import Features, Utterance, plot_by_layer, read_waveform
+from ..features import Features, Utterance, read_waveform
 from .data import QbeData
 from .matching import best_path, frame_distances, scale_rows, unit_frames
 from .scoring import DECISION_THRESHOLD, DIGITS, as_written, mtwv, on_collection, twv_curve
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SCORES, STDLIST, SKIPPED = "scores.tsv", "benchmark.stdlist.xml", "skipped.tsv"
 DETECTION, ALIGNMENT, LAYERS = "det.png", "alignment.png", "layers.png"
+PANELS = {"mean average precision (higher is better)": ("mean_average_precision", "perturbed_mean_average_precision")}
 FILES = (SCORES, STDLIST, SKIPPED, DETECTION, ALIGNMENT, LAYERS)
 Skipped = Mapping[Utterance, tuple[str, str]]  # kind and reason of each recording that could not be used
 
@@ -120,17 +121,6 @@ def plot_matches(matches: Mapping[str, np.ndarray], path: Path, frame_seconds: f
         axis.set(xlabel="document, seconds", ylabel="query, seconds")
     figure.colorbar(image, ax=axes, label="distance, scaled to [0, 1] in each row")
     figures.save(figure, path)
-
-
-def draw_layers(folder: Path, evaluations: Mapping[int, Sequence[Mapping[str, Any]]], title: str) -> None:
-    """`layers.png`: mean average precision by layer, also with perturbed queries if they were searched."""
-    lines: dict[str, dict[int, float]] = {}
-    for layer, metrics in evaluations.items():
-        for entry in metrics:
-            plain = {"queries as they are": entry["value"]} if entry["metric"] == "mean_average_precision" else {}
-            for view, value in entry.get("views", plain).items():
-                lines.setdefault(view, {})[layer] = value
-    plot_by_layer({"mean average precision (higher is better)": lines}, folder / LAYERS, title)
 
 
 def draw(folder: Path, data: QbeData, scores: np.ndarray, found: Search, layer: int, features: Features) -> None:

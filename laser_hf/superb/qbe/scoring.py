@@ -16,7 +16,7 @@ query cost as much as missing all its targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -153,11 +153,6 @@ def average_precision(scores, targets) -> float:
     # Items at or above a target: the targets up to it, and every other item that does not score less.
     hits, not_less = np.arange(1, len(found) + 1), len(others) - np.searchsorted(others, found, side="left")
     return float(np.mean(hits / (hits + not_less)))
-
-
-def find(metrics: Iterable[Mapping[str, Any]], name: str, trials: str) -> Mapping[str, Any]:
-    """The entry of that name and definition of the trials."""
-    return next(entry for entry in metrics if (entry["metric"], entry["trials"]) == (name, trials))
 
 
 def evaluate(

@@ -17,17 +17,16 @@ import numpy as np
 from ...errors import LaserError
 from ...records import RESULTS, new_record
 from ...runs import RunFolder
-from ..features import VIEWS, chosen_features, pick_device
+from ..features import VIEWS, chosen_features, pick_device, plot_layers
 from ..features import add_arguments as add_feature_arguments
 from . import report, scoring
 from .data import GAIN_DB, SPLITS, QbeData, read_data
 from .matching import SHORTEST_QUERY
-from .scoring import PRIMARY, evaluate, find, mean_average_precision, normalise_scores
+from .scoring import PRIMARY, evaluate, mean_average_precision, normalise_scores
 from .search import search_layers
 
 logger = logging.getLogger(__name__)
 
-NAME = "qbe"
 HELP = "query by example: find recordings that hold a spoken word; MTWV and mean average precision"
 CACHE = "cache"
 
@@ -91,12 +90,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             entry = {"metric": "perturbed_mean_average_precision", "value": fmean(average.values()), "unit": "fraction"}
             entry |= {"split": data.split, "layer": layer, "trials": "subset", "views": average}
             evaluations[data.split, layer].append(entry)
-    values = {key: find(found, metric, trials)["value"] for key, found in evaluations.items()}
+    primary = {
+        key: next(entry for entry in found if (entry["metric"], entry["trials"]) == (metric, trials))
+        for key, found in evaluations.items()
+    }
     for (split, layer), found in sorted(evaluations.items()):
         said = (f"{entry['metric']} ({entry['trials']}) {entry['value']:.4f}" for entry in found)
         print(f"{split}, layer {layer}: {', '.join(said)}")
     by_dev = arguments.select_layer == "dev"
-    chosen = max(layers, key=lambda layer: values["dev", layer]) if by_dev else layers[-1]
+    chosen = max(layers, key=lambda layer: primary["dev", layer]["value"]) if by_dev else layers[-1]
     best = searches[data.split, chosen]
     normalised = normalise_scores(np.where(data.trials, best.scores, np.nan))
     names = [query.name for query in data.queries], [document.name for document in data.documents]
@@ -104,17 +106,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     report.write_stdlist(folder.path / report.STDLIST, normalised, *names)
     report.write_skipped(folder.path / report.SKIPPED, sets, skipped)
     if len(layers) > 1:
-        report.draw_layers(folder.path, {layer: evaluations[data.split, layer] for layer in layers}, arguments.model)
+        every = [entry for layer in layers for entry in evaluations[data.split, layer]]
+        plot_layers(report.PANELS, every, folder.path / report.LAYERS, arguments.model)
     report.draw(folder.path, data, normalised, best, chosen, features)
 
-    first = find(evaluations[data.split, chosen], metric, trials)
+    first = primary[data.split, chosen]
     metrics = [entry for found in evaluations.values() for entry in found if entry is not first]
     described = {}
     for one, source in zip(sets, (arguments.data, arguments.dev_data or arguments.data), strict=False):
         counts = report.describe(one, ~np.isnan(searches[one.split, chosen].scores), skipped)
         described[one.split] = {"source": str(source), **counts}
     record = new_record(
-        NAME,
+        "qbe",
         protocol=protocol,
         model=model,
         metrics=[first, *metrics],
@@ -122,7 +125,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe=recipe | {"device": str(device)},
         seed=arguments.seed if arguments.model.startswith("random:") else None,
         wall_seconds=time.time() - began,
-        layers={layer: values[data.split, layer] for layer in layers},
+        layers={layer: primary[data.split, layer]["value"] for layer in layers},
         resumed=resumed,
     )
     folder.finish(record)
