@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": ("laser_hf.demo.__main__:main", "fine-tune the shipped encoder on the shipped speech and compare"),
     "train": ("laser_hf.training.__main__:main", "fine-tune a speech encoder (the same as train.py)"),
     "manifest": ("laser_hf.data.listing:main", "list a folder of speech with lengths, once, for large corpora"),
-    "superb": ("laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, table"),
+    "superb": ("laser_hf.superb.__main__:main", "measure an encoder: asr, pr, qbe, discrimination, sid, ks, table"),
     "push": ("laser_hf.publishing.push:main", "publish a finished run on the Hub (the same as push_to_hub.py)"),
     "convert": ("laser_hf.publishing.convert:main", "convert an S3PRL or fairseq checkpoint for transformers"),
     "app": ("laser_hf.app:main", "find a spoken word in recordings: a page in the browser"),

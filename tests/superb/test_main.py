@@ -54,7 +54,7 @@ def test_a_task_of_ones_own_by_import_path(package, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("transcribe", "unknown task 'transcribe'; shipped are asr, pr, qbe, discrimination, sid, table"),
+        ("transcribe", "unknown task 'transcribe'; shipped are asr, pr, qbe, discrimination, sid, ks, table"),
         ("no.such", "cannot import the task 'no.such'.*PYTHONPATH"),
         ("own_tasks.letters:None_such", "cannot import the task"),
         ("own_tasks", "unknown task"),
