@@ -133,6 +133,7 @@ class Plugin:
     paper: ClassVar[str] = ""
     bibtex: ClassVar[str] = ""
     options: ClassVar[tuple[Option, ...]] = ()
+    needs: ClassVar[tuple[tuple[str, ...], ...]] = ()  # methods that a class of one's own writes, one of each group
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +174,9 @@ def find_plugin(name: str, base: type[_P], shipped: Mapping[str, type[_P]]) -> t
         raise LaserError(f"cannot import the {kind} {name!r}: {error}. Is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise LaserError(f"{name!r} is no {base.__module__}.{base.__name__}: derive the class from it")
+    for methods in base.needs:
+        if all(getattr(found, method) is getattr(base, method) for method in methods):
+            raise LaserError(f"{name!r} is no complete {kind}: it lacks {' or '.join(methods)} (docs/extending.md)")
     return found
 
 

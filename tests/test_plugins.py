@@ -1,10 +1,13 @@
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laser_hf.data import find_perturbation
 from laser_hf.errors import LaserError
+from laser_hf.objectives import find_objective
 from laser_hf.plugins import Option, Plugin, find_plugin, parse_assignments
 
 
@@ -94,3 +97,21 @@ def test_assignments():
     for wrong in (["a"], ["=1"], ["a=1", "a=2"]):
         with pytest.raises(LaserError):
             parse_assignments(wrong)
+
+
+@pytest.mark.parametrize(
+    ("find", "text", "message"),
+    [
+        (find_perturbation, "draw = lambda self, rng: {}", "no complete perturbation: it lacks apply or apply_batch"),
+        (find_perturbation, "apply = lambda self, waveform: waveform", "it lacks draw"),
+        (find_objective, "name = 'mine'", "no complete objective: it lacks terms"),
+    ],
+)
+def test_a_class_without_its_methods_is_refused_by_name(tmp_path, monkeypatch, find, text, message):
+    base = "laser_hf.data:Perturbation" if find is find_perturbation else "laser_hf.objectives:Objective"
+    module, name = base.split(":")
+    (tmp_path / "half_done.py").write_text(f"from {module} import {name}\n\nclass Mine({name}):\n    {text}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "half_done", raising=False)
+    with pytest.raises(LaserError, match=message):
+        find("half_done:Mine")

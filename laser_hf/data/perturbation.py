@@ -35,6 +35,7 @@ class Perturbation(Plugin, ABC):
     changes: tuple[str, ...] = ()
     robust: ClassVar[str] = ""
     batched: ClassVar[bool] = False
+    needs = (("draw",), ("apply", "apply_batch"))
 
     def content(self) -> dict[str, str]:
         """Digests of files that options name, by `Option.dest`: a run is resumed only where they are the same."""

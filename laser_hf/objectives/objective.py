@@ -46,6 +46,7 @@ class Objective(Plugin, nn.Module):
     needs_twin: ClassVar[bool] = False
     equal_lengths: ClassVar[bool] = False
     anti_collapse: ClassVar[str] = ""
+    needs = (("terms",),)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
