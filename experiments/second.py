@@ -204,9 +204,9 @@ def _interval(comparison: words.Comparison | None) -> str:
 
 
 def _relative(trained: dict[int, Record], name: str) -> str:
-    """The last held-out value over that before the first update."""
-    curves = [one["curves"][name] for one in trained.values() if name in one["curves"]]
-    return spread([curve[-1][1] / curve[0][1] for curve in curves if curve[0][1]], 2)
+    """The last held-out value over that before the first update; nothing where that is zero but for rounding."""
+    ends = [(curve[0][1], curve[-1][1]) for one in trained.values() if (curve := one["curves"].get(name))]
+    return spread([last / first for first, last in ends if first > 1e-3 * last], 2)
 
 
 def heads_table(record: Record) -> str:
