@@ -234,8 +234,12 @@ def rates_table(record: Record) -> str:
     for one in SECOND:
         qbe = runs_of(record, one.name, "qbe")
         if "rates" in one.tables and qbe:
-            rows.append([one.label, one.group, _mean(qbe, "choose", 4), _mean(qbe, "report", 4)])
-    header = ["learning rate", "updates", "QbE, MAP, held-out clean (to choose on)", "QbE, MAP, test-other"]
+            interval = _interval(compare(record, "T1", one.name, one.encoder))
+            rows.append([one.label, one.group, _mean(qbe, "choose", 4), _mean(qbe, "report", 4), interval])
+    header = [
+        "learning rate", "updates", "QbE, MAP, held-out clean (to choose on)", "QbE, MAP, test-other",
+        "against the encoder as it is (95 %)",
+    ]  # fmt: skip
     return table(header, rows) if rows else NOT_RUN
 
 

@@ -125,6 +125,14 @@ def test_tables(folder, tmp_path, capsys):
         second.main([str(tmp_path / "none"), "--qbe", str(folder)])
 
 
+def test_rates_are_compared_with_the_encoder_as_it_is(folder):
+    names = [query for query, *_ in QUERIES]
+    for point, value in (("plain", 1 / 4), ("plain-rate-0.0002-60", 1 / 2)):
+        leave_qbe(folder / point / "seed-1", dict.fromkeys(names, value) | {"other": 1.0})
+    (row,) = second.rates_table(second.collect(folder, folder / "queries.tsv")).splitlines()[2:]
+    assert row == "| 0.0002 | 60 | 1.0000 | 0.5000 | +0.2500 (+0.2500 … +0.2500) |"
+
+
 def test_training_is_relative_to_its_start(folder):
     where = folder / "shipped-laser-1-perturbed" / "seed-1" / "encoder"
     config = {
