@@ -322,6 +322,7 @@ class Stretched(Objective):
         Option("power", 2, "an exponent", flag="stretch_power"),
         Option("shapes", ["a"], "some words", many=True),
     )
+    terms = LaserLoss.terms
 
 
 class Echo(Perturbation):
